@@ -1,0 +1,1 @@
+"""Deep Hierarchical-Hyperspherical Learning in JAX."""
