@@ -1,0 +1,284 @@
+"""The table of metrics: scalar profiles f(c, h) of two similarities.
+
+    c = û_i·û_j                          cosine similarity, in [−1, 1]
+    h = (1/d) Σ_k s(û_i[k]) s(û_j[k])    code similarity D_h, Eq. (7), in [−1, 1]
+
+A *distance* grows as vectors move apart; an *energy* falls and is what training minimises.
+A metric is a few lines of elementwise code on (c, h); how the sum over pairs is done is the
+business of `dh2l_jax.pairwise`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from dh2l_jax.messages import unknown_name
+from dh2l_jax.numerics import CLAMPS, CLIP, clip, clipped_arccos, safe_normalize, safe_sqrt
+from dh2l_jax.similarity import (
+    check_code,
+    code_similarity,
+    cosine_similarity,
+    theta,
+    theta_h,
+)
+
+__all__ = ["METRICS", "Metric", "MetricLike", "Profile", "distance", "energy", "get_metric"]
+
+Profile = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A pairwise metric as two profiles of (c, h), elementwise on arrays of any shape.
+
+    Attributes:
+      name: key of `METRICS`.
+      symbol: as the paper prints it.
+      equation: where the paper defines it.
+      distance: (c, h) → distance, grows as vectors move apart.
+      energy: (c, h) → energy, falls as vectors move apart; what training minimises.
+      affine: (a, b, k) if energy = a·c + b·h + k, which has an O(nd) closed form; else None.
+      code: "binary" or "ternary", the code that h compares.
+      threshold: dead zone of the ternary code, in units of mean|w|.
+    """
+
+    name: str
+    symbol: str
+    equation: str
+    distance: Profile
+    energy: Profile
+    affine: tuple[float, float, float] | None = None
+    code: str = "binary"
+    threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_code(self.code, self.threshold)
+
+
+MetricLike = str | Metric | Profile
+
+
+# Profiles. a, b: two angles or two similarities in [0, 1].
+
+
+def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:
+    """ab / (a + b) for a, b ≥ 0, with 0/0 = 0 and finite derivatives."""
+    a, b = jnp.where(a < 0, 0, a), jnp.where(b < 0, 0, b)  # rounding may leave −6e−8
+    total = a + b
+    positive = total > 0
+    total = jnp.where(positive, total, 1)
+    return jnp.where(positive, (a / total) * b, 0)
+
+
+# As printed: the geometric mean has no root and the harmonic mean has 4 for 2. `std`: textbook.
+_MEANS: dict[str, Profile] = {
+    "am": lambda a, b: (a + b) / 2,
+    "gm": lambda a, b: a * b,
+    "hm": lambda a, b: 4 * _ratio(a, b),
+    "gm_std": lambda a, b: safe_sqrt(a * b),
+    "hm_std": lambda a, b: 2 * _ratio(a, b),
+}
+
+
+def _one_minus(profile: Profile) -> Profile:
+    return lambda c, h: 1 - profile(c, h)
+
+
+def _angle_mean(mean: str, prime: bool, clamp: str) -> Profile:
+    """Eq. (8): a mean of the two angles."""
+    return lambda c, h: _MEANS[mean](theta_h(h, prime, clamp), theta(c, clamp))
+
+
+def _cos_of_mean(mean: str, prime: bool, clamp: str) -> Profile:
+    """Eq. (9), normalised to [0, 1]: the cosine of the mean angle."""
+    angle_mean = _angle_mean(mean, prime, clamp)
+    return lambda c, h: (jnp.cos(jnp.pi * angle_mean(c, h)) + 1) / 2
+
+
+def _mean_of_cos(mean: str, prime: bool) -> Profile:
+    """Eq. (10): a mean of A/2 and B/2, A = cos(πθ_h) + 1, B = cos(πθ) + 1.
+
+    No arccos is needed: cos(πθ) = c, and cos(πθ_h) is h (primed) or sin(πh/2).
+    """
+
+    def profile(c: jax.Array, h: jax.Array) -> jax.Array:
+        code_cos = h if prime else jnp.sin(jnp.pi / 2 * h)
+        return _MEANS[mean]((code_cos + 1) / 2, (c + 1) / 2)
+
+    return profile
+
+
+# The table.
+
+
+def _metrics(clamp: str) -> dict[str, Metric]:
+    """All metrics under one clamp rule."""
+    plain = [
+        Metric("cosine", "cos", "§4.2", lambda c, h: 1 - c, lambda c, h: c, affine=(1.0, 0.0, 0.0)),
+        Metric(
+            "n_euclidean2",
+            "‖ŵ_i−ŵ_j‖⁻²",
+            "footnote 6",
+            lambda c, h: safe_sqrt(2 - 2 * c),
+            lambda c, h: 1 / (2 - 2 * clip(c, CLIP, clamp)),
+        ),
+        Metric(
+            "angular2",
+            "arccos⁻²",
+            "§4.2",
+            lambda c, h: clipped_arccos(c, 1.0),
+            lambda c, h: clipped_arccos(c, clamp=clamp) ** -2,
+        ),
+    ]
+    codes = [
+        Metric(
+            f"d_h_{short}",
+            f"D_h^{short}",
+            "(7)",
+            lambda c, h: (1 - h) / 2,
+            lambda c, h: (1 + h) / 2,
+            affine=(0.0, 0.5, 0.5),
+            code=code,
+        )
+        for short, code in (("bin", "binary"), ("ter", "ternary"))
+    ]
+    means = [
+        metric
+        for prime in (False, True)
+        for mean in _MEANS
+        for metric in _mean_metrics(mean, prime, clamp)
+    ]
+    return {metric.name: metric for metric in plain + codes + means}
+
+
+def _mean_metrics(mean: str, prime: bool, clamp: str) -> list[Metric]:
+    """The metrics of Eqs. (8), (9) and (10) for one mean; the textbook means have no (10)."""
+    suffix, mark = ("_prime", "′") if prime else ("", "")
+    upper = mean.upper().replace("_STD", "")
+    note = ", textbook mean" if mean.endswith("std") else ""
+    d8 = _angle_mean(mean, prime, clamp)
+    e9 = _cos_of_mean(mean, prime, clamp)
+    metrics = [
+        Metric(f"d_{mean}{suffix}", f"D{mark}_{upper}", f"(8){note}", d8, _one_minus(d8)),
+        Metric(f"d_cos_{mean}{suffix}", f"D{mark}_cos({upper})", f"(9){note}", _one_minus(e9), e9),
+    ]
+    if not note:
+        # On A/2 and B/2 the printed (10) is the textbook harmonic mean: AB/(A+B).
+        e10 = _mean_of_cos("hm_std" if mean == "hm" else mean, prime)
+        affine = (0.25, 0.25, 0.5) if mean == "am" and prime else None
+        name, symbol = f"d_{mean}_cos{suffix}", f"D{mark}_{upper}cos"
+        metrics.append(Metric(name, symbol, "(10)", _one_minus(e10), e10, affine))
+    return metrics
+
+
+_TABLES = {clamp: _metrics(clamp) for clamp in CLAMPS}
+
+METRICS: Mapping[str, Metric] = types.MappingProxyType(_TABLES["hard"])
+"""Every metric by name, under the paper's hard clip."""
+
+
+def get_metric(
+    name: MetricLike,
+    *,
+    clamp: str = "hard",
+    code: str | None = None,
+    threshold: float | None = None,
+) -> Metric:
+    """The metric of a name, with options; any profile f(c, h) is taken where a name is.
+
+    Args:
+      name: a key of `METRICS`, a `Metric`, or a callable f(c, h), which then serves as both the
+        distance and the energy.
+      clamp: gradient of the arccos beyond ±0.99: "hard" (none) or "straight_through".
+      code: "binary" or "ternary" instead of the metric's own.
+      threshold: dead zone of the ternary code, in units of mean|w|.
+
+    Raises:
+      ValueError: unknown name (the nearest one is named), clamp or code.
+      TypeError: neither a name, nor a Metric, nor a callable.
+
+    >>> get_metric("d_am_cos").symbol
+    'D_AMcos'
+    """
+    if clamp not in CLAMPS:
+        raise ValueError(unknown_name("clamp", clamp, CLAMPS))
+    if isinstance(name, str):
+        if name not in METRICS:
+            raise ValueError(unknown_name("metric", name, METRICS))
+        metric = _TABLES[clamp][name]
+    elif isinstance(name, Metric):
+        metric = name
+    elif callable(name):
+        metric = Metric(getattr(name, "__name__", "profile"), "f", "", name, name)
+    else:
+        raise TypeError(
+            f"expected a metric's name, a Metric or a callable f(c, h), found {name!r} "
+            f"of type {type(name).__name__}"
+        )
+    return _with_code(metric, code, threshold)
+
+
+@functools.cache
+def _with_code(metric: Metric, code: str | None, threshold: float | None) -> Metric:
+    if code is None and threshold is None:
+        return metric
+    code = metric.code if code is None else code
+    threshold = metric.threshold if threshold is None else threshold
+    return dataclasses.replace(metric, code=code, threshold=threshold)
+
+
+# Distance and energy of two vectors.
+
+
+def distance(u: ArrayLike, v: ArrayLike, metric: MetricLike) -> jax.Array:
+    """D(u, v) of a metric: grows as the vectors move apart; invariant to their lengths.
+
+    Args:
+      u: (d,).
+      v: (d,).
+      metric: a name, a `Metric` or a profile f(c, h).
+
+    Raises:
+      ValueError: shapes differ or unknown metric.
+
+    >>> distance(jnp.array([1.0, 1.0]), jnp.array([-1.0, -1.0]), "cosine").item()
+    2.0
+
+    Reference: DH²L, Eqs. (7)-(10).
+    """
+    metric = get_metric(metric)
+    return metric.distance(*_similarities(u, v, metric))
+
+
+def energy(u: ArrayLike, v: ArrayLike, metric: MetricLike) -> jax.Array:
+    """e(u, v) of a metric: falls as the vectors move apart; what training minimises.
+
+    Args:
+      u: (d,).
+      v: (d,).
+      metric: a name, a `Metric` or a profile f(c, h).
+
+    Raises:
+      ValueError: shapes differ or unknown metric.
+
+    >>> round(float(energy(jnp.array([1.0, 1.0]), jnp.array([1.0, -1.0]), "d_am_cos")), 4)
+    0.5
+
+    Reference: DH²L, Eqs. (7)-(10).
+    """
+    metric = get_metric(metric)
+    return metric.energy(*_similarities(u, v, metric))
+
+
+def _similarities(u: ArrayLike, v: ArrayLike, metric: Metric) -> tuple[jax.Array, jax.Array]:
+    """(c, h) of two vectors; the codes are those of the unit vectors."""
+    c = cosine_similarity(u, v)
+    u, v = safe_normalize(u), safe_normalize(v)
+    return c, code_similarity(u, v, code=metric.code, threshold=metric.threshold)

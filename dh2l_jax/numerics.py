@@ -1,0 +1,227 @@
+"""Signs, norms and angles with derivatives that stay finite. Every custom derivative lives here."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from dh2l_jax.messages import unknown_name
+
+__all__ = [
+    "CLAMPS",
+    "CLIP",
+    "as_float",
+    "binary_sign",
+    "clip",
+    "clipped_arccos",
+    "safe_arccos",
+    "safe_norm",
+    "safe_normalize",
+    "safe_sqrt",
+    "straight_through",
+    "ternary_sign",
+]
+
+CLIP = 0.99  # similarities beyond ±0.99 have an arccos too steep to train on
+CLAMPS = ("hard", "straight_through")
+
+
+def as_float(x: ArrayLike) -> jax.Array:
+    """An array of at least float32: half precision and integers are widened, float64 stays."""
+    x = jnp.asarray(x)
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise TypeError(f"expected real numbers, found an array of dtype {x.dtype}")
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+@jax.custom_vjp
+def straight_through(x: jax.Array, code: jax.Array) -> jax.Array:
+    """The saturated straight-through estimator: the value of `code`, the gradient of a clipped x.
+
+        forward  code,    backward  ∂/∂x := 1 where |x| ≤ 1, else 0;   nothing flows to `code`
+
+    Args:
+      x: any shape.
+      code: same shape and dtype as x.
+
+    Reference: DH²L, Eq. (7) and §4.2.
+    """
+    del x
+    return code
+
+
+def _straight_through_fwd(x: jax.Array, code: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return code, jnp.abs(x) <= 1
+
+
+def _straight_through_bwd(passes: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jnp.where(passes, g, 0), jnp.zeros_like(g)
+
+
+straight_through.defvjp(_straight_through_fwd, _straight_through_bwd)
+
+
+def binary_sign(x: ArrayLike) -> jax.Array:
+    """Sign in {−1, +1} with sign(0) = +1 and a saturated straight-through gradient.
+
+    Args:
+      x: any shape.
+
+    Returns:
+      Same shape, at least float32; NaN stays NaN.
+
+    >>> binary_sign(jnp.array([-2.0, -0.0, 3.0])).tolist()
+    [-1.0, 1.0, 1.0]
+
+    Reference: DH²L, Eq. (7).
+    """
+    x = as_float(x)
+    return straight_through(x, jnp.where(x >= 0, 1, jnp.where(x < 0, -1, x)).astype(x.dtype))
+
+
+def ternary_sign(x: ArrayLike, threshold: float = 0.0) -> jax.Array:
+    """Sign in {−1, 0, +1}, 0 where |x| ≤ threshold·mean|x|, with the same gradient.
+
+    Args:
+      x: (..., d); the mean runs over the last axis.
+      threshold: size of the dead zone, ≥ 0; 0.7 is the usual value, 0 keeps only exact zeros.
+
+    Returns:
+      Same shape, at least float32; NaN stays NaN.
+
+    Raises:
+      ValueError: the threshold is negative.
+
+    >>> ternary_sign(jnp.array([-2.0, 0.1, 3.0]), 0.7).tolist()
+    [-1.0, 0.0, 1.0]
+
+    Reference: DH²L, Eq. (7), Table 1 (ter).
+    """
+    if not threshold >= 0:
+        raise ValueError(f"threshold must be ≥ 0, found {threshold}")
+    x = as_float(x)
+    size = jnp.abs(x)
+    dead = threshold * jnp.mean(size, axis=-1 if x.ndim else None, keepdims=True)
+    return straight_through(x, jnp.where(size <= dead, 0, jnp.sign(x)).astype(x.dtype))
+
+
+def _scale(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    """(largest magnitude or 1, is the vector not zero), both with `axis` kept.
+
+    Dividing by the largest magnitude first keeps squares of 1e±30 in range. Its gradient is
+    stopped: what is computed from x/scale does not depend on the scale.
+    """
+    largest = lax.stop_gradient(jnp.max(jnp.abs(x), axis=axis, keepdims=True, initial=0))
+    nonzero = ~(largest < jnp.finfo(x.dtype).tiny)  # written so that NaN counts as nonzero
+    return jnp.where(nonzero, largest, 1), nonzero
+
+
+def safe_normalize(x: ArrayLike, axis: int = -1) -> jax.Array:
+    """u = x / ‖x‖; a zero vector gives zeros and a zero gradient. No overflow, no underflow.
+
+    Args:
+      x: (..., d).
+      axis: the axis of the vectors.
+
+    Returns:
+      Same shape, at least float32, unit norm along `axis`.
+
+    >>> safe_normalize(jnp.array([[3e30, 4e30], [0.0, 0.0]])).round(3).tolist()
+    [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+
+    Reference: DH²L, §3.1 (projection onto the unit sphere).
+    """
+    x = as_float(x)
+    scale, nonzero = _scale(x, axis)
+    y = x / scale
+    square = jnp.sum(y * y, axis=axis, keepdims=True)
+    return jnp.where(nonzero, y * lax.rsqrt(jnp.where(nonzero, square, 1)), 0)
+
+
+def safe_norm(x: ArrayLike, axis: int = -1) -> jax.Array:
+    """‖x‖ with a zero gradient at x = 0, without overflow or underflow.
+
+    Args:
+      x: (..., d).
+      axis: the axis of the vectors, which is removed.
+
+    >>> round(float(safe_norm(jnp.array([3e30, 4e30]))) / 1e30, 5)
+    5.0
+    """
+    x = as_float(x)
+    scale, nonzero = _scale(x, axis)
+    y = x / scale
+    square = jnp.sum(y * y, axis=axis, keepdims=True)
+    norm = jnp.where(nonzero, jnp.sqrt(jnp.where(nonzero, square, 1)), 0)
+    return jnp.squeeze(scale * norm, axis)
+
+
+def safe_sqrt(x: ArrayLike) -> jax.Array:
+    """√max(x, 0) with a zero derivative for x ≤ 0.
+
+    >>> safe_sqrt(jnp.array([-1e-8, 4.0])).tolist()
+    [0.0, 2.0]
+    """
+    x = as_float(x)
+    positive = ~(x <= 0)  # written so that NaN stays NaN
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def clip(x: jax.Array, limit: float, clamp: str = "hard") -> jax.Array:
+    """Clip x to ±limit; beyond the limit its derivative is 0 ("hard") or 1 ("straight_through").
+
+    Raises:
+      ValueError: unknown clamp.
+    """
+    if clamp not in CLAMPS:
+        raise ValueError(unknown_name("clamp", clamp, CLAMPS))
+    return jnp.clip(x, -limit, limit)
+
+
+@clip.defjvp
+def _clip_jvp(limit, clamp, primals, tangents):
+    (x,), (dx,) = primals, tangents
+    passes = (jnp.abs(x) <= limit) if clamp == "hard" else jnp.ones_like(x, bool)
+    return clip(x, limit, clamp), jnp.where(passes, dx, 0)
+
+
+@jax.custom_jvp
+def safe_arccos(x: jax.Array) -> jax.Array:
+    """arccos x in radians for |x| ≤ 1; its derivative −1/√(1 − x²) is taken as 0 at ±1."""
+    return jnp.arccos(x)
+
+
+@safe_arccos.defjvp
+def _safe_arccos_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    square = 1 - x * x
+    inside = square > 0
+    slope = jnp.where(inside, -lax.rsqrt(jnp.where(inside, square, 1)), 0)
+    return safe_arccos(x), slope * dx
+
+
+def clipped_arccos(x: ArrayLike, limit: float = CLIP, clamp: str = "hard") -> jax.Array:
+    """arccos(clip(x, ±limit)) in radians, with a finite derivative everywhere.
+
+        d/dx = −1/√(1 − x²) for |x| ≤ limit; beyond it 0 ("hard") or the slope at the
+        limit ("straight_through")
+
+    Args:
+      x: any shape, similarities in [−1, 1].
+      limit: in (0, 1].
+      clamp: "hard" or "straight_through".
+
+    Raises:
+      ValueError: unknown clamp.
+
+    >>> round(float(clipped_arccos(1.0)), 4)
+    0.1415
+
+    Reference: DH²L, §4.2.
+    """
+    return safe_arccos(clip(as_float(x), limit, clamp))
