@@ -1,0 +1,16 @@
+"""ResNet-20, hierarchical head, D_AMcos on 6,000 embedded Fashion-MNIST images.
+
+python train.py
+"""
+
+from dh2l_jax.training.config import Config, DataConfig, OptimConfig
+
+
+def get_config() -> Config:
+    """The main job."""
+    return Config(
+        epochs=10,
+        batch_size=64,
+        data=DataConfig(name="fashion_mnist_mini", pad=2),
+        optim=OptimConfig(lr=0.1, schedule="cosine", warmup_epochs=1),
+    )

@@ -1,0 +1,52 @@
+"""Published trees of classes, as `Hierarchy` objects whose leaves are in label order.
+
+Each lives in `<name>_hierarchy.json` next to this file, with its source and licence: the names of
+every level in `level1`, `level2`, ... and each node's parent in `level<l>_to_level<l-1>`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from importlib import resources
+
+from dh2l_jax.hierarchy import Hierarchy
+from dh2l_jax.messages import unknown_name
+
+__all__ = ["TAXONOMIES", "taxonomy"]
+
+TAXONOMIES = ("fashion_mnist",)
+
+
+def taxonomy(name: str) -> Hierarchy:
+    """The class tree of a data set.
+
+    Args:
+      name: one of `TAXONOMIES`.
+
+    Returns:
+      A named `Hierarchy`; leaf i is the class with label i.
+
+    Raises:
+      ValueError: there is no such tree; the message holds the nearest name.
+
+    >>> tree = taxonomy("fashion_mnist")
+    >>> tree
+    Hierarchy({2, 6, 10})
+    >>> [tree.names(level)[node] for level, node in enumerate(tree.ancestors()[:, 7], 1)]
+    ['Goods', 'Shoes', 'Sneaker']
+    """
+    if name not in TAXONOMIES:
+        raise ValueError(unknown_name("taxonomy", name, TAXONOMIES))
+    return _read(name)
+
+
+@functools.cache
+def _read(name: str) -> Hierarchy:
+    text = resources.files("dh2l_jax.data").joinpath(f"{name}_hierarchy.json").read_text("utf-8")
+    table = json.loads(text)
+    depth = len(table["levels"])
+    return Hierarchy.from_parents(
+        [table[f"level{level}_to_level{level - 1}"] for level in range(2, depth + 1)],
+        names=[table[f"level{level}"] for level in range(1, depth + 1)],
+    )

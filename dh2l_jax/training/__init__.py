@@ -1,0 +1,1 @@
+"""Training: configuration, objective, optimiser, jitted steps, checkpoints, logs and the loop."""

@@ -1,0 +1,105 @@
+"""What a run writes and shows: metrics.jsonl, JSON files, the progress bar, the summary."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+__all__ = ["Log", "append_json", "print_accuracy", "versions", "write_json"]
+
+PACKAGES = ("dh2l-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes one JSON object, readable by people."""
+    text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def append_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Appends one JSON object as a line."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(values, ensure_ascii=False) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed a result, and on what."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    devices = jax.devices()
+    return found | {"devices": f"{len(devices)} × {devices[0].device_kind}"}
+
+
+class Log:
+    """Progress of a run: a bar with images/s and time left on a terminal, a line an epoch always.
+
+    Use it as a context manager around the training loop.
+    """
+
+    def __init__(self, total_steps: int, batch_size: int, *, console: Console | None = None):
+        """A log of so many steps of so many images."""
+        self.console = console or Console(highlight=False)
+        self._batch_size = batch_size
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TextColumn("time left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=True,
+        )
+        self._task = self._progress.add_task("compiling", total=total_steps, speed="")
+
+    def __enter__(self) -> Log:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def step(self, epoch: int, steps: int = 1) -> None:
+        """Tells that steps have been finished."""
+        speed = self._progress.tasks[self._task].speed
+        shown = f"{speed * self._batch_size:,.0f} images/s" if speed else ""
+        self._progress.update(self._task, advance=steps, description=f"epoch {epoch}", speed=shown)
+
+    def epoch(self, record: Mapping[str, Any], epochs: int) -> None:
+        """Prints the line of a finished epoch above the bar."""
+        scores = record.get("accuracy")
+        text = (
+            f"epoch {record['epoch']:>3}/{epochs}  J {record['J']:.4f}  L {record['L']:.4f}  "
+            f"train accuracy {100 * record['train_accuracy']:.2f} %  lr {record['lr']:.4g}  "
+            f"{record['images_per_second']:,.0f} images/s"
+        )
+        if scores:
+            text += f"  {record['split']} accuracy {100 * scores[-1]:.2f} %"
+        self.console.print(text, soft_wrap=True, markup=False)
+
+
+def print_accuracy(
+    console: Console, accuracy: list[float], level_names: list[str], images: int, split: str
+) -> None:
+    """A table of the accuracy at every level."""
+    table = Table(title=f"{split} accuracy ({images:,} images)", title_justify="left")
+    table.add_column("level")
+    table.add_column("nodes", justify="right")
+    table.add_column("accuracy", justify="right")
+    for number, (nodes, value) in enumerate(zip(level_names, accuracy, strict=True), 1):
+        table.add_row(str(number), nodes, f"{100 * value:.2f} %")
+    console.print(table)

@@ -1,0 +1,131 @@
+"""The objective J = L + Σ λ·terms, every term under the paper's symbol.
+
+J = L + λ_e R_E + Σ_l λ_l (R_p/l + R_c/l) + λ_o R_o + Σ_k λ_k C_k/l
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dh2l_jax.hierarchy import Hierarchy
+from dh2l_jax.metrics import get_metric
+from dh2l_jax.models import CifarResNet
+from dh2l_jax.models.head import HierarchicalHead
+from dh2l_jax.regularizers import classes_present, hierarchical, orthogonality, weight_energy
+from dh2l_jax.spheres import Level, logit_vectors, sphere_levels
+from dh2l_jax.training.config import RegConfig
+
+__all__ = ["Terms", "head_levels", "make_objective", "make_regularizer"]
+
+Terms = dict[str, jax.Array]
+HEAD = r"^head/"
+
+
+def make_regularizer(
+    head: Any, hierarchy: Hierarchy, reg: RegConfig
+) -> Callable[..., tuple[jax.Array, Terms]]:
+    """A function (params, where, *, everything=False) → (Σ λ·terms, terms before their λ).
+
+    Terms whose λ is 0 are left out, unless `everything` asks for their values.
+    """
+    conv_metric = get_metric(reg.conv_metric, clamp=reg.clamp)
+    fc_metric = get_metric(reg.fc_metric, clamp=reg.clamp)
+    constraints = {"C1": reg.lambda_c1, "C2": reg.lambda_c2, "C3": reg.lambda_c3}
+    in_tree = isinstance(head, HierarchicalHead)
+
+    def energy(params: Any) -> jax.Array:
+        value = weight_energy(params, conv_metric, exclude=() if in_tree else HEAD)
+        return value if in_tree else value + weight_energy(params, fc_metric, include=HEAD)
+
+    def regularizer(params: Any, where: jax.Array | None, *, everything: bool = False):
+        value, terms = jnp.zeros(()), {}
+        if reg.lambda_e or everything:
+            terms["R_E"] = energy(params)
+            value += reg.lambda_e * terms["R_E"]
+        if not in_tree:
+            return value, terms
+        levels = head_levels(params, head)
+        if reg.lambda_l or any(constraints.values()) or everything:
+            R, R_terms = hierarchical(
+                levels,
+                hierarchy,
+                fc_metric,
+                where=where,
+                weight=reg.lambda_l,
+                pairs=reg.pairs,
+                constraints=constraints,
+                outer_radius=reg.outer_radius,
+            )
+            value, terms = value + R, terms | R_terms
+        centers = [level.center for level in levels if level.center is not None]
+        if centers and (reg.lambda_o or everything):
+            terms["R_o"] = sum((orthogonality(C) for C in centers), start=jnp.zeros(()))
+            value += reg.lambda_o * terms["R_o"]
+        return value, terms
+
+    return regularizer
+
+
+def make_objective(
+    model: CifarResNet, hierarchy: Hierarchy, reg: RegConfig
+) -> Callable[..., tuple[jax.Array, tuple[Any, Terms]]]:
+    """A function (params, batch_stats, images, labels) → (J, (batch_stats, terms)).
+
+    `terms` holds J, the cross-entropy L, "hits" (right classes in the batch) and every
+    regulariser before its λ.
+    """
+    head, regularizer = model.head, make_regularizer(model.head, hierarchy, reg)
+
+    def objective(params, batch_stats, images, labels):
+        variables = {"params": params, "batch_stats": batch_stats}
+        features, updates = model.apply(
+            variables, images, True, method=model.features, mutable=["batch_stats"]
+        )
+        logits = cast(
+            jax.Array, model.apply({"params": params}, features, method=lambda m, x: m.head(x))
+        )
+        L = _cross_entropy(logits, labels)
+        where = classes_present(labels, hierarchy.num_classes) if reg.presence == "batch" else None
+        R, terms = regularizer(params, where)
+        J = L + R
+        if reg.parent_ce_weight and isinstance(head, HierarchicalHead):
+            L_parent = _parent_cross_entropy(params, head, features, labels)
+            J += reg.parent_ce_weight * L_parent
+            terms = {"L_parent": L_parent, **terms}
+        hits = jnp.sum(jnp.argmax(logits, axis=-1) == labels)
+        batch_stats = cast(dict, updates)["batch_stats"]
+        return J, (batch_stats, {"J": J, "L": L, **terms, "hits": hits})
+
+    return objective
+
+
+def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+
+def head_levels(params: Any, head: HierarchicalHead) -> tuple[Level, ...]:
+    """The levels of a model's head, with the head's own options."""
+    return sphere_levels(
+        params["head"],
+        head.hierarchy,
+        center=head.center,
+        epsilon=head.epsilon,
+        logits=head.logits,
+    )
+
+
+def _parent_cross_entropy(
+    params: Any, head: HierarchicalHead, features: jax.Array, labels: jax.Array
+) -> jax.Array:
+    """Sum over the inner levels of the cross-entropy of the labels' ancestors."""
+    tree, levels = head.hierarchy, head_levels(params, head)
+    total = jnp.zeros(())
+    for level, ancestors in enumerate(tree.ancestors()[:-1], 1):
+        vectors = logit_vectors(levels, tree, logits=head.logits, level=level)
+        total += _cross_entropy(jnp.dot(features, vectors.T), jnp.asarray(ancestors)[labels])
+    return total
