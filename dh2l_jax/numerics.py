@@ -135,11 +135,27 @@ def safe_normalize(x: ArrayLike, axis: int = -1) -> jax.Array:
 
     Reference: DH²L, §3.1 (projection onto the unit sphere).
     """
-    x = as_float(x)
+    return _unit(as_float(x), axis)[0]
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _unit(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    """(x/‖x‖, 1/‖x‖), both 0 for a zero vector."""
     scale, nonzero = _scale(x, axis)
     y = x / scale
     square = jnp.sum(y * y, axis=axis, keepdims=True)
-    return jnp.where(nonzero, y * lax.rsqrt(jnp.where(nonzero, square, 1)), 0)
+    inverse = jnp.where(nonzero, lax.rsqrt(jnp.where(nonzero, square, 1)), 0)
+    return y * inverse, inverse / scale
+
+
+@_unit.defjvp
+def _unit_jvp(axis, primals, tangents):
+    # (I − u uᵀ) dx / ‖x‖ in terms of what the forward pass has: autodiff would redo the scaling.
+    (x,), (dx,) = primals, tangents
+    u, inverse = _unit(x, axis)
+    along = jnp.sum(u * dx, axis=axis, keepdims=True)
+    # inverse² alone would overflow for tiny vectors.
+    return (u, inverse), (inverse * (dx - u * along), -inverse * (inverse * along))
 
 
 def safe_norm(x: ArrayLike, axis: int = -1) -> jax.Array:

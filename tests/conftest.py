@@ -8,6 +8,8 @@ import hypothesis
 import jax
 
 jax.config.update("jax_num_cpu_devices", 2)
+# The suite compiles hundreds of small programs once each: optimising them takes most of its time.
+jax.config.update("jax_disable_most_optimizations", "DH2L_FULL_OPTIMIZATION" not in os.environ)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 hypothesis.settings.register_profile(

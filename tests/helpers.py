@@ -50,6 +50,17 @@ def energy_and_gradient(name, clamp="hard", code=None, threshold=None, method="a
     return jax.jit(jax.value_and_grad(fn))
 
 
+@functools.cache
+def distances(name):
+    """Jitted (W, weights) → gradient of Σ weights·D with respect to W, and D, all (n, n) pairs."""
+
+    def fn(W, weights):
+        D = dh2l.pairwise(functools.partial(dh2l.distance, metric=name), W)
+        return (weights * D).sum(), D
+
+    return jax.jit(jax.grad(fn, has_aux=True))
+
+
 def everyone(W):
     return np.ones(len(W), bool)
 

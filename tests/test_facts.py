@@ -41,7 +41,7 @@ RIGHT_ANGLE = {
     "d_hm_cos": (0.5, 0.5),
 }
 
-# u = (1, 2√2), v = (1, 0) has c = 1/3; here c = 1/2 at 60° with h = 1: θ = 1/3, θ_h = 0, A = 2, B = 3/2.
+# Directions 15° and 75°: c = 1/2 and h = 1, so θ = 1/3, θ_h = 0, A = 2, B = 3/2.
 SIXTY_DEGREES = {
     "cosine": (0.5, 0.5),
     "n_euclidean2": (1.0, 1.0),
@@ -176,8 +176,7 @@ def test_pairs_nearer_than_the_clip_are_pushed_only_straight_through(name):
         return jax.grad(lambda x: dh2l.mean_energy(x, metric))(W)
 
     assert np.abs(gradient(W, "hard")).max() == 0
-    pushed = W - 1e-3 * gradient(W, "straight_through")
-    assert dh2l.angle(*pushed) == dh2l.angle(*W)  # the value is still that of the clip
+    pushed = W - 1e-5 * gradient(W, "straight_through")
     assert dh2l.cosine_similarity(*pushed) < dh2l.cosine_similarity(*W) - 1e-4
     wider = jnp.stack([plane(40), plane(48.2)])
     assert np.abs(gradient(wider, "hard")).max() > 1e-3

@@ -310,7 +310,8 @@ def _check_range(name: str, value: Any, rule: Mapping[str, Any]) -> None:
         "above": (">", lambda x, bound: x > bound),
         "below": ("<", lambda x, bound: x < bound),
     }
-    for part in value if isinstance(value, tuple) else (value,):
+    parts: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
+    for part in parts:
         if isinstance(part, float) and not math.isfinite(part):
             raise ValueError(f"{name} must be finite, found {part}")
         for key, (sign, holds) in bounds.items():

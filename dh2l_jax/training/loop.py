@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shlex
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,14 @@ __all__ = [
     "build",
     "describe",
     "eval_only",
+    "make_evaluator",
     "make_workdir",
     "show_next_steps",
     "show_scores",
     "train",
 ]
+
+Evaluator = Callable[[TrainState], dict[str, Any]]
 
 CONFIG, METRICS, RESULT = "config.json", "metrics.jsonl", "result.json"
 
@@ -137,11 +141,11 @@ def train(experiment: Experiment, workdir: Path, console: Console) -> dict[str, 
       The result: accuracy at every level, every term, parameter count, seconds, versions.
     """
     start = time.perf_counter()
-    state, losses = _train(experiment, workdir, console)
+    scores_of = make_evaluator(experiment)
+    state, losses = _train(experiment, workdir, console, scores_of)
     checkpoint.save(workdir, state)
-    scores = _evaluate(experiment, state)
     result = {
-        **scores,
+        **scores_of(state),
         "last_epoch": losses,
         **_final_terms(experiment, state),
         "parameters": sum(p.size for p in jax.tree.leaves(state.params)),
@@ -168,7 +172,20 @@ def eval_only(workdir: Path) -> tuple[Experiment, dict[str, Any]]:
         raise ValueError(f"{path}: not JSON: {error}") from error
     experiment = build(from_dict(values))
     state = checkpoint.restore(workdir, experiment.init())
-    return experiment, _evaluate(experiment, state)
+    return experiment, make_evaluator(experiment)(state)
+
+
+def make_evaluator(experiment: Experiment) -> Evaluator:
+    """A function state → scores, on the test images or on those held out for validation."""
+    dataset, config = experiment.dataset, experiment.config
+    name = "validation" if config.data.holdout else "test"
+    split = on_device(dataset.test_images, dataset.test_labels, experiment.mesh)
+    eval_step = make_eval_step(experiment.model, dataset, experiment.mesh)
+
+    def scores_of(state: TrainState) -> dict[str, Any]:
+        return {"split": name, **evaluate(eval_step, state, split, config.eval_batch_size)}
+
+    return scores_of
 
 
 def describe(experiment: Experiment, console: Console) -> None:
@@ -205,7 +222,7 @@ def show_scores(experiment: Experiment, scores: dict[str, Any], console: Console
 
 
 def _train(
-    experiment: Experiment, workdir: Path, console: Console
+    experiment: Experiment, workdir: Path, console: Console, scores_of: Evaluator
 ) -> tuple[TrainState, dict[str, float]]:
     """All epochs; one line of metrics.jsonl each. Returns the state and the last epoch's means."""
     config, dataset = experiment.config, experiment.dataset
@@ -229,12 +246,12 @@ def _train(
                 log.step(epoch)
             means = _means(history, config.batch_size)
             record = {"epoch": epoch, "step": epoch * steps, **means}
-            record["lr"] = float(experiment.schedule(epoch * steps - 1))
+            record["lr"] = np.asarray(experiment.schedule(epoch * steps - 1)).item()
             record["images_per_second"] = round(
                 steps * config.batch_size / (time.perf_counter() - begin), 1
             )
             if config.eval_every and epoch % config.eval_every == 0 and epoch < config.epochs:
-                record |= _evaluate(experiment, state)
+                record |= scores_of(state)
             append_json(workdir / METRICS, record)
             log.epoch(record, config.epochs)
     return state, means
@@ -246,15 +263,6 @@ def _means(history: list[Terms], batch_size: int) -> dict[str, float]:
     means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
     means["train_accuracy"] = means.pop("hits") / batch_size
     return means
-
-
-def _evaluate(experiment: Experiment, state: TrainState) -> dict[str, Any]:
-    """Accuracy and loss on the test images, or on the validation images if some are held out."""
-    dataset, config = experiment.dataset, experiment.config
-    split = on_device(dataset.test_images, dataset.test_labels, experiment.mesh)
-    eval_step = make_eval_step(experiment.model, dataset, experiment.mesh)
-    scores = evaluate(eval_step, state, split, config.eval_batch_size)
-    return {"split": "validation" if config.data.holdout else "test", **scores}
 
 
 def _final_terms(experiment: Experiment, state: TrainState) -> dict[str, Any]:

@@ -60,11 +60,9 @@ def add_gradient_of(regularizer: Callable[[Any], jax.Array]) -> optax.GradientTr
     >>> updates, _ = tx.update(params, tx.init(params), params)
     """
 
-    def update(updates: Any, state: optax.EmptyState, params: Any = None):
+    def update(updates: Any, state: Any, params: Any = None):
         if params is None:
-            raise ValueError(
-                "add_gradient_of needs the parameters: call update(grads, state, params)"
-            )
+            raise ValueError("the parameters are needed: call update(gradients, state, params)")
         gradient = jax.grad(regularizer)(params)
         return jax.tree.map(lambda u, g: u + g, updates, gradient), state
 

@@ -86,7 +86,10 @@ def init_state(
         step = jnp.zeros((), jnp.int32)
         return TrainState(step, params, variables["batch_stats"], tx.init(params), key)
 
-    return jax.jit(init, out_shardings=NamedSharding(mesh, PartitionSpec()))()
+    # It runs once: on CPU, optimising it would take longer than the compilation of the train step.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(init, out_shardings=replicated, compiler_options=options)()
 
 
 def make_train_step(

@@ -1,0 +1,134 @@
+"""The command line: bad input ends with one line and exit code 2, a short run works end to end."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import train
+from dh2l_jax.training import config
+from dh2l_jax.training.config import Config
+
+TINY = ["--set", "model.name=resnet8", "--set", "epochs=1", "--set", "eval_batch_size=250"]
+
+
+def fails(capsys, arguments):
+    """The single line of a command that must exit with 2."""
+    assert train.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1, captured.err
+    return captured.err
+
+
+def test_trains_evaluates_again_and_is_never_overwritten(tmp_path, capsys):
+    workdir = tmp_path / "ein Lauf ü"
+    assert train.main([*TINY, "--workdir", str(workdir)]) == 0
+    shown = capsys.readouterr().out
+    result = json.loads((workdir / "result.json").read_text("utf-8"))
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert len(result["accuracy"]) == 3
+    assert result["accuracy"] == sorted(result["accuracy"], reverse=True)
+    assert result["accuracy"][-1] > 0.3  # chance is 0.1
+    assert result["images"] == 2000
+    assert records[0]["J"] > records[0]["L"] > 0
+    terms = {"R_E", "R_p/3", "R_c/2", "R_c/3", "R_o"}
+    assert terms <= set(records[0])
+    assert terms <= set(result["terms"])
+    assert set(result["constraints"]) == {"C1/3", "C2/3", "C3/3"}
+    assert {"parameters", "seconds", "versions", "last_epoch"} <= set(result)
+    assert config.from_dict(json.loads((workdir / "config.json").read_text())).epochs == 1
+
+    table = [line for line in shown.splitlines() if "%" in line and "│" in line]
+    assert train.main(["--eval-only", "--workdir", str(workdir)]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if "│" in line] == table
+
+    before = {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file()}
+    assert "exists already and is never overwritten" in fails(
+        capsys, [*TINY, "--workdir", str(workdir)]
+    )
+    assert before == {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("optim.lrr=0.1", "unknown option 'optim.lrr': did you mean 'optim.lr'?"),
+        ("lr=0.1", "unknown option 'lr': did you mean 'optim.lr'?"),
+        ("optim=1", "unknown option 'optim'"),
+        ("optim.lr.x=1", "unknown option 'optim.lr.x'"),
+        ("optim.lr", "expected key=value, found 'optim.lr'"),
+        ("optim.lr=fast", "optim.lr must be a number, found 'fast'"),
+        ("optim.lr=-1", "lr must be > 0, found -1.0"),
+        ("optim.lr=nan", "lr must be finite, found nan"),
+        ("optim.momentum=1", "momentum must be < 1, found 1.0"),
+        ("optim.milestones=0.5,2", "milestones must be ≤ 1, found 2.0"),
+        ("optim.milestones=half", "optim.milestones must be a list of numbers"),
+        ("optim.schedule=cosin", "found 'cosin': did you mean 'cosine'?"),
+        ("epochs=0", "epochs must be ≥ 1, found 0"),
+        ("epochs=1.5", "epochs must be an integer, found '1.5'"),
+        ("data.flip=maybe", "data.flip must be true or false, found 'maybe'"),
+        ("data.name=fashion_mnst", "unknown data set 'fashion_mnst': did you mean 'fashion_mnist'"),
+        ("data.dir=/nowhere", "takes no data_dir"),
+        ("data.holdout=7", "count must be a positive multiple of 10 classes, found 7"),
+        ("model.name=resnet19", "unknown model 'resnet19'"),
+        ("model.head=flat", "head must be 'hierarchical' or 'plain', found 'flat'"),
+        ("model.shortcut=C", "shortcut must be 'A' or 'B', found 'C'"),
+        ("reg.conv_metric=d_amcos", "unknown metric 'd_amcos': did you mean 'd_am_cos'?"),
+        ("reg.fc_metric=cosin", "unknown metric 'cosin': did you mean 'cosine'?"),
+        ("batch_size=7001", "batch_size must be"),
+        ("batch_size=3", "batch_size must be a multiple of the 2 devices, found 3"),
+    ],
+)
+def test_bad_options(tmp_path, capsys, assignment, message):
+    workdir = tmp_path / "run"
+    line = fails(capsys, ["--set", assignment, "--workdir", str(workdir)])
+    assert message in line
+    assert not workdir.exists()
+
+
+def test_bad_files_and_folders(tmp_path, capsys):
+    assert "no config file" in fails(capsys, ["--config", str(tmp_path / "none.py")])
+    empty = tmp_path / "empty.py"
+    empty.write_text("")
+    assert "expected a function get_config()" in fails(capsys, ["--config", str(empty)])
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text("def get_config():\n    return 3\n")
+    assert "must return a Config, found int" in fails(capsys, ["--config", str(wrong)])
+    assert "holds no run" in fails(capsys, ["--eval-only", "--workdir", str(tmp_path)])
+    (tmp_path / "config.json").write_text("{")
+    assert "not JSON" in fails(capsys, ["--eval-only", "--workdir", str(tmp_path)])
+    (tmp_path / "config.json").write_text('{"epohcs": 1}')
+    line = fails(capsys, ["--eval-only", "--workdir", str(tmp_path)])
+    assert "unknown option 'epohcs': did you mean 'epochs'?" in line
+    (tmp_path / "config.json").write_text("{}")
+    assert "no checkpoint in" in fails(capsys, ["--eval-only", "--workdir", str(tmp_path)])
+    assert "exists already" in fails(capsys, ["--workdir", str(empty)])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--eval-only"], ["--sets", "a=1"], ["--eval-only", "--set", "epochs=1", "--workdir", "x"]],
+)
+def test_bad_arguments_exit_with_2(arguments):
+    with pytest.raises(SystemExit) as error:
+        train.main(arguments)
+    assert error.value.code == 2
+
+
+def test_config_round_trip():
+    changed = config.override(Config(), "optim.milestones=(0.3, 0.6)")
+    changed = config.override(changed, "data.flip=no")
+    assert changed.optim.milestones == (0.3, 0.6)
+    assert changed.data.flip is False
+    assert config.from_dict(json.loads(json.dumps(config.to_dict(changed)))) == changed
+    with pytest.raises(ValueError, match="lr must be a number, found '0.1'"):
+        config.OptimConfig(lr="0.1")
+    with pytest.raises(ValueError, match="epochs must be an integer, found True"):
+        Config(epochs=True)
+
+
+@pytest.mark.parametrize("path", sorted((Path(train.__file__).parent / "configs").glob("*.py")))
+def test_every_config_builds_and_says_its_command(path):
+    assert isinstance(config.load(path), Config)
+    assert re.search(r"python train\.py", path.read_text("utf-8"))

@@ -1,0 +1,288 @@
+"""Objective, optimiser, steps: a golden step, one trace, one device = two, exact evaluation."""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import dh2l_jax as dh2l
+from dh2l_jax.data.datasets import Dataset
+from dh2l_jax.data.pipeline import epoch_order
+from dh2l_jax.evaluation import level_hits
+from dh2l_jax.training import checkpoint, config, loop, optim
+from dh2l_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig, RegConfig
+from dh2l_jax.training.objective import make_objective, make_regularizer
+from dh2l_jax.training.steps import evaluate, make_eval_step, make_train_step, on_device
+
+TREE = dh2l.Hierarchy.from_parents(([0, 0, 1], [0, 0, 1, 2, 2, 2]))
+
+
+def images_of_classes(per_class, seed):
+    """Noise with a bright row for the class: easy to learn, nothing to download."""
+    labels = np.arange(TREE.num_classes).repeat(per_class)
+    pixels = np.random.default_rng(seed).integers(0, 100, (len(labels), 8, 8, 1), np.uint8)
+    pixels[np.arange(len(labels)), labels] += 150
+    return pixels, labels
+
+
+DATA = Dataset.from_splits("rows", images_of_classes(8, 0), images_of_classes(3, 1), TREE)
+
+
+def experiment(num_devices=2):
+    """A small experiment on the first devices, on images made here."""
+    run = Config(
+        epochs=8,
+        batch_size=16,
+        eval_batch_size=8,
+        data=DataConfig(pad=1, flip=False),
+        model=ModelConfig(name="resnet8"),
+        reg=RegConfig(lambda_o=1e-2),
+        optim=OptimConfig(lr=0.05, schedule="cosine"),
+    )
+    built = loop.build(run)
+    mesh = jax.make_mesh(
+        (num_devices,),
+        ("data",),
+        axis_types=(jax.sharding.AxisType.Auto,),
+        devices=jax.devices()[:num_devices],
+    )
+    model = dh2l.models.create("resnet8", hierarchy=TREE)
+    return dataclasses.replace(built, dataset=DATA, model=model, mesh=mesh)
+
+
+def init_variables(model):
+    return jax.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False))()
+
+
+@functools.cache
+def compiled(num_devices):
+    """The experiment and its jitted step, traced once however many batches the suite runs."""
+    exp = experiment(num_devices)
+    objective = chex.assert_max_traces(make_objective(exp.model, TREE, exp.config.reg), n=1)
+    run = exp.config
+    return exp, make_train_step(objective, exp.tx, DATA, run.data, run.batch_size, exp.mesh)
+
+
+def steps_of(count, num_devices=2):
+    """The state and the terms of each of the first steps."""
+    exp, step = compiled(num_devices)
+    state, terms = exp.init(), []
+    split = on_device(DATA.train_images, DATA.train_labels, exp.mesh)
+    for i in range(count):
+        order = epoch_order(0, i // 3, len(DATA.train_labels))
+        state, values = step(state, split, order)
+        terms.append(jax.device_get(values))
+    return state, terms
+
+
+def test_golden_step():
+    """Values of the first two steps; they change only if the computation changes."""
+    _, (first, second) = steps_of(2)
+    found = {name: [float(first[name]), float(second[name])] for name in first}
+    assert found == {name: pytest.approx(value, rel=2e-4) for name, value in GOLDEN.items()}
+
+
+GOLDEN = {}
+
+
+def test_one_trace_over_many_batches():
+    steps_of(7)
+    assert compiled(2)[1]._cache_size() == 1  # and chex fails at the second trace
+
+
+def test_one_device_equals_two():
+    one, terms_one = steps_of(4, num_devices=1)
+    two, terms_two = steps_of(4, num_devices=2)
+    chex.assert_trees_all_close(terms_one, terms_two, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(
+        jax.device_get(one.params), jax.device_get(two.params), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_same_seed_same_bits():
+    one, _ = steps_of(3)
+    two, _ = steps_of(3)
+    chex.assert_trees_all_equal(jax.device_get(one), jax.device_get(two))
+
+
+def test_objective_is_the_weighted_sum_of_its_terms():
+    reg = RegConfig(
+        lambda_e=0.3,
+        lambda_l=0.2,
+        lambda_o=0.05,
+        lambda_c1=0.7,
+        lambda_c2=0.11,
+        lambda_c3=0.13,
+        parent_ce_weight=0.17,
+    )
+    model = dh2l.models.create("resnet8", hierarchy=TREE, inner_surfaces=True)
+    images = jnp.asarray(DATA.train_images[::5], jnp.float32) / 255
+    variables = init_variables(model)
+    objective = make_objective(model, TREE, reg)
+    J, (_, terms) = jax.jit(objective)(
+        variables["params"], variables["batch_stats"], images, DATA.train_labels[::5]
+    )
+    weights = {"L": 1, "L_parent": 0.17, "R_E": 0.3, "R_o": 0.05, "C1": 0.7, "C2": 0.11, "C3": 0.13}
+    total = 0.0
+    for name, value in terms.items():
+        if name not in ("J", "hits"):
+            total += weights.get(name.split("/")[0], 0.2) * float(value)
+    np.testing.assert_allclose(float(J), total, rtol=1e-5)
+    assert set(terms) == {
+        "J", "L", "L_parent", "R_E", "R_p/1", "R_p/2", "R_p/3", "R_c/2", "R_c/3", "R_o", "hits",
+        "C1/1", "C1/2", "C1/3", "C2/2", "C2/3", "C3/2", "C3/3",
+    }  # fmt: skip
+
+
+def test_terms_without_weight_are_not_computed():
+    reg = RegConfig(lambda_e=0, lambda_l=0, lambda_o=0)
+    model = dh2l.models.create("resnet8", hierarchy=TREE)
+    variables = init_variables(model)
+    regularizer = make_regularizer(model.head, TREE, reg)
+    value, terms = regularizer(variables["params"], None)
+    assert (float(value), terms) == (0.0, {})
+    terms = jax.eval_shape(lambda p: regularizer(p, None, everything=True)[1], variables["params"])
+    assert set(terms) == {"R_E", "R_p/3", "R_c/2", "R_c/3", "R_o"}
+
+
+def test_plain_head_energy_is_conv_plus_head():
+    reg = RegConfig(conv_metric="d_h_bin", fc_metric="angular2")
+    model = dh2l.models.create("resnet8", num_classes=6)
+    params = init_variables(model)["params"]
+    value, terms = jax.jit(lambda p: make_regularizer(model.head, TREE, reg)(p, None))(params)
+    conv = dh2l.weight_energy({k: v for k, v in params.items() if k != "head"}, "d_h_bin")
+    head = dh2l.mean_energy(params["head"]["kernel"].T, "angular2")
+    np.testing.assert_allclose(float(terms["R_E"]), float(conv + head), rtol=1e-6)
+    np.testing.assert_allclose(float(value), 0.1 * float(conv + head), rtol=1e-6)
+
+
+def test_only_classes_of_the_batch_take_part():
+    model = dh2l.models.create("resnet8", hierarchy=TREE)
+    images = jnp.zeros((4, 8, 8, 1))
+    variables = init_variables(model)
+    labels = jnp.array([3, 4, 3, 0])  # one pair of siblings: classes 3 and 4
+    found = {}
+    for presence in ("batch", "global"):
+        objective = make_objective(model, TREE, RegConfig(presence=presence))
+        found[presence] = jax.jit(objective)(
+            variables["params"], variables["batch_stats"], images, labels
+        )[1][1]["R_p/3"]
+    head = variables["params"]["head"]
+    w = dh2l.project(head["surface_3"], head["center_3"], TREE.parents(3))
+    alone = dh2l.energy(w[3], w[4], "d_am_cos")
+    np.testing.assert_allclose(float(found["batch"]), float(alone), rtol=1e-5)
+    assert abs(float(found["global"]) - float(alone)) > 1e-4
+
+
+def test_every_image_counts_once():
+    exp = experiment()
+    state = exp.init()
+    split = on_device(DATA.test_images, DATA.test_labels, exp.mesh)
+    step = make_eval_step(exp.model, DATA, exp.mesh)
+    scores = [evaluate(step, state, split, size) for size in (2, 8, 18, 64)]
+    for other in scores[1:]:
+        assert other["accuracy"] == scores[0]["accuracy"]
+        np.testing.assert_allclose(other["loss"], scores[0]["loss"], rtol=1e-5)
+    assert scores[0]["images"] == 18
+
+
+def test_level_hits_against_enumeration():
+    rng = np.random.default_rng(0)
+    predictions, labels = rng.integers(0, 6, (2, 50))
+    where = rng.random(50) < 0.7
+    p2, p3 = TREE.parents(2), TREE.parents(3)
+    expected = [0, 0, 0]
+    for guess, label, used in zip(predictions, labels, where, strict=True):
+        if used:
+            expected[2] += guess == label
+            expected[1] += p3[guess] == p3[label]
+            expected[0] += p2[p3[guess]] == p2[p3[label]]
+    assert level_hits(predictions, labels, TREE, where=where).tolist() == expected
+    with pytest.raises(ValueError, match=r"one shape \(b,\), found \(50,\), \(49,\)"):
+        level_hits(predictions, labels[1:], TREE)
+
+
+def test_learns_and_restores(tmp_path):
+    exp, _ = compiled(2)
+    state, terms = steps_of(24)
+    assert np.mean([t["L"] for t in terms[-3:]]) < 0.5 * np.mean([t["L"] for t in terms[:3]])
+    checkpoint.save(tmp_path, state)
+    restored = checkpoint.restore(tmp_path, exp.init())
+    chex.assert_trees_all_equal(jax.device_get(restored), jax.device_get(state))
+    other = dataclasses.replace(exp, model=dh2l.models.create("resnet8", num_classes=7))
+    with pytest.raises(ValueError, match="does not fit"):
+        checkpoint.restore(tmp_path, other.init())
+
+
+# Optimiser.
+
+
+def test_step_schedule_decays_at_half_and_85_percent():
+    schedule = optim.learning_rate(OptimConfig(), steps_per_epoch=10, epochs=300)
+    rates = [float(schedule(epoch * 10)) for epoch in (0, 149, 150, 254, 255, 299)]
+    np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["step", "cosine"])
+def test_warm_up_rises_then_hands_over(kind):
+    options = OptimConfig(schedule=kind, warmup_epochs=2)
+    schedule = optim.learning_rate(options, steps_per_epoch=10, epochs=20)
+    rates = np.array([float(schedule(step)) for step in range(200)])
+    assert np.all(np.diff(rates[:20]) > 0)
+    assert rates[0] > 0
+    np.testing.assert_allclose(rates[19:21], 0.1, rtol=1e-6)
+    assert np.all(np.diff(rates[20:]) <= 0)
+    assert rates[-1] < 0.0051
+
+
+def test_decay_enters_before_momentum_and_spares_norms():
+    """Two updates of torch's SGD by hand."""
+    tx = optim.optimizer(OptimConfig(weight_decay=0.1), lambda step: 0.5)
+    params = {"kernel": jnp.full((2, 2), 3.0), "scale": jnp.full(2, 3.0)}
+    state, velocity, expected = tx.init(params), {"kernel": 0.0, "scale": 0.0}, params
+    for gradient in (1.0, -2.0):
+        gradients = {name: jnp.full_like(p, gradient) for name, p in params.items()}
+        updates, state = tx.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        for name, decay in (("kernel", 0.1), ("scale", 0.0)):
+            velocity[name] = 0.9 * velocity[name] + gradient + decay * expected[name]
+        expected = {name: expected[name] - 0.5 * velocity[name] for name in expected}
+        chex.assert_trees_all_close(params, expected, rtol=1e-6)
+
+
+def test_mask_covers_kernels_and_head_vectors():
+    model = dh2l.models.create("resnet8", hierarchy=TREE)
+    images = jnp.zeros((1, 8, 8, 1))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+    mask = jax.tree_util.tree_leaves_with_path(optim.decay_mask(shapes["params"]))
+    for path, decays in mask:
+        last = path[-1].key
+        assert decays == (last == "kernel" or last.startswith(("surface", "center"))), path
+
+
+def test_regularizer_as_a_link_of_an_optax_chain():
+    params = {"dense": {"kernel": jax.random.normal(jax.random.key(0), (8, 4))}}
+
+    def penalty(params):
+        return 0.1 * dh2l.weight_energy(params, "d_am_cos")
+
+    gradients = jax.tree.map(jnp.ones_like, params)
+    chain = optax.chain(optim.add_gradient_of(penalty), optax.sgd(0.1))
+    found, _ = chain.update(gradients, chain.init(params), params)
+    total = jax.tree.map(jnp.add, gradients, jax.grad(penalty)(params))
+    chex.assert_trees_all_close(found, jax.tree.map(lambda g: -0.1 * g, total), rtol=1e-6)
+    with pytest.raises(ValueError, match="parameters are needed"):
+        chain.update(gradients, chain.init(params))
+
+
+def test_held_out_runs_never_touch_the_test_images():
+    run = config.override(Config(eval_batch_size=100, batch_size=50), "data.holdout=1000")
+    exp = loop.build(config.override(run, "model.name=resnet8"))
+    assert len(exp.dataset.test_labels) == 1000
+    assert len(exp.dataset.train_labels) == 5000
+    assert loop.make_evaluator(exp)(exp.init())["split"] == "validation"
