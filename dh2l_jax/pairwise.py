@@ -24,6 +24,7 @@ __all__ = ["group_pair_sums", "mean_energy", "pair_sum", "pairwise", "rows", "we
 
 METHODS = ("auto", "closed", "dense", "tiled")
 DENSE_LIMIT = 2048  # above it the n×n intermediates cost more than the tiles' bookkeeping
+CHEAP_PAIRS = 2**16  # stacks of fewer pairs cost less to compute than to compile
 MAP_WIDTH = 256  # groups wider than this are summed one after the other to bound memory
 
 PairFn = Callable[[jax.Array, jax.Array], jax.Array]
@@ -136,8 +137,8 @@ def group_pair_sums(
 ) -> tuple[jax.Array, jax.Array]:
     """Sums and counts over the pairs inside each group of two or more members.
 
-    Groups of similar size are gathered into one padded stack, so the cost is that of the groups'
-    own pairs: with at most log₂ n stacks of at most twice the rows, never n×n.
+    Groups are gathered into padded stacks, one for each power of two of their size, so the cost
+    is that of the groups' own pairs and never n×n; few small groups share one stack.
 
     Args:
       W: (n, d), cleaned by `rows`.
@@ -186,14 +187,19 @@ def _choose(method: str, metric: Metric, n: int) -> str:
 
 
 def _stacks(groups: np.ndarray) -> Sequence[np.ndarray]:
-    """Row indices of the groups, (groups, width) a stack, padded with n: one stack a power of 2."""
+    """Row indices of the groups with two or more members, (groups, width) a stack, padded with n.
+
+    One stack if padding all groups to the widest is cheap, else one a power of two of the size.
+    """
     order = np.argsort(groups, kind="stable")
     _, starts, sizes = np.unique(groups[order], return_index=True, return_counts=True)
+    starts, sizes = starts[sizes > 1], sizes[sizes > 1]
+    one_is_cheap = len(sizes) * np.max(sizes, initial=0) ** 2 <= CHEAP_PAIRS
+    kinds = np.zeros_like(sizes) if one_is_cheap else np.ceil(np.log2(sizes)).astype(int)
     stacks = []
-    exponents = np.ceil(np.log2(sizes)).astype(int)
-    for exponent in np.unique(exponents[sizes > 1]):
-        chosen = exponents == exponent
-        column = np.arange(sizes[chosen].max())[None, :]
-        position = np.minimum(starts[chosen, None] + column, len(groups) - 1)
-        stacks.append(np.where(column < sizes[chosen, None], order[position], len(groups)))
+    for kind in np.unique(kinds):
+        start, size = starts[kinds == kind, None], sizes[kinds == kind, None]
+        column = np.arange(size.max())[None, :]
+        position = np.minimum(start + column, len(groups) - 1)
+        stacks.append(np.where(column < size, order[position], len(groups)))
     return stacks

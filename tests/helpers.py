@@ -4,10 +4,15 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 
 import dh2l_jax as dh2l
 
 NAMES = tuple(sorted(dh2l.METRICS))
+# With `--dist loadgroup` a metric's tests share a worker, and with it what is compiled.
+every_metric = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in NAMES]
+)
 # The square root of √(aθ) has no derivative where codes agree (a = 0): finite there, no more.
 ROOTS = ("d_gm_std", "d_cos_gm_std")
 

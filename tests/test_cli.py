@@ -69,7 +69,7 @@ def test_trains_evaluates_again_and_is_never_overwritten(tmp_path, capsys):
         ("epochs=1.5", "epochs must be an integer, found '1.5'"),
         ("data.flip=maybe", "data.flip must be true or false, found 'maybe'"),
         ("data.name=fashion_mnst", "unknown data set 'fashion_mnst': did you mean 'fashion_mnist'"),
-        ("data.dir=/nowhere", "takes no data_dir"),
+        ("data.data_dir=/nowhere", "takes no data_dir"),
         ("data.holdout=7", "count must be a positive multiple of 10 classes, found 7"),
         ("model.name=resnet19", "unknown model 'resnet19'"),
         ("model.head=flat", "head must be 'hierarchical' or 'plain', found 'flat'"),

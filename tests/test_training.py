@@ -87,7 +87,16 @@ def test_golden_step():
     assert found == {name: pytest.approx(value, rel=2e-4) for name, value in GOLDEN.items()}
 
 
-GOLDEN = {}
+GOLDEN = {
+    "J": [2.658859, 2.607202],
+    "L": [2.125042, 2.075989],
+    "R_E": [3.467517, 3.472155],
+    "R_c/2": [0.589407, 0.587973],
+    "R_c/3": [0.368889, 0.346779],
+    "R_o": [1.778139, 1.784624],
+    "R_p/3": [0.734543, 0.726760],
+    "hits": [3.000000, 4.000000],
+}
 
 
 def test_one_trace_over_many_batches():

@@ -47,14 +47,14 @@ class DataConfig(_Checked):
 
     Attributes:
       name: data set, see `dh2l_jax.data.datasets.DATASETS`.
-      dir: folder of the data set's files, if it is not embedded.
+      data_dir: folder of the data set's files, if it is not embedded.
       pad: zeros added on each side before the random crop; 0 for no crop.
       flip: mirror at random.
       holdout: validation images taken from the training images; the test set is then not used.
     """
 
     name: str = "fashion_mnist_mini"
-    dir: str = ""
+    data_dir: str = ""
     pad: int = _field(4, low=0)
     flip: bool = True
     holdout: int = _field(0, low=0)

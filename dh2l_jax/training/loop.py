@@ -86,7 +86,7 @@ def build(config: Config) -> Experiment:
             raise ValueError(
                 f"{name} must be a multiple of the {devices} devices, found {getattr(config, name)}"
             )
-    dataset = datasets.load(config.data.name, data_dir=config.data.dir or None)
+    dataset = datasets.load(config.data.name, data_dir=config.data.data_dir or None)
     if config.data.holdout:
         dataset = datasets.hold_out(dataset, config.data.holdout, config.seed)
     if config.batch_size > len(dataset.train_labels):
