@@ -9,8 +9,8 @@ from dh2l_jax.training.config import Config, DataConfig, OptimConfig
 def get_config() -> Config:
     """The main job."""
     return Config(
-        epochs=10,
-        batch_size=64,
-        data=DataConfig(name="fashion_mnist_mini", pad=2),
-        optim=OptimConfig(lr=0.1, schedule="cosine", warmup_epochs=1),
+        epochs=6,
+        batch_size=32,
+        data=DataConfig(name="fashion_mnist_mini", pad=0),
+        optim=OptimConfig(lr=0.05, schedule="cosine", warmup_epochs=0.6),
     )

@@ -20,7 +20,15 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from dh2l_jax.messages import unknown_name
-from dh2l_jax.numerics import CLAMPS, CLIP, clip, clipped_arccos, safe_normalize, safe_sqrt
+from dh2l_jax.numerics import (
+    CLAMPS,
+    CLIP,
+    clip,
+    clipped_arccos,
+    nonnegative,
+    safe_normalize,
+    safe_sqrt,
+)
 from dh2l_jax.similarity import (
     check_code,
     code_similarity,
@@ -70,7 +78,7 @@ MetricLike = str | Metric | Profile
 
 def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:
     """ab / (a + b) for a, b ≥ 0, with 0/0 = 0 and finite derivatives."""
-    a, b = jnp.where(a < 0, 0, a), jnp.where(b < 0, 0, b)  # rounding may leave −6e−8
+    a, b = nonnegative(a), nonnegative(b)
     total = a + b
     positive = total > 0
     total = jnp.where(positive, total, 1)

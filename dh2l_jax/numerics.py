@@ -18,10 +18,12 @@ __all__ = [
     "binary_sign",
     "clip",
     "clipped_arccos",
+    "nonnegative",
     "safe_arccos",
     "safe_norm",
     "safe_normalize",
     "safe_sqrt",
+    "snap",
     "straight_through",
     "ternary_sign",
 ]
@@ -204,6 +206,32 @@ def _clip_jvp(limit, clamp, primals, tangents):
     (x,), (dx,) = primals, tangents
     passes = (jnp.abs(x) <= limit) if clamp == "hard" else jnp.ones_like(x, bool)
     return clip(x, limit, clamp), jnp.where(passes, dx, 0)
+
+
+@jax.custom_jvp
+def snap(h: jax.Array) -> jax.Array:
+    """A code similarity with rounding removed at ±1; the gradient passes unchanged.
+
+    XLA turns a division by d into a product with its rounded reciprocal, so equal codes may end at
+    1 ± 1e−7, where square roots and ratios of 1 − h have no meaning. The next value is 1 − 2/d.
+    """
+    return jnp.where(jnp.abs(h) > 1 - 2.5e-7, jnp.sign(h), h)
+
+
+@snap.defjvp
+def _snap_jvp(primals, tangents):
+    return snap(*primals), tangents[0]
+
+
+@jax.custom_jvp
+def nonnegative(x: jax.Array) -> jax.Array:
+    """max(x, 0) for an x ≥ 0 that rounding left at −1e−8; the gradient passes unchanged."""
+    return jnp.maximum(x, 0)
+
+
+@nonnegative.defjvp
+def _nonnegative_jvp(primals, tangents):
+    return nonnegative(*primals), tangents[0]
 
 
 @jax.custom_jvp

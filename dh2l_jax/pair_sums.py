@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 
 from dh2l_jax.metrics import Metric, Profile
-from dh2l_jax.numerics import safe_normalize
+from dh2l_jax.numerics import safe_normalize, snap
 from dh2l_jax.similarity import code_length, encode
 
 __all__ = ["all_pairs", "closed_sum", "dense_sum", "pair_count", "tiled_sum"]
@@ -45,7 +45,7 @@ def _features(metric: Metric, W: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _grams(metric: Metric, left, right) -> tuple[jax.Array, jax.Array]:
     """(c, h) of every row of `left` with every row of `right`, both (U, S)."""
     (U, S), (V, T) = left, right
-    return _product(U, V.T), _product(S, T.T) / code_length(U.shape[1], metric.threshold)
+    return _product(U, V.T), snap(_product(S, T.T) / code_length(U.shape[1], metric.threshold))
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -231,22 +231,22 @@ def hierarchical(
     if isinstance(levels, Mapping):
         levels = sphere_levels(levels, hierarchy)
     _check_levels(levels, hierarchy)
+    weights = _level_weights(weight, hierarchy)
     present = None if where is None else _nodes_present(hierarchy, jnp.asarray(where))
     terms, value = {}, jnp.zeros(())
     for number, level in enumerate(levels, 1):
-        weight_l = weight.get(number, 0.0) if isinstance(weight, Mapping) else weight
         nodes, groups = (None, None) if present is None else (present[number], present[number - 1])
         if level.vectors is not None:
             terms[f"R_p/{number}"] = group_energy(
                 level.vectors, hierarchy.parents(number), metric, where=nodes
             )
-            value += weight_l * terms[f"R_p/{number}"]
+            value += weights[number] * terms[f"R_p/{number}"]
         if level.center is not None:
             siblings = hierarchy.parents(number - 1) if pairs == "siblings" else None
             terms[f"R_c/{number}"] = center_energy(
                 level.center, metric, groups=siblings, where=groups
             )
-            value += weight_l * terms[f"R_c/{number}"]
+            value += weights[number] * terms[f"R_c/{number}"]
     active = _checked_constraints(constraints)
     if active:
         quantities = constraint_values(
@@ -299,6 +299,17 @@ def _check_levels(levels: Sequence[Level], hierarchy: Hierarchy) -> None:
                 raise ValueError(
                     f"{name} of level {number} must have shape ({size}, d), found {array.shape}"
                 )
+
+
+def _level_weights(weight: float | Mapping[int, float], hierarchy: Hierarchy) -> dict[int, float]:
+    """λ_l of every level 1..L."""
+    numbers = range(1, hierarchy.num_levels + 1)
+    if not isinstance(weight, Mapping):
+        return dict.fromkeys(numbers, weight)
+    for number in weight:
+        if number not in numbers:
+            raise ValueError(f"weight names level {number!r}: levels are 1..{len(numbers)}")
+    return {number: weight.get(number, 0.0) for number in numbers}
 
 
 def _checked_constraints(constraints: Mapping[str, float] | None) -> dict[str, float]:

@@ -10,8 +10,10 @@ from dh2l_jax.messages import unknown_name
 from dh2l_jax.numerics import (
     as_float,
     binary_sign,
+    clip,
     clipped_arccos,
     safe_normalize,
+    snap,
     ternary_sign,
 )
 
@@ -47,7 +49,8 @@ def cosine_similarity(u: ArrayLike, v: ArrayLike) -> jax.Array:
     Reference: DH²L, §4.2.
     """
     u, v = two_vectors(u, v)
-    return jnp.clip(jnp.dot(safe_normalize(u), safe_normalize(v), precision="highest"), -1, 1)
+    c = jnp.dot(safe_normalize(u), safe_normalize(v), precision="highest")
+    return clip(c, 1.0, "straight_through")  # rounding may leave 1 + 1e−7
 
 
 def code_similarity(
@@ -75,7 +78,7 @@ def code_similarity(
     u, v = two_vectors(u, v)
     check_code(code, threshold)
     s, t = encode(u, code, threshold), encode(v, code, threshold)
-    return jnp.clip(jnp.dot(s, t, precision="highest") / code_length(u.shape[0], threshold), -1, 1)
+    return snap(jnp.dot(s, t, precision="highest") / code_length(u.shape[0], threshold))
 
 
 def angle(u: ArrayLike, v: ArrayLike, *, clamp: str = "hard") -> jax.Array:

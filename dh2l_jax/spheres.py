@@ -178,9 +178,10 @@ def radii(
     Reference: DH²L, appendix (constraints).
     """
     norms, groups = safe_norm(vectors), jnp.asarray(groups)
-    mask = jnp.ones_like(norms) if where is None else jnp.asarray(where).astype(norms.dtype)
-    total = jax.ops.segment_sum(norms * mask, groups, num_groups)
-    return total / jnp.maximum(jax.ops.segment_sum(mask, groups, num_groups), 1)
+    mask = jnp.ones(norms.shape, bool) if where is None else jnp.asarray(where)
+    total = jax.ops.segment_sum(jnp.where(mask, norms, 0), groups, num_groups)
+    count = jax.ops.segment_sum(mask.astype(norms.dtype), groups, num_groups)
+    return total / jnp.maximum(count, 1)
 
 
 def _center_kind(

@@ -1,4 +1,4 @@
-"""Settings of the whole suite: two fake devices, no implicit rank promotion, reproducible hypothesis."""
+"""Settings of the suite: two fake devices, no implicit rank promotion, reproducible hypothesis."""
 
 import os
 

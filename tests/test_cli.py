@@ -122,7 +122,7 @@ def test_config_round_trip():
     assert changed.optim.milestones == (0.3, 0.6)
     assert changed.data.flip is False
     assert config.from_dict(json.loads(json.dumps(config.to_dict(changed)))) == changed
-    with pytest.raises(ValueError, match="lr must be a number, found '0.1'"):
+    with pytest.raises(ValueError, match=r"lr must be a number, found '0\.1'"):
         config.OptimConfig(lr="0.1")
     with pytest.raises(ValueError, match="epochs must be an integer, found True"):
         Config(epochs=True)

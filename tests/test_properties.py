@@ -271,3 +271,14 @@ def test_float64_stays_float64(name):
             clips = oracle.clip_from(c[i]), oracle.clip_from(h[i])
             expected = oracle.PROFILES[name][1](c[i], h[i], *clips)
             np.testing.assert_allclose(energy[i], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["dense", "tiled"])
+def test_a_profile_may_be_singular_where_no_pair_is(method):
+    """1/(1 − c) is infinite on the diagonal and fine between c = 0, 0 and −1."""
+    W = np.float32([[1, 0], [0, 1], [-1, 0]])
+    profile = functools.partial(lambda c, h: 1 / (1 - c))
+    fn = jax.value_and_grad(lambda x: dh2l.mean_energy(x, profile, method=method, block=2))
+    value, gradient = finite(fn(jnp.asarray(W)))
+    np.testing.assert_allclose(value, 2.5 / 3, rtol=1e-6)
+    assert_close(gradient, np.array([[0, 1], [0, 0], [0, 1]]) / 3)

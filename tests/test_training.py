@@ -1,5 +1,6 @@
 """Objective, optimiser, steps: a golden step, one trace, one device = two, exact evaluation."""
 
+import collections
 import dataclasses
 import functools
 
@@ -59,13 +60,20 @@ def init_variables(model):
     return jax.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False))()
 
 
+TRACES = collections.Counter()
+
+
 @functools.cache
 def compiled(num_devices):
     """The experiment and its jitted step, traced once however many batches the suite runs."""
     exp = experiment(num_devices)
-    objective = chex.assert_max_traces(make_objective(exp.model, TREE, exp.config.reg), n=1)
-    run = exp.config
-    return exp, make_train_step(objective, exp.tx, DATA, run.data, run.batch_size, exp.mesh)
+    objective, run = make_objective(exp.model, TREE, exp.config.reg), exp.config
+
+    def counted(*args):
+        TRACES[num_devices] += 1
+        return objective(*args)
+
+    return exp, make_train_step(counted, exp.tx, DATA, run.data, run.batch_size, exp.mesh)
 
 
 def steps_of(count, num_devices=2):
@@ -101,7 +109,7 @@ GOLDEN = {
 
 def test_one_trace_over_many_batches():
     steps_of(7)
-    assert compiled(2)[1]._cache_size() == 1  # and chex fails at the second trace
+    assert TRACES[2] == 1
 
 
 def test_one_device_equals_two():
