@@ -49,9 +49,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; 0 if all went well, 2 for bad input."""
     options = parse_arguments(arguments)
     # Imported late, so that --help and a wrong option answer at once.
+    import jax
     from rich.console import Console
 
-    from dh2l_jax.training import config, loop
+    from dh2l_jax.training import config, loop, memory
 
     console = Console(highlight=False)
     try:
@@ -70,6 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, TypeError, OSError) as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         return 2
+    if jax.default_backend() == "cpu":
+        memory.keep_freed_memory()
     loop.describe(experiment, console)
     result = loop.train(experiment, workdir, console)
     loop.show_scores(experiment, result, console)

@@ -217,6 +217,7 @@ def hierarchical(
 
     Raises:
       ValueError: the levels do not fit the tree, or an unknown option.
+      TypeError: `where` is not boolean.
 
     >>> tree = Hierarchy.two_level([0, 0, 1])
     >>> head = {"surface_2": jnp.eye(3, 4), "center_2": -jnp.eye(2, 4)}
@@ -275,10 +276,12 @@ def _groups(groups: ArrayLike, n: int) -> tuple[np.ndarray, jax.Array | None]:
 
 def _nodes_present(hierarchy: Hierarchy, where: jax.Array) -> list[jax.Array]:
     """For each level 0..L the nodes above a present class."""
-    if where.shape != (hierarchy.num_classes,) or where.dtype != bool:
+    if where.dtype != bool:
+        raise TypeError(f"where must be boolean, found dtype {where.dtype}")
+    if where.shape != (hierarchy.num_classes,):
         raise ValueError(
-            f"where must be a boolean mask of shape {(hierarchy.num_classes,)}, one entry a class, "
-            f"found {where.dtype} {where.shape}"
+            f"where must have shape {(hierarchy.num_classes,)}, one entry a class, "
+            f"found {where.shape}"
         )
     present = [where]
     for level in range(hierarchy.num_levels, 0, -1):

@@ -283,14 +283,11 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(hint, types.GenericAlias):
-        item = typing.get_args(hint)[0]
-        fits = isinstance(value, tuple)
-        value = tuple(_typed(name, part, item) for part in value) if fits else value
-    else:
-        fits = isinstance(value, hint) and (hint is not int or not isinstance(value, bool))
-    if not fits:
-        raise ValueError(f"{name} must be {_type_name(hint)}, found {value!r}")
-    return value
+        if isinstance(value, tuple):
+            return tuple(_typed(name, part, typing.get_args(hint)[0]) for part in value)
+    elif isinstance(value, hint) and (hint is not int or not isinstance(value, bool)):
+        return value
+    raise ValueError(f"{name} must be {_type_name(hint)}, found {value!r}")
 
 
 def _type_name(hint: Any) -> str:
