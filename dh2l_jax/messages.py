@@ -16,6 +16,6 @@ def unknown_name(what: str, found: object, valid: Iterable[str]) -> str:
     """
     valid = [str(name) for name in valid]
     folded = {name.lower(): name for name in valid}
-    close = difflib.get_close_matches(str(found).lower(), folded, n=1, cutoff=0.4)
+    close = difflib.get_close_matches(str(found).lower(), folded, n=1, cutoff=0.0)
     hint = f"did you mean {folded[close[0]]!r}? " if close else ""
     return f"unknown {what} {found!r}: {hint}Valid: {', '.join(valid)}"

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,8 +50,8 @@ class TrainState:
     """
 
     step: jax.Array
-    params: Any
-    batch_stats: Any
+    params: chex.ArrayTree
+    batch_stats: chex.ArrayTree
     opt_state: optax.OptState
     key: jax.Array
 
