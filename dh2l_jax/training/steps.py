@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,8 +49,8 @@ class TrainState:
     """
 
     step: jax.Array
-    params: chex.ArrayTree
-    batch_stats: chex.ArrayTree
+    params: Any
+    batch_stats: Any
     opt_state: optax.OptState
     key: jax.Array
 
