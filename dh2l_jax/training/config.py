@@ -48,16 +48,29 @@ class DataConfig(_Checked):
     Attributes:
       name: data set, see `dh2l_jax.data.datasets.DATASETS`.
       data_dir: folder of the data set's files, if it is not embedded.
-      pad: zeros added on each side before the random crop; 0 for no crop.
+      csv: file `class,parent[,grandparent]` with the tree of a folder of images.
+      cache_dir: where decoded images are kept; empty for the user's cache folder.
+      resize: shorter side in pixels to which images are scaled; 0 to keep their size.
+      crop: side of the square that the network sees, a random one in training and the centre in
+        evaluation; 0 for whole images.
+      pad: zeros added on each side before the random crop; 0 for none.
       flip: mirror at random.
+      fraction: part of the images of each class to use, of training and test alike; for trials.
       holdout: validation images taken from the training images; the test set is then not used.
+      device_gb: images of up to so many GB live on the device, more are streamed to it.
     """
 
     name: str = "fashion_mnist_mini"
     data_dir: str = ""
+    csv: str = ""
+    cache_dir: str = ""
+    resize: int = _field(0, low=0)
+    crop: int = _field(0, low=0)
     pad: int = _field(4, low=0)
     flip: bool = True
+    fraction: float = _field(1.0, above=0, high=1)
     holdout: int = _field(0, low=0)
+    device_gb: float = _field(4.0, low=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,6 +85,7 @@ class ModelConfig(_Checked):
       epsilon: ε of the "epsilon" centres.
       logits: "relative" or "absolute".
       dtype: compute dtype, "float32" or "bfloat16".
+      pretrained: torchvision's `.pth` file with the ImageNet weights of a heavy network.
     """
 
     name: str = "resnet20"
@@ -81,6 +95,7 @@ class ModelConfig(_Checked):
     epsilon: float = 0.6
     logits: str = _field("relative", choices=("relative", "absolute"))
     dtype: str = _field("float32", choices=("float32", "bfloat16"))
+    pretrained: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
