@@ -3,6 +3,7 @@
 python train.py                                        the main job, a few minutes on a laptop
 python train.py --set optim.lr=0.05 --set seed=1       with other options
 python train.py --config configs/NAME.py --workdir DIR another experiment, results in DIR
+python train.py --variant factored                     without R: the control of the comparison
 python train.py --eval-only --workdir DIR              evaluates a finished run again
 """
 
@@ -24,6 +25,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="Python file with get_config()")
     parser.add_argument(
+        "--variant",
+        metavar="NAME",
+        help="what the paper compares: baseline, l2, E, factored or E+H (default: the config's)",
+    )
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
@@ -40,8 +46,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.eval_only and options.workdir is None:
         parser.error("--eval-only needs --workdir, the folder of a finished run")
-    if options.eval_only and (options.config or options.overrides):
-        parser.error("--eval-only takes the config of the run: leave out --config and --set")
+    if options.eval_only and (options.config or options.variant or options.overrides):
+        parser.error("--eval-only takes the config of the run: leave out the other options")
     return options
 
 
@@ -52,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     import jax
     from rich.console import Console
 
-    from dh2l_jax.training import config, loop, memory
+    from dh2l_jax.training import config, loop, memory, recipes
 
     console = Console(highlight=False)
     try:
@@ -62,9 +68,11 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         path = options.config or DEFAULT_CONFIG
         run_config = config.load(path)
+        if options.variant:
+            run_config = recipes.with_variant(run_config, options.variant)
         for assignment in options.overrides:
             run_config = config.override(run_config, assignment)
-        experiment = loop.build(run_config)
+        experiment = loop.build(run_config, progress=True)
         now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         workdir = options.workdir or Path("runs") / f"{path.stem}-{now}"
         loop.make_workdir(workdir, run_config)

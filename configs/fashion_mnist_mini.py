@@ -5,14 +5,10 @@ python train.py
 86.3 % on the 10 classes of the 2,000 test images, 92.7 % and 99.0 % on the inner levels (seed 0).
 """
 
-from dh2l_jax.training.config import Config, DataConfig, OptimConfig
+from dh2l_jax.training import recipes
+from dh2l_jax.training.config import Config
 
 
 def get_config() -> Config:
     """The main job."""
-    return Config(
-        epochs=6,
-        batch_size=32,
-        data=DataConfig(name="fashion_mnist_mini", pad=0),
-        optim=OptimConfig(lr=0.05, schedule="cosine", warmup_epochs=0.6),
-    )
+    return recipes.embedded()

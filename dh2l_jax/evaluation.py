@@ -1,53 +1,152 @@
-"""Counting right answers at every level of the tree, exact on padded batches."""
+"""The numbers of hierarchical evaluation, from exact sums over images.
+
+`tally` counts a batch, tallies add up, and `summarize` divides; `evaluate` does all of it for
+arrays at hand.
+
+References:
+  Bertinetto et al., "Making Better Mistakes: Leveraging Class Hierarchies with Deep Networks",
+    CVPR 2020: mistake severity, hierarchical distance of the top k.
+  Kiritchenko, Matwin and Famili, "Functional Annotation of Genes Using Hierarchical Text
+    Categorization", 2005: hierarchical precision, recall and F.
+  Silla and Freitas, "A survey of hierarchical classification across different application
+    domains", Data Mining and Knowledge Discovery 22, 2011: the same, summed over all examples.
+  Park et al., "Visually Consistent Hierarchical Image Classification", ICLR 2025: full-path
+    accuracy.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from dh2l_jax.hierarchy import Hierarchy
+from dh2l_jax.tallies import RANKS, Tally, tally
 
-__all__ = ["level_hits"]
+__all__ = ["Tally", "evaluate", "summarize", "tally", "tree_order"]
+
+DISTANCE_RANKS = (1, 5, RANKS)
+
+_jitted_tally = jax.jit(tally, static_argnames=("hierarchy", "confusion"))
 
 
-def level_hits(
-    predictions: ArrayLike,
+def summarize(sums: Tally, hierarchy: Hierarchy) -> dict[str, Any]:
+    """Every metric as plain Python numbers, ready for JSON.
+
+    The height of a lowest common ancestor is that of `Hierarchy.lca_height`: 0 for a class with
+    itself, 1 for siblings, L where only the root is shared. All classes lie at one depth, so a leaf
+    prediction has as many ancestors as the label, and its hP, hR and hF1 are all the mean of
+    `accuracy` over levels; those of the independent predictions differ where levels disagree.
+
+    Args:
+      sums: over all images, at least one.
+      hierarchy: the tree.
+
+    Returns:
+      images: number of images.
+      loss: mean cross-entropy.
+      accuracy: for each level 1..L, the fraction of right ancestors of the leaf prediction.
+      top5: fraction of labels among the min(5, C) best classes.
+      mistake_severity: mean LCA height of label and prediction over the wrong ones only, in
+        [1, L]; 0 if none is wrong.
+      hierarchical_distance: for "1", "5" and "20", the mean over images of the mean LCA height of
+        the k best classes, k at most C.
+      hP, hR, hF1: hierarchical precision |P ∩ T|/|P|, recall |P ∩ T|/|T| and their harmonic mean,
+        P and T being prediction and label with all ancestors but the root, each size summed over
+        all images.
+      full_path_accuracy: fraction of images whose independent predictions are all right.
+      inconsistent_path_ratio: fraction in which some level's independent prediction is not the
+        parent of the next level's.
+      independent_accuracy, independent_hP, independent_hR, independent_hF1: as above, of the
+        independent predictions.
+      confusion: counts, rows true and columns predicted, both sorted by `tree_order`.
+      confusion_names: the classes in that order. Both only if the tally has a confusion matrix.
+
+    Raises:
+      ValueError: no image was counted.
+    """
+    sums = jax.device_get(sums)
+    n, L = int(sums.images), hierarchy.num_levels
+    if n == 0:
+        raise ValueError("expected a tally of at least one image, found 0")
+    hits, heights = sums.hits.tolist(), sums.rank_heights.tolist()
+    mistakes = n - hits[-1]
+    return {
+        "images": n,
+        "loss": float(sums.loss) / n,
+        "accuracy": [count / n for count in hits],
+        "top5": sum(sums.rank_hits[:5].tolist()) / n,
+        "mistake_severity": heights[0] / mistakes if mistakes else 0.0,
+        "hierarchical_distance": {
+            str(k): sum(heights[:k]) / (len(heights[:k]) * n) for k in DISTANCE_RANKS
+        },
+        **_precision_recall("h", sum(hits), n * L, n * L),
+        "full_path_accuracy": int(sums.full_paths) / n,
+        "inconsistent_path_ratio": int(sums.inconsistent_paths) / n,
+        "independent_accuracy": [count / n for count in sums.independent_hits.tolist()],
+        **_precision_recall("independent_h", int(sums.path_common), int(sums.path_nodes), n * L),
+        **({} if sums.confusion is None else _in_tree_order(sums.confusion, hierarchy)),
+    }
+
+
+def evaluate(
+    logits: ArrayLike,
     labels: ArrayLike,
     hierarchy: Hierarchy,
     *,
     where: ArrayLike | None = None,
-) -> jax.Array:
-    """How many predicted classes have the label's ancestor, for each level.
-
-    The prediction of an inner level is the ancestor of the predicted class, so the counts never
-    rise from one level to the next.
-
-    Args:
-      predictions: (b,) int, predicted classes.
-      labels: (b,) int, true classes.
-      hierarchy: the tree.
-      where: (b,) bool, the entries that count; a padded batch masks its padding.
-
-    Returns:
-      (L,) int32, levels 1..L; divide by the number of entries for the accuracy.
+    level_logits: Sequence[ArrayLike] | None = None,
+    confusion: bool = True,
+) -> dict[str, Any]:
+    """`summarize` of the `tally` of arrays at hand; see both for arguments and results.
 
     Raises:
-      ValueError: the shapes differ.
+      ValueError: shapes do not fit, a label is out of range, no image counts.
+      TypeError: labels are not integers, `where` is not boolean.
 
     >>> tree = Hierarchy.two_level([0, 0, 1])
-    >>> level_hits(jnp.array([0, 1, 2]), jnp.array([0, 0, 0]), tree).tolist()
-    [2, 1]
-
-    Reference: DH²L, §4.
+    >>> scores = evaluate(np.eye(3), np.array([0, 0, 1]), tree)
+    >>> scores["accuracy"], scores["mistake_severity"], scores["confusion"]
+    ([0.6666666666666666, 0.3333333333333333], 1.5, [[1, 1, 0], [0, 0, 1], [0, 0, 0]])
     """
-    predictions, labels = jnp.asarray(predictions), jnp.asarray(labels)
-    mask = jnp.ones(labels.shape, bool) if where is None else jnp.asarray(where)
-    if not predictions.shape == labels.shape == mask.shape or labels.ndim != 1:
+    labels = np.asarray(labels)
+    sums = _jitted_tally(
+        logits, labels, hierarchy, where=where, level_logits=level_logits, confusion=confusion
+    )
+    outside = (labels < 0) | (labels >= hierarchy.num_classes)
+    outside = np.flatnonzero(outside if where is None else outside & np.asarray(where))
+    if outside.size:
         raise ValueError(
-            "expected predictions, labels and where of one shape (b,), found "
-            f"{predictions.shape}, {labels.shape} and {mask.shape}"
+            f"label {labels[outside[0]]} at index {outside[0]} does not exist: classes are "
+            f"0..{hierarchy.num_classes - 1}"
         )
-    ancestors = jnp.asarray(hierarchy.ancestors())
-    hits = (ancestors[:, predictions] == ancestors[:, labels]) & mask[None, :]
-    return jnp.sum(hits, axis=1, dtype=jnp.int32)
+    return summarize(sums, hierarchy)
+
+
+def tree_order(hierarchy: Hierarchy) -> np.ndarray:
+    """(C,) int32: the classes sorted so that those of every inner node stand side by side.
+
+    >>> tree_order(Hierarchy.two_level([1, 0, 1, 0])).tolist()
+    [1, 3, 0, 2]
+    """
+    return np.lexsort(hierarchy.ancestors()[::-1]).astype(np.int32)
+
+
+def _precision_recall(prefix: str, common: int, predicted: int, true: int) -> dict[str, float]:
+    """The harmonic mean of common/predicted and common/true is 2·common/(predicted + true)."""
+    return {
+        f"{prefix}P": common / predicted,
+        f"{prefix}R": common / true,
+        f"{prefix}F1": 2 * common / (predicted + true),
+    }
+
+
+def _in_tree_order(confusion: jax.Array, hierarchy: Hierarchy) -> dict[str, list]:
+    order, names = tree_order(hierarchy), hierarchy.names(hierarchy.num_levels)
+    return {
+        "confusion": np.asarray(confusion)[np.ix_(order, order)].tolist(),
+        "confusion_names": [names[i] for i in order],
+    }

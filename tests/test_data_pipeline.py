@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dh2l_jax.data import pipeline
 from dh2l_jax.data.pipeline import (
     batch_indices,
+    draw_crops,
     epoch_order,
     normalize,
     padded_batches,
@@ -80,13 +80,12 @@ def test_a_batch_larger_than_the_data_is_refused(batch_size):
 def crop_flip_loop(key, images, pad, flip):
     """Pad, crop and mirror image by image, with the draws of `random_crop_flip`."""
     b, h, w, _ = images.shape
-    row, column = pipeline._source_pixels(key, b, h, w, pad, flip)
+    size = jnp.broadcast_to(jnp.array([h, w]), (b, 2))
     out = np.zeros_like(images)
-    for i in range(b):
+    crops = zip(*draw_crops(key, size, (h, w), pad=pad, flip=flip), strict=True)
+    for i, (top, left, mirrored) in enumerate(crops):
         padded = np.pad(images[i], ((pad, pad), (pad, pad), (0, 0)))
-        mirrored = bool(column[i, 0] > column[i, -1])
-        top, left = int(row[i, 0]) + pad, int(column[i].min()) + pad
-        crop = padded[top : top + h, left : left + w]
+        crop = padded[top + pad : top + pad + h, left + pad : left + pad + w]
         out[i] = crop[:, ::-1] if mirrored else crop
     return out
 

@@ -23,6 +23,7 @@ FLOORS = {
     "kernels": 1,
     "regularizers": 2,
     "constraints": 2,
+    "tallies": 2,
     "evaluation": 2,
     "models": 3,
     "data": 3,

@@ -14,11 +14,11 @@ import pytest
 import dh2l_jax as dh2l
 from dh2l_jax.data.datasets import Dataset
 from dh2l_jax.data.pipeline import epoch_order
-from dh2l_jax.evaluation import level_hits
 from dh2l_jax.training import checkpoint, config, loop, optim
 from dh2l_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig, RegConfig
+from dh2l_jax.training.feeding import Cut, Resident
 from dh2l_jax.training.objective import make_objective, make_regularizer
-from dh2l_jax.training.steps import evaluate, make_eval_step, make_train_step, on_device
+from dh2l_jax.training.steps import evaluate, make_eval_step, make_train_step
 
 TREE = dh2l.Hierarchy.from_parents(([0, 0, 1], [0, 0, 1, 2, 2, 2]))
 
@@ -31,6 +31,7 @@ def images_of_classes(per_class, seed):
     return pixels, labels
 
 
+CUT = Cut((8, 8), pad=1, flip=False, batch_size=16)
 DATA = Dataset.from_splits("rows", images_of_classes(8, 0), images_of_classes(3, 1), TREE)
 
 
@@ -64,27 +65,29 @@ TRACES = collections.Counter()
 
 
 @functools.cache
-def compiled(num_devices):
-    """The experiment and its jitted step, traced once however many batches the suite runs."""
+def compiled(num_devices, kind=Resident):
+    """An experiment, its feed and its step, traced once however many batches the suite runs."""
     exp = experiment(num_devices)
-    objective, run = make_objective(exp.model, TREE, exp.config.reg), exp.config
+    objective = make_objective(exp.model, TREE, exp.config.reg)
+    feed = kind(DATA.train_images, DATA.train_labels, CUT, exp.mesh)
 
     def counted(*args):
-        TRACES[num_devices] += 1
+        TRACES[num_devices, kind] += 1
         return objective(*args)
 
-    return exp, make_train_step(counted, exp.tx, DATA, run.data, run.batch_size, exp.mesh)
+    return exp, feed, make_train_step(counted, exp.tx, DATA, feed)
 
 
-def steps_of(count, num_devices=2):
+def steps_of(count, num_devices=2, kind=Resident):
     """The state and the terms of each of the first steps."""
-    exp, step = compiled(num_devices)
+    exp, feed, step = compiled(num_devices, kind)
     state, terms = exp.init(), []
-    split = on_device(DATA.train_images, DATA.train_labels, exp.mesh)
-    for i in range(count):
-        order = epoch_order(0, i // 3, len(DATA.train_labels))
-        state, values = step(state, split, order)
-        terms.append(jax.device_get(values))
+    key = jax.random.wrap_key_data(state.key.copy())
+    for first in range(0, count, 3):
+        order = epoch_order(0, first // 3, len(DATA.train_labels))
+        for batch in feed.training(key, order, first, min(3, count - first)):
+            state, values = step(state, *batch)
+            terms.append(jax.device_get(values))
     return state, terms
 
 
@@ -109,7 +112,8 @@ GOLDEN = {
 
 def test_one_trace_over_many_batches():
     steps_of(7)
-    assert TRACES[2] == 1
+    assert TRACES[2, Resident] == 1
+    assert compiled(2, Resident)[2]._cache_size() == 1
 
 
 def test_one_device_equals_two():
@@ -199,33 +203,18 @@ def test_only_classes_of_the_batch_take_part():
 def test_every_image_counts_once():
     exp = experiment()
     state = exp.init()
-    split = on_device(DATA.test_images, DATA.test_labels, exp.mesh)
-    step = make_eval_step(exp.model, DATA, exp.mesh)
-    scores = [evaluate(step, state, split, size) for size in (2, 8, 18, 64)]
+    feed = Resident(DATA.test_images, DATA.test_labels, CUT, exp.mesh)
+    step = make_eval_step(exp.model, DATA, feed)
+    scores = [evaluate(step, state, feed, TREE, size) for size in (2, 8, 18, 64)]
+    assert step._cache_size() == 4, "one program a batch size"
     for other in scores[1:]:
         assert other["accuracy"] == scores[0]["accuracy"]
         np.testing.assert_allclose(other["loss"], scores[0]["loss"], rtol=1e-5)
     assert scores[0]["images"] == 18
 
 
-def test_level_hits_against_enumeration():
-    rng = np.random.default_rng(0)
-    predictions, labels = rng.integers(0, 6, (2, 50))
-    where = rng.random(50) < 0.7
-    p2, p3 = TREE.parents(2), TREE.parents(3)
-    expected = [0, 0, 0]
-    for guess, label, used in zip(predictions, labels, where, strict=True):
-        if used:
-            expected[2] += guess == label
-            expected[1] += p3[guess] == p3[label]
-            expected[0] += p2[p3[guess]] == p2[p3[label]]
-    assert level_hits(predictions, labels, TREE, where=where).tolist() == expected
-    with pytest.raises(ValueError, match=r"one shape \(b,\), found \(50,\), \(49,\)"):
-        level_hits(predictions, labels[1:], TREE)
-
-
 def test_learns_and_restores(tmp_path):
-    exp, _ = compiled(2)
+    exp, *_ = compiled(2, Resident)
     state, terms = steps_of(24)
     assert np.mean([t["L"] for t in terms[-3:]]) < 0.5 * np.mean([t["L"] for t in terms[:3]])
     checkpoint.save(tmp_path, state)

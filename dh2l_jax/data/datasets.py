@@ -2,6 +2,8 @@
 
 dataset = load("fashion_mnist_mini")                              # embedded, 6,000 + 2,000
 dataset = load("fashion_mnist", data_dir="~/data/fashion-mnist")  # its four IDX files
+dataset = load("cifar100")                                        # as `prepare` left it
+dataset = load("folder", data_dir="~/birds", resize=256)          # <super>/<class>/*.jpg
 tuning = hold_out(dataset, 1_000, seed=0)                         # choose settings on this
 """
 
@@ -10,23 +12,35 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
 from dh2l_jax.data import idx
+from dh2l_jax.data.cache import open_cached
+from dh2l_jax.data.images import Images, RaggedImages, channels, pixel_counts, take
+from dh2l_jax.data.source import Source
 from dh2l_jax.data.taxonomies import taxonomy
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.messages import unknown_name
 
-__all__ = ["DATASETS", "Dataset", "balanced_indices", "hold_out", "load"]
+__all__ = ["DATASETS", "Dataset", "balanced_indices", "hold_out", "load", "subsample"]
+
+DATASETS = (
+    "fashion_mnist_mini",
+    "fashion_mnist",
+    "cifar10",
+    "cifar100",
+    "cub200",
+    "cars196",
+    "folder",
+)
 
 # Of the embedded file; `make_fashion_mnist_mini` prints it.
 MINI_SHA256 = "ed0f14a1145d25d64829bc671309c929342a47e0ea3d7f1e4ad7f83519932fde"
 
-Split = tuple[np.ndarray, np.ndarray]
+Split = tuple[Images, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,9 +49,9 @@ class Dataset:
 
     Attributes:
       name: what results report; it tells a held-out split from the test set.
-      train_images: (n, h, w, c) uint8.
+      train_images: (n, h, w, c) uint8, or `RaggedImages`.
       train_labels: (n,) int32, the leaf of `hierarchy`.
-      test_images: (m, h, w, c) uint8.
+      test_images: (m, h, w, c) uint8, or `RaggedImages`.
       test_labels: (m,) int32.
       hierarchy: the tree of classes; a flat one where no tree is known.
       mean: (c,) float32, of the training pixels divided by 255.
@@ -48,9 +62,9 @@ class Dataset:
     """
 
     name: str
-    train_images: np.ndarray = dataclasses.field(repr=False)
+    train_images: Images = dataclasses.field(repr=False)
     train_labels: np.ndarray = dataclasses.field(repr=False)
-    test_images: np.ndarray = dataclasses.field(repr=False)
+    test_images: Images = dataclasses.field(repr=False)
     test_labels: np.ndarray = dataclasses.field(repr=False)
     hierarchy: Hierarchy
     mean: np.ndarray
@@ -63,15 +77,19 @@ class Dataset:
             "mean": np.asarray(self.mean, np.float32),
             "std": np.asarray(self.std, np.float32),
         }
-        if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:
+        train, test = _shape(arrays["train_images"]), _shape(arrays["test_images"])
+        if train[-1] != test[-1] or (None not in (*train, *test) and train != test):
             raise ValueError(
-                f"{self.name}: expected images of one shape, found {self.train_images.shape[1:]} "
-                f"for training and {self.test_images.shape[1:]} for the test"
+                f"{self.name}: expected images of one shape, found {train} for training and {test} "
+                "for the test"
             )
         for field, array in arrays.items():
-            view = array.view()
-            view.flags.writeable = False
-            object.__setattr__(self, field, view)
+            object.__setattr__(self, field, _read_only(array))
+
+    @property
+    def image_shape(self) -> tuple[int | None, int | None, int]:
+        """Height, width and channels; height and width are None where images differ in size."""
+        return _shape(self.train_images)
 
     @classmethod
     def from_splits(cls, name: str, train: Split, test: Split, hierarchy: Hierarchy) -> Dataset:
@@ -96,34 +114,84 @@ class Dataset:
         return dataclasses.replace(unscaled, mean=mean, std=std)
 
 
-def load(name: str, *, data_dir: str | Path | None = None) -> Dataset:
+def load(
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    csv: str | Path | None = None,
+    resize: int = 0,
+    cache_dir: str | Path | None = None,
+    progress: bool = False,
+) -> Dataset:
     """Loads a data set by name; nothing is downloaded.
 
     Args:
-      name: "fashion_mnist_mini", the subset inside the package (6,000 + 2,000 images 28 × 28), or
-        "fashion_mnist", the whole (60,000 + 10,000).
-      data_dir: folder of the files of a data set that is not embedded.
+      name: "fashion_mnist_mini", the subset inside the package (6,000 + 2,000 images 28 × 28);
+        "cifar10", "cifar100", "cub200", "cars196" or "fashion_mnist", which
+        `python -m dh2l_jax.data prepare NAME` has prepared; or "folder", your own images.
+      data_dir: of a folder of images, that folder; of a prepared data set, TFDS's data folder
+        (None for its default); of "fashion_mnist", also the folder of its four IDX files.
+      csv: of a folder of images, a file `class,parent[,grandparent]` with their tree.
+      resize: shorter side in pixels; 0 to keep the images' sizes.
+      cache_dir: where decoded images are kept, see `cache.open_cached`.
+      progress: show a bar on a terminal while images are decoded.
 
     Returns:
       The data set with its class tree.
 
     Raises:
-      ValueError: the name is unknown, `data_dir` is missing or superfluous, a file is damaged.
+      ValueError: the name is unknown, an option is missing or superfluous, a file is damaged.
       OSError: a file is missing or cannot be read.
 
     >>> dataset = load("fashion_mnist_mini")
     >>> dataset.train_images.shape, dataset.test_images.shape, dataset.hierarchy
     ((6000, 28, 28, 1), (2000, 28, 28, 1), Hierarchy({2, 6, 10}))
     """
-    if name in _EMBEDDED:
-        if data_dir is not None:
-            raise ValueError(f"{name} is embedded and takes no data_dir, found {str(data_dir)!r}")
-        return _EMBEDDED[name]()
-    if name in _FROM_FOLDER:
-        if data_dir is None:
-            raise ValueError(f"{name} needs data_dir, the folder that holds its files")
-        return _FROM_FOLDER[name](Path(data_dir).expanduser())
-    raise ValueError(unknown_name("data set", name, DATASETS))
+    if name not in DATASETS:
+        raise ValueError(unknown_name("data set", name, DATASETS))
+    if csv is not None and name != "folder":
+        raise ValueError(f"{name} has its own tree and takes no csv, found {str(csv)!r}")
+    folder = None if data_dir is None else Path(data_dir).expanduser()
+    if resize and name.startswith("fashion_mnist"):
+        raise ValueError(f"{name} has images of one size and takes no resize, found {resize}")
+    if name == "fashion_mnist_mini":
+        return _load_mini(folder)
+    if name == "fashion_mnist" and folder and not (folder / name).is_dir():
+        return _load_idx(folder)
+    source = _open_source(name, folder, csv)
+    splits = open_cached(source, cache_dir, resize=resize, progress=progress)
+    return Dataset.from_splits(source.name, splits["train"], splits["test"], source.hierarchy)
+
+
+def subsample(dataset: Dataset, fraction: float, seed: int = 0) -> Dataset:
+    """The same part of the images of every class, at least one, of training and test alike.
+
+    Args:
+      dataset: the whole.
+      fraction: in (0, 1].
+      seed: ≥ 0.
+
+    Returns:
+      A data set whose name says so.
+
+    >>> small = subsample(load("fashion_mnist_mini"), 0.1)
+    >>> len(small.train_labels), len(small.test_labels)
+    (600, 200)
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must lie in (0, 1], found {fraction}")
+
+    def part(images: Images, labels: np.ndarray) -> Split:
+        counts = np.bincount(labels)
+        index = balanced_indices(labels, np.ceil(fraction * counts).astype(int), seed)
+        return take(images, index), labels[index]
+
+    return Dataset.from_splits(
+        f"{dataset.name}/fraction({fraction:g})",
+        part(dataset.train_images, dataset.train_labels),
+        part(dataset.test_images, dataset.test_labels),
+        dataset.hierarchy,
+    )
 
 
 def hold_out(dataset: Dataset, count: int, seed: int) -> Dataset:
@@ -159,22 +227,23 @@ def hold_out(dataset: Dataset, count: int, seed: int) -> Dataset:
     held[balanced_indices(labels, count // classes, seed)] = True
     return Dataset.from_splits(
         f"{dataset.name}/hold_out({count}, seed={seed})",
-        (dataset.train_images[~held], labels[~held]),
-        (dataset.train_images[held], labels[held]),
+        (take(dataset.train_images, ~held), labels[~held]),
+        (take(dataset.train_images, held), labels[held]),
         dataset.hierarchy,
     )
 
 
-def balanced_indices(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
-    """Indices of `per_class` random members of every class that occurs, in ascending order.
+def balanced_indices(labels: np.ndarray, per_class: int | np.ndarray, seed: int) -> np.ndarray:
+    """Indices of random members of every class that occurs, in ascending order.
 
     Args:
       labels: (n,) integers.
-      per_class: at most the size of the smallest class.
+      per_class: how many of each class, one number or one for each label 0, 1, …; at most as many
+        as there are.
       seed: ≥ 0.
 
     Returns:
-      (per_class · classes,) int64.
+      (Σ per_class,) int64.
 
     >>> labels = np.array([1, 0, 0, 1, 1, 0])
     >>> labels[balanced_indices(labels, 2, seed=0)].tolist().count(1)
@@ -182,15 +251,22 @@ def balanced_indices(labels: np.ndarray, per_class: int, seed: int) -> np.ndarra
     """
     # Ranks of raw generator output: NumPy fixes that stream for good, unlike its shuffles.
     order = np.argsort(np.random.PCG64(seed).random_raw(len(labels)), kind="stable")
-    chosen = [order[labels[order] == label][:per_class] for label in np.unique(labels)]
-    short = min(len(members) for members in chosen)
-    if short < per_class:
-        raise ValueError(f"expected {per_class} images of every class, found {short} of one")
+    wanted = np.broadcast_to(per_class, labels.max() + 1)
+    chosen = []
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        if len(members) < wanted[label]:
+            raise ValueError(
+                f"expected {wanted[label]} images of every class, found {len(members)} of one"
+            )
+        chosen.append(members[: wanted[label]])
     return np.sort(np.concatenate(chosen))
 
 
-def _load_mini() -> Dataset:
+def _load_mini(folder: Path | None) -> Dataset:
     name = "fashion_mnist_mini"
+    if folder is not None:
+        raise ValueError(f"{name} is embedded and takes no data_dir, found {str(folder)!r}")
     data = resources.files("dh2l_jax.data").joinpath(f"{name}.npz").read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if digest != MINI_SHA256:
@@ -203,28 +279,51 @@ def _load_mini() -> Dataset:
     return Dataset.from_splits(name, train, test, taxonomy("fashion_mnist"))
 
 
-def _load_fashion_mnist(folder: Path) -> Dataset:
+def _load_idx(folder: Path) -> Dataset:
     tree = taxonomy("fashion_mnist")
     splits = idx.read_folder(folder, num_classes=tree.num_classes)
     return Dataset.from_splits("fashion_mnist", splits["train"], splits["test"], tree)
 
 
-_EMBEDDED: dict[str, Callable[[], Dataset]] = {"fashion_mnist_mini": _load_mini}
-_FROM_FOLDER: dict[str, Callable[[Path], Dataset]] = {"fashion_mnist": _load_fashion_mnist}
-DATASETS = (*_EMBEDDED, *_FROM_FOLDER)
+def _open_source(name: str, folder: Path | None, csv: str | Path | None) -> Source:
+    # Imported late: only these readers need tensorflow_datasets or Pillow.
+    if name == "folder":
+        if folder is None:
+            raise ValueError("folder needs data_dir, the folder that holds the images")
+        from dh2l_jax.data.folders import open_folder
+
+        return open_folder(folder, classes_csv=csv)
+    from dh2l_jax.data.prepare import open_prepared
+
+    return open_prepared(name, folder)
+
+
+def _shape(images: Images) -> tuple[int | None, int | None, int]:
+    if isinstance(images, RaggedImages):
+        return None, None, channels(images)
+    return images.shape[1:]
+
+
+def _read_only(values: Images) -> Images:
+    if isinstance(values, np.ndarray):
+        values = values.view()
+        values.flags.writeable = False
+    return values
 
 
 def _canonical(
-    dataset: Dataset, split: str, images: np.ndarray, labels: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Checks one split and returns its fields: images (n, h, w, c) uint8, labels (n,) int32."""
+    dataset: Dataset, split: str, images: Images, labels: np.ndarray
+) -> dict[str, Images]:
+    """Checks one split and returns its fields: images as documented, labels (n,) int32."""
     what, classes = f"{dataset.name}, {split}", dataset.hierarchy.num_classes
-    images = images[..., None] if images.ndim == 3 else images
-    if images.ndim != 4 or images.dtype != np.uint8 or 0 in images.shape:
-        raise ValueError(
-            f"{what}: expected images (n, h, w, c) of uint8, found {images.shape} of {images.dtype}"
-        )
-    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+    if isinstance(images, np.ndarray):
+        images = images[..., None] if images.ndim == 3 else images
+        if images.ndim != 4 or images.dtype != np.uint8 or 0 in images.shape:
+            raise ValueError(
+                f"{what}: expected images (n, h, w, c) of uint8, found {images.shape} of "
+                f"{images.dtype}"
+            )
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"{what}: expected {len(images)} integer labels, found {labels.shape} of {labels.dtype}"
         )
@@ -235,13 +334,10 @@ def _canonical(
     return {f"{split}_images": images, f"{split}_labels": labels.astype(np.int32)}
 
 
-def _channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _channel_statistics(images: Images) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each channel in units of 0..1, each (c,) float32."""
-    # Exact integer sums, a few images at a time: a float copy of CIFAR's pixels takes a gigabyte.
-    total = np.zeros((2, images.shape[-1]), np.int64)
-    for start in range(0, len(images), 256):
-        pixels = images[start : start + 256].reshape(-1, images.shape[-1]).astype(np.int64)
-        total += pixels.sum(axis=0), (pixels * pixels).sum(axis=0)
-    mean, square = total / (images.size // images.shape[-1]) / np.array([[255.0], [255.0**2]])
+    # Exact, from integer counts; a float copy of CIFAR's pixels would take a gigabyte.
+    counts, values = pixel_counts(images), np.arange(256) / 255.0
+    mean, square = (counts @ values**power / counts.sum(axis=1) for power in (1, 2))
     std = np.sqrt(np.maximum(square - mean**2, 0.0))
     return mean.astype(np.float32), np.where(std > 0, std, 1.0).astype(np.float32)

@@ -1,17 +1,19 @@
 """The input pipeline as pure functions: order, crop and flip, normalisation, evaluation batches.
 
-The training images stay on the device as one uint8 array; a batch is a function of (seed, epoch,
-step) and of the augmentation key, so a resumed run sees what an uninterrupted one would have seen.
+A batch is a function of (seed, epoch, step) and of the run's key, so a resumed run sees what an
+uninterrupted one would have seen. The images stay on the device as one array of pixels where they
+fit (`crop_images`); else the host cuts the same crops (`dh2l_jax.data.streaming`).
 
     order = epoch_order(seed, epoch, size)                       # once an epoch
-    index = take_batch(order, step, batch_size)                  # in the jitted step, and below
-    pixels = random_crop_flip(key, images[index])
-    inputs = normalize(pixels, dataset.mean, dataset.std)
+    plan = training_plan(key, step, order, sizes, ...)           # in the jitted step, and below
+    crops = crop_images(pixels, start[plan.index], sizes[plan.index], plan.crops, crop)
+    inputs = normalize(crops, dataset.mean, dataset.std)
 """
 
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +22,18 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 __all__ = [
+    "Crops",
+    "Plan",
     "batch_indices",
+    "center_crops",
+    "crop_images",
+    "draw_crops",
     "epoch_order",
     "normalize",
     "padded_batches",
     "random_crop_flip",
     "take_batch",
+    "training_plan",
 ]
 
 
@@ -101,13 +109,91 @@ def _num_steps(size: int, batch_size: int) -> int:
     return size // batch_size
 
 
+class Crops(NamedTuple):
+    """Where the crop of each image of a batch lies.
+
+    Attributes:
+      top: (b,) int32, the row of the image that is the crop's first; negative inside the padding.
+      left: (b,) int32, likewise the column.
+      mirrored: (b,) bool, whether the crop is mirrored left–right.
+    """
+
+    top: Array
+    left: Array
+    mirrored: Array
+
+
+def draw_crops(
+    key: Array, size: Array, crop: tuple[int, int], *, pad: int = 0, flip: bool = True
+) -> Crops:
+    """Draws a random place and direction for each image, on its own.
+
+    Args:
+      key: PRNG key.
+      size: (b, 2) int32, height and width of the images, at least crop − 2·pad.
+      crop: height and width of the crops, static.
+      pad: zeros that count as part of the image on each side, ≥ 0.
+      flip: whether to mirror with probability 1/2.
+
+    Returns:
+      The crops; every place inside the padded image is equally likely.
+
+    >>> crops = draw_crops(jax.random.key(0), jnp.array([[256, 300]]), (224, 224))
+    >>> bool((crops.top >= 0).all() & (crops.left <= 300 - 224).all())
+    True
+    """
+    offset_key, flip_key = jax.random.split(key)
+    highest = size + pad + 1 - jnp.asarray(crop)[None]
+    offset = jax.random.randint(offset_key, size.shape, -pad, highest)
+    mirrored = jnp.zeros(size.shape[0], bool)
+    if flip:
+        mirrored = jax.random.bernoulli(flip_key, 0.5, (size.shape[0], 1))[:, 0]
+    return Crops(offset[:, 0], offset[:, 1], mirrored)
+
+
+def center_crops(size: Array, crop: tuple[int, int]) -> Crops:
+    """The crops in the middle, as torchvision's `CenterCrop` places them.
+
+    >>> center_crops(jnp.array([[256, 301]]), (224, 224)).left.tolist()
+    [38]
+    """
+    offset = jnp.round((size - jnp.asarray(crop)[None]) / 2).astype(jnp.int32)
+    return Crops(offset[:, 0], offset[:, 1], jnp.zeros(size.shape[0], bool))
+
+
+def crop_images(
+    pixels: Array, start: Array, size: Array, crops: Crops, crop: tuple[int, int]
+) -> Array:
+    """Cuts the crops out of images that lie one after another in memory.
+
+    Neither the images nor their padding exist as arrays of their own: the place in `pixels` of
+    every pixel of the result is computed, and one gather fetches all of them.
+
+    Args:
+      pixels: (p, c), the pixels of all images, row by row.
+      start: (b,) int, the first pixel of each image.
+      size: (b, 2) int, height and width of each image.
+      crops: where the crops lie; what is outside of the image is 0.
+      crop: height and width of the crops, static.
+
+    Returns:
+      (b, *crop, c) of the dtype of `pixels`.
+
+    >>> pixels, size = jnp.arange(12)[:, None], jnp.array([[3, 4]])
+    >>> crops = Crops(jnp.array([1]), jnp.array([-1]), jnp.array([False]))
+    >>> crop_images(pixels, jnp.array([0]), size, crops, (2, 3))[0, ..., 0].tolist()
+    [[0, 4, 5], [0, 8, 9]]
+    """
+    pixel = _source_pixels(size, crops, crop)
+    pixel = jnp.where(pixel < 0, pixels.shape[0], pixel + start[:, None, None])
+    return pixels.at[pixel].get(mode="fill", fill_value=0)
+
+
 def random_crop_flip(key: Array, images: Array, *, pad: int = 4, flip: bool = True) -> Array:
     """Pads with zeros, crops to the old size at a random place, mirrors at random.
 
     What torchvision's `RandomCrop(size, padding=pad)` and `RandomHorizontalFlip()` do to a tensor
     before `Normalize`: the border is black, not the mean colour. Each image draws its own offsets.
-    Neither the padded images nor the crops exist as arrays: the output pixel's index in the input
-    is computed, and one gather fetches all of them, with 0 where the index lies outside.
 
     Args:
       key: PRNG key.
@@ -125,24 +211,66 @@ def random_crop_flip(key: Array, images: Array, *, pad: int = 4, flip: bool = Tr
     if images.ndim != 4 or pad < 0:
         raise ValueError(f"expected images (b, h, w, c) and pad ≥ 0, found {images.shape}, {pad}")
     b, h, w, c = images.shape
-    row, column = _source_pixels(key, b, h, w, pad, flip)
-    inside = ((row >= 0) & (row < h))[:, :, None] & ((column >= 0) & (column < w))[:, None, :]
-    pixel = jnp.where(inside, row[:, :, None] * w + column[:, None, :], h * w)
+    size = jnp.broadcast_to(jnp.array([h, w]), (b, 2))
+    pixel = _source_pixels(size, draw_crops(key, size, (h, w), pad=pad, flip=flip), (h, w))
+    pixel = jnp.where(pixel < 0, h * w, pixel)
     # vmap keeps the batch a batch dimension of the gather; indices over the whole batch would make
     # a partitioner collect every device's images before the gather.
     take = jax.vmap(lambda image, index: image.at[index].get(mode="fill", fill_value=0))
     return take(images.reshape(b, h * w, c), pixel)
 
 
-def _source_pixels(key: Array, b: int, h: int, w: int, pad: int, flip: bool) -> tuple[Array, Array]:
-    """Row (b, h) and column (b, w) of the input from which each output pixel comes."""
-    offset_key, flip_key = jax.random.split(key)
-    offset = jax.random.randint(offset_key, (b, 2, 1), -pad, pad + 1)
-    column = jnp.broadcast_to(jnp.arange(w), (b, w))
-    if flip:
-        mirrored = jax.random.bernoulli(flip_key, 0.5, (b, 1))
-        column = jnp.where(mirrored, w - 1 - column, column)
-    return jnp.broadcast_to(jnp.arange(h), (b, h)) + offset[:, 0], column + offset[:, 1]
+def _source_pixels(size: Array, crops: Crops, crop: tuple[int, int]) -> Array:
+    """(b, *crop): which pixel of its image each pixel of a crop is; −1 outside of the image."""
+    column = jnp.arange(crop[1])[None, :]
+    column = jnp.where(crops.mirrored[:, None], crop[1] - 1 - column, column) + crops.left[:, None]
+    row = jnp.arange(crop[0])[None, :] + crops.top[:, None]
+    height, width = size[:, :1], size[:, 1:]
+    inside = ((row >= 0) & (row < height))[:, :, None] & ((column >= 0) & (column < width))[:, None]
+    return jnp.where(inside, row[:, :, None] * width[:, :, None] + column[:, None, :], -1)
+
+
+class Plan(NamedTuple):
+    """Which images make a batch, and where their crops lie.
+
+    Attributes:
+      index: (b,) int32.
+      crops: of each of them.
+    """
+
+    index: Array
+    crops: Crops
+
+
+def training_plan(
+    key: Array,
+    step: Array,
+    order: Array,
+    size: Array,
+    *,
+    batch_size: int,
+    crop: tuple[int, int],
+    pad: int,
+    flip: bool,
+) -> Plan:
+    """What step `step` of a run sees: the one definition, for resident and for streamed images.
+
+    Args:
+      key: the key of the run.
+      step: () int, counted from the start of the run.
+      order: (n,) int32, of the step's epoch.
+      size: (n, 2) int32, height and width of all images.
+      batch_size: static.
+      crop: as in `draw_crops`.
+      pad: likewise.
+      flip: likewise.
+
+    Returns:
+      The plan of one batch.
+    """
+    index = take_batch(order, step % _num_steps(order.shape[0], batch_size), batch_size)
+    crops = draw_crops(jax.random.fold_in(key, step), size[index], crop, pad=pad, flip=flip)
+    return Plan(index, crops)
 
 
 def normalize(images: Array, mean: ArrayLike, std: ArrayLike) -> Array:

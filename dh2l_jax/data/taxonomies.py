@@ -1,7 +1,8 @@
 """Published trees of classes, as `Hierarchy` objects whose leaves are in label order.
 
 Each lives in `<name>_hierarchy.json` next to this file, with its source and licence: the names of
-every level in `level1`, `level2`, ... and each node's parent in `level<l>_to_level<l-1>`.
+every level in `level1`, `level2`, ... and each node's parent in `level<l>_to_level<l-1>`. Where the
+parents follow from the names of the classes, `rule` says how and `exceptions` lists the rest.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dh2l_jax.messages import unknown_name
 
 __all__ = ["TAXONOMIES", "taxonomy"]
 
-TAXONOMIES = ("fashion_mnist",)
+TAXONOMIES = ("cars196", "cifar100", "cifar100_five_level", "cub200", "fashion_mnist")
 
 
 def taxonomy(name: str) -> Hierarchy:
@@ -25,7 +26,7 @@ def taxonomy(name: str) -> Hierarchy:
       name: one of `TAXONOMIES`.
 
     Returns:
-      A named `Hierarchy`; leaf i is the class with label i.
+      A named `Hierarchy`; leaf i is the class with label i, by the numbering of the data set.
 
     Raises:
       ValueError: there is no such tree; the message holds the nearest name.
@@ -35,6 +36,8 @@ def taxonomy(name: str) -> Hierarchy:
     Hierarchy({2, 6, 10})
     >>> [tree.names(level)[node] for level, node in enumerate(tree.ancestors()[:, 7], 1)]
     ['Goods', 'Shoes', 'Sneaker']
+    >>> [taxonomy(name) for name in ("cifar100", "cub200", "cars196", "cifar100_five_level")]
+    [Hierarchy({20, 100}), Hierarchy({70, 200}), Hierarchy({9, 196}), Hierarchy({2, 4, 8, 20, 100})]
     """
     if name not in TAXONOMIES:
         raise ValueError(unknown_name("taxonomy", name, TAXONOMIES))

@@ -10,11 +10,24 @@ from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.messages import unknown_name
 from dh2l_jax.models.head import HierarchicalHead, dense_kernel
 from dh2l_jax.models.resnet import CifarResNet
+from dh2l_jax.models.torchvision_resnet import BLOCKS, TorchvisionResNet
 from dh2l_jax.spheres import EPSILON
 
-__all__ = ["MODELS", "CifarResNet", "HierarchicalHead", "create", "dense_kernel"]
+__all__ = [
+    "MODELS",
+    "CifarResNet",
+    "HierarchicalHead",
+    "Network",
+    "TorchvisionResNet",
+    "create",
+    "dense_kernel",
+]
 
-MODELS = ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
+Network = CifarResNet | TorchvisionResNet
+
+_CIFAR = {f"resnet{depth}": depth for depth in (8, 20, 32, 44, 56, 110)}
+_TORCHVISION = {f"resnet{depth}": depth for depth in BLOCKS}
+MODELS = (*_CIFAR, *_TORCHVISION)
 
 
 def create(
@@ -28,14 +41,16 @@ def create(
     epsilon: float = EPSILON,
     logits: str = "relative",
     inner_surfaces: bool = False,
-) -> CifarResNet:
+) -> Network:
     """A network by name, with a hierarchical head on a tree or a plain one on n classes.
 
     Args:
-      name: one of `MODELS`.
+      name: one of `MODELS`: a `TorchvisionResNet` at the depths 18, 34, 50 and 101, else a
+        `CifarResNet`.
       hierarchy: the tree of classes, for a `HierarchicalHead`; or
       num_classes: number of classes, for a plain bias-free Dense head.
-      shortcut: "A" (no parameters) or "B" (1×1 convolution).
+      shortcut: of a `CifarResNet`: "A" (no parameters) or "B" (1×1 convolution). The others have
+        1×1 convolutions and take no choice: leave the default.
       dtype: compute dtype of the convolutions; parameters and logits are float32.
       center: of the hierarchical head: "free", "mean" or "epsilon".
       epsilon: of the hierarchical head.
@@ -67,8 +82,12 @@ def create(
         raise ValueError(
             f"expected one of hierarchy and num_classes, found {hierarchy} and {num_classes}"
         )
-    depth = int(name.removeprefix("resnet"))
-    return CifarResNet(depth, head, shortcut=shortcut, dtype=dtype)
+    if name in _CIFAR:
+        return CifarResNet(_CIFAR[name], head, shortcut=shortcut, dtype=dtype)
+    if shortcut != "A":
+        valid = ", ".join(_CIFAR)
+        raise ValueError(f"{name} takes no shortcut, got {shortcut!r}; networks that do: {valid}")
+    return TorchvisionResNet(_TORCHVISION[name], head, dtype=dtype)
 
 
 def _plain_head(num_classes: int) -> nn.Dense:

@@ -16,7 +16,17 @@ from flax import linen as nn
 from flax.typing import Dtype
 from jax import lax
 
-__all__ = ["CHANNELS", "BasicBlock", "CifarResNet", "Conv", "convolution", "shortcut_a"]
+__all__ = [
+    "CHANNELS",
+    "BasicBlock",
+    "CifarResNet",
+    "Conv",
+    "batch_norm",
+    "check_images",
+    "convolution",
+    "shortcut_a",
+    "shortcut_b",
+]
 
 CHANNELS = (16, 32, 64)
 """Channels of the three stages; the first stage keeps the image's size, the others halve it."""
@@ -32,7 +42,7 @@ def convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """Convolves with explicit symmetric padding (k−1)/2, as torch does.
 
     XLA's "SAME" pads only at the far edge at stride 2, which is another network. Every
-    convolution of this module goes through this function, looked up at call time: replace it to
+    convolution of the networks goes through this function, looked up at call time: replace it to
     compute the gradient in another way.
 
     Args:
@@ -84,11 +94,39 @@ class Conv(nn.Module):
         return convolution(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
 
 
-def _norm(name: str, dtype: Dtype, train: bool) -> nn.BatchNorm:
+def batch_norm(name: str, dtype: Dtype, train: bool) -> nn.BatchNorm:
     """BatchNorm whose statistics are reduced and kept in float32 whatever the compute dtype."""
     return nn.BatchNorm(
         use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name=name
     )
+
+
+def shortcut_b(x: jax.Array, channels: int, stride: int, dtype: Dtype, train: bool) -> jax.Array:
+    """Shortcut with parameters, of the block that calls it: 1×1 convolution and norm.
+
+    Args:
+      x: (batch, height, width, cin).
+      channels: channels of the result.
+      stride: the same in both directions.
+      dtype: compute dtype.
+      train: use and update the batch's statistics.
+
+    Returns:
+      (batch, ⌈height/stride⌉, ⌈width/stride⌉, channels).
+
+    Reference: DH²L, §5 (option B of He et al.).
+    """
+    x = Conv(channels, 1, stride, dtype, name="conv_shortcut")(x)
+    return batch_norm("norm_shortcut", dtype, train)(x)
+
+
+def check_images(images: jax.Array, smallest: int) -> None:
+    """Raises ValueError unless images are (batch, height, width, channels), ≥ smallest²."""
+    if images.ndim != 4 or min(images.shape[1:3]) < smallest:
+        raise ValueError(
+            "images must have shape (batch, height, width, channels) with height and width "
+            f"≥ {smallest}, got {images.shape}"
+        )
 
 
 class Stem(nn.Module):
@@ -100,7 +138,7 @@ class Stem(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps (batch, height, width, cin) to (batch, height, width, 16)."""
         x = Conv(CHANNELS[0], dtype=self.dtype, name="conv")(x)
-        return nn.relu(_norm("norm", self.dtype, train)(x))
+        return nn.relu(batch_norm("norm", self.dtype, train)(x))
 
 
 class BasicBlock(nn.Module):
@@ -121,15 +159,14 @@ class BasicBlock(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps (batch, height, width, cin) to (batch, ⌈height/s⌉, ⌈width/s⌉, channels)."""
         y = Conv(self.channels, stride=self.stride, dtype=self.dtype, name="conv_1")(x)
-        y = nn.relu(_norm("norm_1", self.dtype, train)(y))
+        y = nn.relu(batch_norm("norm_1", self.dtype, train)(y))
         y = Conv(self.channels, dtype=self.dtype, name="conv_2")(y)
-        y = _norm("norm_2", self.dtype, train)(y)
+        y = batch_norm("norm_2", self.dtype, train)(y)
         if self.stride != 1 or x.shape[-1] != self.channels:
             if self.shortcut == "A":
                 x = shortcut_a(x, self.channels, self.stride)
             else:
-                conv = Conv(self.channels, 1, self.stride, self.dtype, name="conv_shortcut")
-                x = _norm("norm_shortcut", self.dtype, train)(conv(x))
+                x = shortcut_b(x, self.channels, self.stride, self.dtype, train)
         return nn.relu(x + y)
 
 
@@ -183,11 +220,7 @@ class CifarResNet(nn.Module):
     @nn.compact
     def features(self, images: jax.Array, train: bool) -> jax.Array:
         """Maps images (batch, height, width, channels), ≥ 8×8, to features (batch, 64), float32."""
-        if images.ndim != 4 or min(images.shape[1:3]) < MIN_IMAGE_SIZE:
-            raise ValueError(
-                "images must have shape (batch, height, width, channels) with height and width "
-                f"≥ {MIN_IMAGE_SIZE}, got {images.shape}"
-            )
+        check_images(images, MIN_IMAGE_SIZE)
         x = Stem(self.dtype, name="stem")(images, train=train)
         for stage, channels in enumerate(CHANNELS, 1):
             for i in range(1, (self.depth - 2) // 6 + 1):

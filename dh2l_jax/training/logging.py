@@ -14,7 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-__all__ = ["Log", "append_json", "print_accuracy", "versions", "write_json"]
+from dh2l_jax.hierarchy import Hierarchy
+
+__all__ = ["Log", "append_json", "print_scores", "versions", "write_json"]
 
 PACKAGES = ("dh2l-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -92,14 +94,28 @@ class Log:
         self.console.print(text, soft_wrap=True, markup=False)
 
 
-def print_accuracy(
-    console: Console, accuracy: list[float], level_names: list[str], images: int, split: str
-) -> None:
-    """A table of the accuracy at every level."""
-    table = Table(title=f"{split} accuracy ({images:,} images)", title_justify="left")
+def print_scores(console: Console, scores: Mapping[str, Any], hierarchy: Hierarchy) -> None:
+    """A table of the accuracy at every level, and one line a kind of other scores."""
+    title = f"{scores['split']} accuracy ({scores['images']:,} images)"
+    table = Table(title=title, title_justify="left")
     table.add_column("level")
     table.add_column("nodes", justify="right")
     table.add_column("accuracy", justify="right")
-    for number, (nodes, value) in enumerate(zip(level_names, accuracy, strict=True), 1):
-        table.add_row(str(number), nodes, f"{100 * value:.2f} %")
+    for level, value in enumerate(scores["accuracy"], 1):
+        table.add_row(str(level), str(hierarchy.size(level)), f"{100 * value:.2f} %")
     console.print(table)
+    if hierarchy.num_levels > 1:
+        for line in _hierarchical_lines(scores):
+            console.print(line, soft_wrap=True, markup=False)
+
+
+def _hierarchical_lines(scores: Mapping[str, Any]) -> list[str]:
+    distances = scores["hierarchical_distance"].items()
+    return [
+        f"mistake severity {scores['mistake_severity']:.3f} (mean height of the lowest common "
+        "ancestor, wrong predictions only)",
+        "hierarchical distance " + ", ".join(f"@{k} {value:.3f}" for k, value in distances),
+        f"hierarchical F1 {100 * scores['hF1']:.2f} %, full-path accuracy "
+        f"{100 * scores['full_path_accuracy']:.2f} %, inconsistent paths "
+        f"{100 * scores['inconsistent_path_ratio']:.2f} %",
+    ]

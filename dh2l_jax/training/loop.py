@@ -1,8 +1,8 @@
-"""A run from config to result: strings become callables here, once."""
+"""A run from start to result: training, and the evaluation of what it saved."""
 
 from __future__ import annotations
 
-import dataclasses
+import csv
 import json
 import shlex
 import time
@@ -11,28 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from rich.console import Console
 
 from dh2l_jax.constraints import constraint_values, satisfaction
-from dh2l_jax.data import datasets
 from dh2l_jax.data.pipeline import epoch_order
-from dh2l_jax.models import CifarResNet, create
 from dh2l_jax.models.head import HierarchicalHead
-from dh2l_jax.training import checkpoint, optim
+from dh2l_jax.training import checkpoint
 from dh2l_jax.training.config import Config, from_dict, to_dict
-from dh2l_jax.training.logging import Log, append_json, print_accuracy, versions, write_json
+from dh2l_jax.training.experiment import Experiment, build
+from dh2l_jax.training.feeding import Feed
+from dh2l_jax.training.logging import Log, append_json, print_scores, versions, write_json
 from dh2l_jax.training.objective import Terms, head_levels, make_objective, make_regularizer
-from dh2l_jax.training.steps import (
-    TrainState,
-    evaluate,
-    init_state,
-    make_eval_step,
-    make_train_step,
-    on_device,
-)
+from dh2l_jax.training.steps import TrainState, evaluate, make_eval_step, make_train_step
 
 __all__ = [
     "Experiment",
@@ -43,82 +34,14 @@ __all__ = [
     "make_workdir",
     "show_next_steps",
     "show_scores",
+    "test",
     "train",
 ]
 
 Evaluator = Callable[[TrainState], dict[str, Any]]
 
-CONFIG, METRICS, RESULT = "config.json", "metrics.jsonl", "result.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """A config with everything that its strings stand for."""
-
-    config: Config
-    dataset: datasets.Dataset
-    model: CifarResNet
-    tx: optax.GradientTransformation
-    schedule: optax.Schedule
-    mesh: jax.sharding.Mesh
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Full batches of an epoch."""
-        return len(self.dataset.train_labels) // self.config.batch_size
-
-    def init(self) -> TrainState:
-        """The state before the first step."""
-        shape = self.dataset.train_images.shape[1:]
-        return init_state(self.model, self.tx, shape, self.config.seed, self.mesh)
-
-
-def build(config: Config) -> Experiment:
-    """Loads the data and makes the model and the optimiser; nothing is written.
-
-    Raises:
-      ValueError: an option is unknown or does not fit the others; the line says which.
-      OSError: a file of the data set cannot be read.
-    """
-    devices = jax.device_count()
-    for name in ("batch_size", "eval_batch_size"):
-        if getattr(config, name) % devices:
-            raise ValueError(
-                f"{name} must be a multiple of the {devices} devices, found {getattr(config, name)}"
-            )
-    dataset = datasets.load(config.data.name, data_dir=config.data.data_dir or None)
-    if config.data.holdout:
-        dataset = datasets.hold_out(dataset, config.data.holdout, config.seed)
-    if config.batch_size > len(dataset.train_labels):
-        raise ValueError(
-            f"batch_size must be at most the {len(dataset.train_labels)} training images, "
-            f"found {config.batch_size}"
-        )
-    model = _model(config, dataset)
-    make_regularizer(model.head, dataset.hierarchy, config.reg)  # names that do not exist end here
-    steps = len(dataset.train_labels) // config.batch_size
-    schedule = optim.learning_rate(config.optim, steps, config.epochs)
-    # Explicit axes, the default of newer JAX, refuse the gather by a sharded index.
-    mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    return Experiment(
-        config, dataset, model, optim.optimizer(config.optim, schedule), schedule, mesh
-    )
-
-
-def _model(config: Config, dataset: datasets.Dataset) -> CifarResNet:
-    options = config.model
-    common = {"shortcut": options.shortcut, "dtype": jnp.dtype(options.dtype)}
-    if options.head == "plain":
-        return create(options.name, num_classes=dataset.hierarchy.num_classes, **common)
-    return create(
-        options.name,
-        hierarchy=dataset.hierarchy,
-        center=options.center,
-        epsilon=options.epsilon,
-        logits=options.logits,
-        inner_surfaces=config.reg.parent_ce_weight > 0,
-        **common,
-    )
+CONFIG, METRICS, RESULT, TEST = "config.json", "metrics.jsonl", "result.json", "test.json"
+CONFUSION = "confusion.csv"
 
 
 def make_workdir(path: Path, config: Config) -> None:
@@ -137,15 +60,24 @@ def make_workdir(path: Path, config: Config) -> None:
 def train(experiment: Experiment, workdir: Path, console: Console) -> dict[str, Any]:
     """Trains, saves the last state, evaluates it, and writes result.json.
 
+    Where images are held out, the state with the highest validation accuracy on the classes (of
+    those evaluated, the earliest) is saved too.
+
     Returns:
       The result: accuracy at every level, every term, parameter count, seconds, versions.
     """
     start = time.perf_counter()
-    scores_of = make_evaluator(experiment)
-    state, losses = _train(experiment, workdir, console, scores_of)
+    train_feed, test_feed = experiment.feeds()
+    scores_of = make_evaluator(experiment, test_feed)
+    state, losses, best = _train(experiment, train_feed, workdir, console, scores_of)
     checkpoint.save(workdir, state)
+    scores = scores_of(state)
+    _write_confusion(workdir, scores)
+    if experiment.split == "validation":
+        best = _keep_better(workdir, state, experiment.config.epochs, scores, best)
     result = {
-        **scores_of(state),
+        **scores,
+        **({"best": best} if best else {}),
         "last_epoch": losses,
         **_final_terms(experiment, state),
         "parameters": sum(p.size for p in jax.tree.leaves(state.params)),
@@ -158,11 +90,52 @@ def train(experiment: Experiment, workdir: Path, console: Console) -> dict[str, 
 
 
 def eval_only(workdir: Path) -> tuple[Experiment, dict[str, Any]]:
-    """Evaluates the saved state of a run again.
+    """Evaluates the last state of a run again, on what it was evaluated on.
 
     Raises:
       ValueError: the folder holds no finished run, or its checkpoint does not fit its config.
     """
+    experiment = build(_read_config(workdir))
+    state = checkpoint.restore(workdir, experiment.init(pretrained=False))
+    return experiment, make_evaluator(experiment)(state)
+
+
+def test(workdir: Path) -> dict[str, Any]:
+    """Evaluates what a run with held-out images saved on the test set, and writes test.json.
+
+    Nothing before this reads the test images; call it once every choice has been made.
+
+    Returns:
+      {"last": scores, "best_on_validation": scores}.
+
+    Raises:
+      ValueError: the folder holds no finished run, or one without held-out images.
+    """
+    config = _read_config(workdir)
+    if not config.data.holdout:
+        raise ValueError(f"{workdir}: expected a run with data.holdout, found one without")
+    experiment = build(config, split="test")
+    scores_of, like = make_evaluator(experiment), experiment.init(pretrained=False)
+    result = {}
+    for name, folder in (("last", checkpoint.LAST), ("best_on_validation", checkpoint.BEST)):
+        result[name] = scores_of(checkpoint.restore(workdir, like, folder))
+        _write_confusion(workdir, result[name], f"test_{name}_{CONFUSION}")
+    write_json(workdir / TEST, result)
+    return result
+
+
+def _write_confusion(workdir: Path, scores: dict[str, Any], name: str = CONFUSION) -> None:
+    """Moves the confusion matrix from the scores to a table: true class by predicted class."""
+    rows, names = scores.pop("confusion", None), scores.pop("confusion_names", None)
+    if rows is None or names is None:
+        return
+    with (workdir / name).open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["", *names])
+        table.writerows([label, *row] for label, row in zip(names, rows, strict=True))
+
+
+def _read_config(workdir: Path) -> Config:
     path = workdir / CONFIG
     if not path.is_file():
         raise ValueError(f"{workdir} holds no run: expected the file {path}")
@@ -170,20 +143,19 @@ def eval_only(workdir: Path) -> tuple[Experiment, dict[str, Any]]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
-    experiment = build(from_dict(values))
-    state = checkpoint.restore(workdir, experiment.init())
-    return experiment, make_evaluator(experiment)(state)
+    return from_dict(values)
 
 
-def make_evaluator(experiment: Experiment) -> Evaluator:
+def make_evaluator(experiment: Experiment, feed: Feed | None = None) -> Evaluator:
     """A function state → scores, on the test images or on those held out for validation."""
-    dataset, config = experiment.dataset, experiment.config
-    name = "validation" if config.data.holdout else "test"
-    split = on_device(dataset.test_images, dataset.test_labels, experiment.mesh)
-    eval_step = make_eval_step(experiment.model, dataset, experiment.mesh)
+    feed = feed or experiment.feeds()[1]
+    eval_step = make_eval_step(experiment.model, experiment.dataset, feed)
+    batch_size = experiment.config.eval_batch_size
+
+    tree = experiment.dataset.hierarchy
 
     def scores_of(state: TrainState) -> dict[str, Any]:
-        return {"split": name, **evaluate(eval_step, state, split, config.eval_batch_size)}
+        return {"split": experiment.split, **evaluate(eval_step, state, feed, tree, batch_size)}
 
     return scores_of
 
@@ -215,31 +187,32 @@ def show_next_steps(workdir: Path, result: dict[str, Any], console: Console) -> 
 
 
 def show_scores(experiment: Experiment, scores: dict[str, Any], console: Console) -> None:
-    """Prints the accuracy at every level."""
-    tree = experiment.dataset.hierarchy
-    sizes = [str(tree.size(level)) for level in range(1, tree.num_levels + 1)]
-    print_accuracy(console, scores["accuracy"], sizes, scores["images"], scores["split"])
+    """Prints the accuracy at every level and the other scores."""
+    print_scores(console, scores, experiment.dataset.hierarchy)
 
 
 def _train(
-    experiment: Experiment, workdir: Path, console: Console, scores_of: Evaluator
-) -> tuple[TrainState, dict[str, float]]:
-    """All epochs; one line of metrics.jsonl each. Returns the state and the last epoch's means."""
+    experiment: Experiment, feed: Feed, workdir: Path, console: Console, scores_of: Evaluator
+) -> tuple[TrainState, dict[str, float], dict[str, Any]]:
+    """All epochs; one line of metrics.jsonl each.
+
+    Returns:
+      The state, the last epoch's means, and the best evaluation before the last epoch.
+    """
     config, dataset = experiment.config, experiment.dataset
-    tree, steps = dataset.hierarchy, experiment.steps_per_epoch
-    objective = make_objective(experiment.model, tree, config.reg)
-    train_step = make_train_step(
-        objective, experiment.tx, dataset, config.data, config.batch_size, experiment.mesh
-    )
-    split = on_device(dataset.train_images, dataset.train_labels, experiment.mesh)
-    state, means = experiment.init(), {}
+    steps = experiment.steps_per_epoch
+    objective = make_objective(experiment.model, dataset.hierarchy, config.reg)
+    train_step = make_train_step(objective, experiment.tx, dataset, feed)
+    state, means, best = experiment.init(), {}, {}
+    # Copied: the state is donated to the first step.
+    key = jax.random.wrap_key_data(state.key.copy())
     with Log(config.epochs * steps, config.batch_size, console=console) as log:
         for epoch in range(1, config.epochs + 1):
             begin = time.perf_counter()
-            order = epoch_order(config.seed, epoch - 1, len(dataset.train_labels))
+            order = epoch_order(config.seed, epoch - 1, len(feed))
             history = []
-            for _ in range(steps):
-                state, terms = train_step(state, split, order)
+            for batch in feed.training(key, order, (epoch - 1) * steps, steps):
+                state, terms = train_step(state, *batch)
                 history.append(terms)
                 # Wait for the step before, never for the one just sent: the device stays busy.
                 jax.block_until_ready(history[max(len(history) - 2, 0)])
@@ -251,10 +224,23 @@ def _train(
                 steps * config.batch_size / (time.perf_counter() - begin), 1
             )
             if config.eval_every and epoch % config.eval_every == 0 and epoch < config.epochs:
-                record |= scores_of(state)
+                scores = scores_of(state)
+                record |= {k: v for k, v in scores.items() if not k.startswith("confusion")}
+                if experiment.split == "validation":
+                    best = _keep_better(workdir, state, epoch, scores, best)
             append_json(workdir / METRICS, record)
             log.epoch(record, config.epochs)
-    return state, means
+    return state, means, best
+
+
+def _keep_better(
+    workdir: Path, state: TrainState, epoch: int, scores: dict[str, Any], best: dict[str, Any]
+) -> dict[str, Any]:
+    """Saves the state if its accuracy on the classes is the highest so far; returns the best."""
+    if best and scores["accuracy"][-1] <= best["accuracy"][-1]:
+        return best
+    checkpoint.save(workdir, state, checkpoint.BEST)
+    return {"epoch": epoch, "accuracy": scores["accuracy"]}
 
 
 def _means(history: list[Terms], batch_size: int) -> dict[str, float]:

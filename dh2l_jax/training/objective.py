@@ -14,7 +14,7 @@ import optax
 
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.metrics import get_metric
-from dh2l_jax.models import CifarResNet
+from dh2l_jax.models import Network
 from dh2l_jax.models.head import HierarchicalHead
 from dh2l_jax.regularizers import classes_present, hierarchical, orthogonality, weight_energy
 from dh2l_jax.spheres import Level, logit_vectors, sphere_levels
@@ -72,7 +72,7 @@ def make_regularizer(
 
 
 def make_objective(
-    model: CifarResNet, hierarchy: Hierarchy, reg: RegConfig
+    model: Network, hierarchy: Hierarchy, reg: RegConfig
 ) -> Callable[..., tuple[jax.Array, tuple[Any, Terms]]]:
     """A function (params, batch_stats, images, labels) → (J, (batch_stats, terms)).
 

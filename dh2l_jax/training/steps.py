@@ -1,38 +1,38 @@
 """The state of a run and its jitted steps: one of training, one of evaluation.
 
-Images stay on the device; a step takes the epoch's order and finds its own batch in it. Under a
-mesh the batch is split over the "data" axis and everything else is replicated, so losses and batch
-statistics are those of the global batch.
+Under a mesh the batch is split over the "data" axis and everything else is replicated, so losses
+and batch statistics are those of the global batch.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dh2l_jax.data.datasets import Dataset
-from dh2l_jax.data.pipeline import normalize, padded_batches, random_crop_flip, take_batch
-from dh2l_jax.evaluation import level_hits
-from dh2l_jax.models import CifarResNet
-from dh2l_jax.training.config import DataConfig
+from dh2l_jax.data.pipeline import normalize
+from dh2l_jax.evaluation import Tally, summarize, tally
+from dh2l_jax.hierarchy import Hierarchy
+from dh2l_jax.models import Network
+from dh2l_jax.training.feeding import Feed
 from dh2l_jax.training.objective import Terms
 
 __all__ = [
-    "Split",
     "TrainState",
     "evaluate",
     "init_state",
     "make_eval_step",
     "make_train_step",
-    "on_device",
 ]
+
+# Classes up to which evaluation counts the confusion matrix, 16 MB.
+MAX_CONFUSION = 2_000
 
 
 @jax.tree_util.register_dataclass
@@ -55,21 +55,8 @@ class TrainState:
     key: jax.Array
 
 
-class Split(NamedTuple):
-    """Images (n, h, w, c) uint8 and labels (n,) int32 on the device."""
-
-    images: jax.Array
-    labels: jax.Array
-
-
-def on_device(images: np.ndarray, labels: np.ndarray, mesh: jax.sharding.Mesh) -> Split:
-    """A split replicated over the mesh."""
-    replicated = NamedSharding(mesh, PartitionSpec())
-    return Split(*jax.device_put((images, labels), replicated))
-
-
 def init_state(
-    model: CifarResNet,
+    model: Network,
     tx: optax.GradientTransformation,
     image_shape: tuple[int, ...],
     seed: int,
@@ -96,25 +83,19 @@ def make_train_step(
     objective: Callable[..., tuple[jax.Array, tuple[Any, Terms]]],
     tx: optax.GradientTransformation,
     dataset: Dataset,
-    data: DataConfig,
-    batch_size: int,
-    mesh: jax.sharding.Mesh,
-) -> Callable[[TrainState, Split, jax.Array], tuple[TrainState, Terms]]:
-    """A jitted function (state, train split, order of the epoch) → (state, terms).
+    feed: Feed,
+) -> Callable[..., tuple[TrainState, Terms]]:
+    """A jitted function (state, *batch of the feed) → (state, terms).
 
     The state is donated: the caller's copy is used up.
     """
-    steps_per_epoch = len(dataset.train_labels) // batch_size
-    split_over_devices = NamedSharding(mesh, PartitionSpec("data"))
 
-    def train_step(state: TrainState, train: Split, order: jax.Array):
-        index = take_batch(order, state.step % steps_per_epoch, batch_size)
-        index = jax.lax.with_sharding_constraint(index, split_over_devices)
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        pixels = random_crop_flip(key, train.images[index], pad=data.pad, flip=data.flip)
+    def train_step(state: TrainState, *batch: Any):
+        key = jax.random.wrap_key_data(state.key)
+        pixels, labels = feed.training_crops(key, state.step, *batch)
         images = normalize(pixels, dataset.mean, dataset.std)
         (_, (batch_stats, terms)), gradients = jax.value_and_grad(objective, has_aux=True)(
-            state.params, state.batch_stats, images, train.labels[index]
+            state.params, state.batch_stats, images, labels
         )
         updates, opt_state = tx.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -123,39 +104,28 @@ def make_train_step(
     return jax.jit(train_step, donate_argnums=0)
 
 
-def make_eval_step(
-    model: CifarResNet, dataset: Dataset, mesh: jax.sharding.Mesh
-) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """A jitted function (state, split, index, where) → (hits of each level, summed loss)."""
-    split_over_devices = NamedSharding(mesh, PartitionSpec("data"))
+def make_eval_step(model: Network, dataset: Dataset, feed: Feed) -> Callable[..., Tally]:
+    """A jitted function (state, tally so far, where, *batch of the feed) → tally."""
+    tree = dataset.hierarchy
+    confusion = tree.num_classes <= MAX_CONFUSION
 
-    def eval_step(state: TrainState, split: Split, index: jax.Array, where: jax.Array):
-        index = jax.lax.with_sharding_constraint(index, split_over_devices)
+    def eval_step(state: TrainState, total: Tally, where: jax.Array, *batch: Any) -> Tally:
+        pixels, labels = feed.evaluation_crops(*batch)
+        images = normalize(pixels, dataset.mean, dataset.std)
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        images = normalize(split.images[index], dataset.mean, dataset.std)
         logits = cast(jax.Array, model.apply(variables, images, train=False))
-        labels = split.labels[index]
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        hits = level_hits(jnp.argmax(logits, axis=-1), labels, dataset.hierarchy, where=where)
-        return hits, jnp.sum(jnp.where(where, losses, 0))
+        return total + tally(logits, labels, tree, where=where, confusion=confusion)
 
-    return jax.jit(eval_step)
+    return jax.jit(eval_step, donate_argnums=1, out_shardings=feed.replicated)
 
 
 def evaluate(
-    eval_step: Callable, state: TrainState, split: Split, batch_size: int
+    eval_step: Callable, state: TrainState, feed: Feed, hierarchy: Hierarchy, batch_size: int
 ) -> dict[str, Any]:
-    """Accuracy at every level, as fractions, and the mean loss; every image counts once.
-
-    Returns:
-      {"accuracy": [level 1, ..., level L], "loss": mean cross-entropy, "images": n}.
-    """
-    size = len(split.labels)
-    results = [
-        eval_step(state, split, index, where)
-        for index, where in zip(*padded_batches(size, batch_size), strict=True)
-    ]
-    hits, losses = zip(*jax.device_get(results), strict=True)
-    total = np.sum(hits, axis=0, dtype=np.int64)
-    loss = float(np.sum(losses, dtype=np.float64)) / size
-    return {"accuracy": (total / size).tolist(), "loss": loss, "images": size}
+    """The scores of `evaluation.summarize`; every image counts once, the host waits once."""
+    zero = Tally.zero(hierarchy, confusion=hierarchy.num_classes <= MAX_CONFUSION)
+    # Placed as every later total is: another placement would compile the step twice.
+    total = jax.device_put(zero, feed.replicated)
+    for batch, where in feed.evaluation(batch_size):
+        total = eval_step(state, total, where, *batch)
+    return summarize(total, hierarchy)

@@ -1,0 +1,114 @@
+"""Reader of the copies that TFDS has prepared: encoded images, labels and the class tree."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from dh2l_jax.data.source import Source
+from dh2l_jax.data.taxonomies import taxonomy
+from dh2l_jax.hierarchy import Hierarchy
+
+__all__ = ["check_copy", "source"]
+
+_SPLITS = ("train", "test")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Examples:
+    """The examples of one split. TFDS's reader may be used from several threads, so may this."""
+
+    records: Any
+    folder: Path
+    split: str
+    num_classes: int
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int, /) -> tuple[bytes, int]:
+        example = self._read(index)
+        label = int(example["label"])
+        if not 0 <= label < self.num_classes:
+            raise ValueError(
+                f"{self._what(index)}: expected a label 0..{self.num_classes - 1}, found {label}"
+            )
+        return bytes(example["image"]), label
+
+    def describe(self, index: int) -> str:
+        example = self._read(index)
+        name = bytes(example.get("image/filename", example.get("id", b""))).decode()
+        return self._what(index) + (f" ({name})" if name else "")
+
+    def _what(self, index: int) -> str:
+        return f"{self.folder}: {self.split} example {index}"
+
+    def _read(self, index: int) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(f"expected an index 0..{len(self) - 1}, found {index}")
+        try:
+            return self.records[index]
+        except Exception as error:  # Of whatever array_record and protobuf find damaged.
+            raise ValueError(
+                f"{self._what(index)}: the prepared copy is damaged, remove that folder and "
+                f"prepare again: {' '.join(str(error).split())}"
+            ) from error
+
+
+def check_copy(builder: Any) -> None:
+    """Refuses a prepared copy that is not whole, or not in a format with random access."""
+    folder = Path(builder.data_dir)
+    again = "remove that folder and prepare again"
+    if not builder.is_prepared() or not set(_SPLITS) <= builder.info.splits.keys():
+        raise ValueError(f"{folder}: the prepared copy is not whole: {again}")
+    found = builder.info.file_format.value
+    if found != "array_record":
+        raise ValueError(f"{folder}: expected array_record files, found {found}: {again}")
+    files = [Path(file) for split in _SPLITS for file in builder.info.splits[split].filepaths]
+    if lacking := [file.name for file in files if not file.is_file()]:
+        raise ValueError(f"{folder}: {lacking[0]} is missing: {again}")
+
+
+def source(name: str, builder: Any) -> Source:
+    """The prepared copy behind a builder, as `prepare.open_prepared` returns it."""
+    check_copy(builder)
+    folder, features = Path(builder.data_dir), builder.info.features
+    tree = _tree(name, features["label"], folder)
+    skip = {
+        key: tfds.decode.SkipDecoding()
+        for key, feature in features.items()
+        if isinstance(feature, tfds.features.Image)
+    }
+    train, test = (
+        _Examples(builder.as_data_source(split, decoders=skip), folder, split, tree.num_classes)
+        for split in _SPLITS
+    )
+    channels = features["image"].shape[-1]
+    return Source(name, _fingerprint(folder, tree), tree, train, test, channels)
+
+
+def _tree(name: str, label: Any, folder: Path) -> Hierarchy:
+    """The class tree, whose leaves must be the labels of the copy."""
+    if name == "cifar10":
+        return Hierarchy.flat(label.num_classes, names=label.names)
+    tree = taxonomy(name)
+    leaves = tree.names(tree.num_levels)
+    # TFDS stores no names of the labels of CUB, which the builder compares itself.
+    found = leaves if name == "cub200" else tuple(label.names)
+    if label.num_classes != len(leaves) or found != leaves:
+        raise ValueError(
+            f"{folder}: expected the {len(leaves)} classes of the tree of {name} in its order, "
+            f"found {label.num_classes} or other names"
+        )
+    return tree
+
+
+def _fingerprint(folder: Path, tree: Hierarchy) -> str:
+    """Changes with the files of the copy (their sizes and times are compared) and with the tree."""
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(repr((stats, tree.parent_table, tree.node_names)).encode()).hexdigest()

@@ -1,0 +1,235 @@
+"""Prepares data sets through TFDS, once, and reads the prepared copies; TensorFlow is not needed.
+
+python -m dh2l_jax.data prepare NAME [--data-dir DIR] [--manual-dir DIR]
+
+    prepare("cifar100")                        # downloads, checks, writes array_record files
+    source = open_prepared("cifar100")         # encoded images, labels and the class tree
+
+A prepared copy is TFDS's own: `tfds.data_source("cifar100")` reads it as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dh2l_jax.data.source import Source
+from dh2l_jax.messages import unknown_name
+
+__all__ = ["PREPARED", "main", "open_prepared", "prepare"]
+
+PREPARED = ("cifar10", "cifar100", "cub200", "cars196", "fashion_mnist")
+
+_ALIASES = {"caltech_birds2011": "cub200"}
+_PACKAGES = {"array_record": "array-record", "PIL": "pillow", "scipy": "scipy"}
+
+
+def prepare(
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    manual_dir: str | Path | None = None,
+    progress: bool = True,
+) -> Path:
+    """Prepares a data set, unless that was done before.
+
+    Every image is decoded once on the way. After an error nothing half-written is left.
+
+    Args:
+      name: one of `PREPARED`, or TFDS's own name.
+      data_dir: TFDS's folder of prepared data sets; None for its default, `$TFDS_DATA_DIR` or
+        `~/tensorflow_datasets`.
+      manual_dir: folder of original files fetched by other means; None for `downloads/manual` in
+        `data_dir`. It is only read.
+      progress: show bars, if stderr is a terminal.
+
+    Returns:
+      The folder of the prepared copy.
+
+    Raises:
+      ValueError: an original file is not what it should be, or the name is unknown.
+      OSError: a file cannot be fetched, read or written; the message says what to fetch and where
+        to put it.
+      ImportError: a package is missing.
+    """
+    from dh2l_jax.data import builders_read
+
+    name = _our_name(name)
+    builder = _builder(name, data_dir)
+    folder = Path(builder.data_dir)
+    if folder.exists():
+        builders_read.check_copy(builder)
+        return folder
+    _check_packages()
+    root = Path(builder.data_dir_root)
+    downloads = root / "downloads"
+    manual = Path(manual_dir).expanduser() if manual_dir is not None else downloads / "manual"
+    if manual_dir is not None and not manual.is_dir():
+        raise ValueError(f"expected a folder as manual_dir, found {manual}")
+    missing = _find_originals(name, builder, downloads, manual)
+    made = [downloads / builder.name, downloads / "extracted", downloads, folder.parent, root]
+    with _nothing_left_behind(downloads / builder.name, made):
+        _download_and_prepare(builder, manual, missing, progress=progress and sys.stderr.isatty())
+    return folder
+
+
+def open_prepared(name: str, data_dir: str | Path | None = None) -> Source:
+    """The prepared copy of a data set.
+
+    Args:
+      name: one of `PREPARED`, or TFDS's own name.
+      data_dir: as for `prepare`.
+
+    Returns:
+      Its examples, not decoded, in TFDS's order, and its class tree: `taxonomy(name)`, or a flat
+      one for CIFAR-10. Labels are leaves of the tree. Splits can be read from several threads.
+
+    Raises:
+      ValueError: there is no such copy, with the command that prepares it; or it is damaged.
+    """
+    from dh2l_jax.data import builders_read
+
+    name = _our_name(name)
+    builder = _builder(name, data_dir)
+    if not Path(builder.data_dir).exists():
+        raise ValueError(
+            f"{name} is not prepared in {builder.data_dir_root}: run python -m dh2l_jax.data "
+            f"prepare {name} --data-dir {builder.data_dir_root}"
+        )
+    return builders_read.source(name, builder)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; 0 if all went well, 2 for bad input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dh2l_jax.data prepare",
+        description="Prepares a data set through TFDS, without TensorFlow.",
+    )
+    parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(PREPARED)}")
+    parser.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help="where to write (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)",
+    )
+    parser.add_argument(
+        "--manual-dir",
+        metavar="DIR",
+        help="original files fetched by other means (default: downloads/manual in --data-dir)",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        name = _our_name(options.name)
+        state = "already prepared" if _is_there(name, options.data_dir) else "prepared"
+        folder = prepare(name, data_dir=options.data_dir, manual_dir=options.manual_dir)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"{parser.prog}: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    print(f"{name}: {state} in {folder}")
+    return 0
+
+
+def _our_name(name: str) -> str:
+    name = _ALIASES.get(name, name)
+    if name not in PREPARED:
+        raise ValueError(unknown_name("data set", name, PREPARED))
+    return name
+
+
+def _builder(name: str, data_dir: str | Path | None) -> Any:
+    from dh2l_jax.data.builders import BUILDERS
+
+    folder = None if data_dir is None else str(Path(data_dir).expanduser().absolute())
+    try:
+        return BUILDERS[name](data_dir=folder)
+    except Exception as error:  # Of whatever TFDS finds in a damaged copy.
+        where = Path(folder or "") / BUILDERS[name].name
+        raise ValueError(
+            f"{where}: the prepared copy is damaged, remove it and prepare again: {error}"
+        ) from error
+
+
+def _is_there(name: str, data_dir: str | Path | None) -> bool:
+    return Path(_builder(name, data_dir).data_dir).exists()
+
+
+def _check_packages() -> None:
+    lacking = [p for module, p in _PACKAGES.items() if importlib.util.find_spec(module) is None]
+    if lacking:
+        raise ImportError(
+            f"preparing needs {', '.join(lacking)}, which is not installed: "
+            "pip install 'dh2l_jax[data]'"
+        )
+
+
+def _find_originals(name: str, builder: Any, downloads: Path, manual: Path) -> dict:
+    """The originals that have to be downloaded; an error if one is damaged or out of reach."""
+    from dh2l_jax.data import builders_cars, builders_files
+
+    infos = builder.url_infos
+    missing = builders_files.missing(builder.name, infos, downloads, manual)
+    if name == "cars196" and missing:
+        builder.folder, lacking = builders_cars.find_folder(manual)
+        if lacking:
+            raise FileNotFoundError(
+                f"Stanford has not served Cars196 since 2023: put into {manual} either the folders "
+                f"that torchvision's StanfordCars reads (missing in {builder.folder}: "
+                f"{', '.join(lacking)}), or the original archives (missing: "
+                f"{builders_files.listing(missing)})"
+            )
+        return {}
+    builders_files.check_sizes(infos, manual)
+    if missing and (reason := builders_files.unreachable(missing)):
+        raise ConnectionError(f"{reason}; {builders_files.how_to_get(missing, manual)}")
+    return missing
+
+
+def _download_and_prepare(builder: Any, manual: Path, missing: dict, *, progress: bool) -> None:
+    import requests
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+    from tensorflow_datasets.core.download.util import DownloadError
+
+    from dh2l_jax.data import builders_files
+    from dh2l_jax.data.builders_shuffle import tfds_without_tensorflow
+
+    try:
+        # TFDS prints what it is about to do, with sizes that it does not know.
+        with tfds_without_tensorflow(progress=progress), contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare(
+                download_config=tfds.download.DownloadConfig(manual_dir=manual),
+                file_format="array_record",
+            )
+    except NonMatchingChecksumError as error:
+        found = " ".join(line.lstrip("* ") for line in str(error).splitlines()[:3])
+        raise ValueError(f"{found}: fetch the file again") from error
+    except (DownloadError, requests.RequestException) as error:
+        raise ConnectionError(
+            f"{_one_line(error)}; {builders_files.how_to_get(missing, manual)}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _nothing_left_behind(downloads: Path, folders: list[Path]) -> Iterator[None]:
+    """After an error, removes unfinished downloads, and of `folders` what is new and empty."""
+    new = [folder for folder in folders if not folder.exists()]
+    before = set(downloads.glob("*.tmp.*"))
+    try:
+        yield
+    except BaseException:
+        for folder in set(downloads.glob("*.tmp.*")) - before:
+            shutil.rmtree(folder, ignore_errors=True)
+        for folder in new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

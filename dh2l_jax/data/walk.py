@@ -1,0 +1,216 @@
+"""The folders below a folder, with the names, sizes and times of the images in them.
+
+Hidden files and what operating systems leave behind are skipped. Links are followed, but no folder
+is read twice: there is no going round, and no image in two places. What is odd goes into `Notes`.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import os
+import stat
+import unicodedata
+from pathlib import Path, PurePath
+
+__all__ = [
+    "SUFFIXES",
+    "Finding",
+    "Folder",
+    "Notes",
+    "composed",
+    "one_line",
+    "shown",
+    "split_folders",
+    "walk",
+]
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+
+_TEST_NAMES = ("test", "val", "valid", "validation")
+_Entry = os.DirEntry[str]
+_LEFT_BEHIND = {"__macosx", "thumbs.db", "desktop.ini"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """A kind of problem or remark, and all that it was found at.
+
+    Attributes:
+      what: the kind, such as "classes without training images".
+      where: the files, folders or classes, in order.
+    """
+
+    what: str
+    where: tuple[str, ...]
+
+
+class Notes:
+    """Collects findings, and which folders have been read."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.problems: dict[str, list[str]] = {}
+        self.remarks: dict[str, list[str]] = {}
+        self.seen: dict[tuple[int, int], str] = {}
+
+    def problem(self, what: str, where: str) -> None:
+        """Notes why the folder cannot be used."""
+        self.problems.setdefault(what, []).append(one_line(where))
+
+    def remark(self, what: str, where: str) -> None:
+        """Notes what a user may not have meant."""
+        self.remarks.setdefault(what, []).append(one_line(where))
+
+    @staticmethod
+    def findings(notes: dict[str, list[str]]) -> tuple[Finding, ...]:
+        """The problems or remarks, by kind."""
+        return tuple(Finding(what, tuple(where)) for what, where in notes.items())
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """A folder that has been read.
+
+    Attributes:
+      split: "train" or "test".
+      parts: the folders from the split's downwards to this one, as `composed` names: a Mac writes
+        them decomposed, a CSV file does not.
+      path: where it is.
+      images: names of the images, sorted by code point.
+      is_inner: it holds folders.
+      digest: of the images' names, sizes and times.
+    """
+
+    split: str
+    parts: tuple[str, ...]
+    path: Path
+    images: tuple[str, ...]
+    is_inner: bool
+    digest: bytes
+
+
+def split_folders(notes: Notes) -> dict[str, Path]:
+    """{"train": folder, "test": folder}; {"train": folder} where there is no test.
+
+    The folder of training images is `train`, else the root; a class may be called "train" too, so
+    that name counts only beside a test or above folders.
+    """
+    folders = [Path(entry.path) for entry in _visible(notes.root) if _is_folder(entry)]
+    by_name = {folder.name.lower(): folder for folder in reversed(folders)}
+    train = by_name.get("train")
+    test = next((by_name[name] for name in _TEST_NAMES if name in by_name), None)
+    if train is None or not (test or any(map(_is_folder, _visible(train)))):
+        return {"train": notes.root}
+    tops = {"train": train, "test": test} if test else {"train": train}
+    for folder in folders:
+        if folder not in tops.values():
+            notes.remark("folders beside those of the splits, not read", shown(folder, notes.root))
+    return tops
+
+
+def walk(split: str, top: Path, notes: Notes) -> list[Folder]:
+    """All folders from `top` downwards, parents first; those behind links last."""
+    folders: list[Folder] = []
+    others: dict[str, list[str]] = collections.defaultdict(list)
+    waiting: list[tuple[Path, tuple[str, ...]]] = [(top, ())]
+    while waiting:
+        path, parts = waiting.pop()
+        inner, images, rest = _sort(_enter(path, notes))
+        names, digest = _stat(images, notes)
+        folders.append(Folder(split, parts, path, names, bool(inner), digest))
+        for entry in reversed(inner):
+            # Links wait until all else has been read, so that a folder goes by its own name.
+            place = 0 if entry.is_symlink() else len(waiting)
+            waiting.insert(place, (Path(entry.path), (*parts, composed(entry.name))))
+        if parts:  # a README or a CSV file beside the classes is in its place
+            for entry in rest:
+                others[PurePath(entry.name).suffix.lower()].append(entry.path)
+    for suffix, paths in sorted(others.items()):
+        first = shown(Path(paths[0]), notes.root)
+        where = f"{suffix or 'without suffix'}: {len(paths)}, the first is {first}"
+        notes.remark("files with other suffixes, not read", where)
+    return folders
+
+
+def shown(path: Path, root: Path) -> str:
+    """A path below the root as messages show it."""
+    return one_line(path.relative_to(root).as_posix())
+
+
+def one_line(text: str) -> str:
+    r"""The text as messages show it, so that no name can break a line or steer a terminal.
+
+    >>> one_line("Möwe 1"), one_line("two\nlines")
+    ('Möwe 1', "'two\\nlines'")
+    """
+    return text if text.isprintable() else repr(text)
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's composed form; bytes that are not UTF-8 become "�"."""
+    if name.isascii():
+        return name
+    return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "replace"))
+
+
+def _enter(path: Path, notes: Notes) -> list[_Entry]:
+    """The entries of a folder that is read for the first time; none if it cannot be read."""
+    name = shown(path, notes.root)
+    try:
+        status, entries = path.stat(), _visible(path)
+    except OSError as error:
+        notes.problem("folders that cannot be read", f"{name}: {error.strerror}")
+        return []
+    identity = (status.st_dev, status.st_ino)
+    if identity in notes.seen:
+        notes.problem("folders that a link leads to again", f"{name} is {notes.seen[identity]}")
+        return []
+    notes.seen[identity] = name
+    return entries
+
+
+def _visible(path: Path) -> list[_Entry]:
+    with os.scandir(path) as entries:
+        kept = [
+            entry
+            for entry in entries
+            if not entry.name.startswith(".") and entry.name.lower() not in _LEFT_BEHIND
+        ]
+    return sorted(kept, key=lambda entry: entry.name)
+
+
+def _sort(entries: list[_Entry]) -> tuple[list[_Entry], list[_Entry], list[_Entry]]:
+    """Folders, images by their suffix, and the rest."""
+    folders, images, rest = [], [], []
+    for entry in entries:
+        if _is_folder(entry):
+            folders.append(entry)
+        else:
+            (images if entry.name.lower().endswith(SUFFIXES) else rest).append(entry)
+    return folders, images, rest
+
+
+def _is_folder(entry: _Entry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _stat(images: list[_Entry], notes: Notes) -> tuple[tuple[str, ...], bytes]:
+    """The names of those that are files, and a digest of their names, sizes and times."""
+    names, lines = [], []
+    for entry in images:
+        try:
+            status = entry.stat()
+        except OSError:
+            notes.problem("images that are links to nothing", shown(Path(entry.path), notes.root))
+            continue
+        if not stat.S_ISREG(status.st_mode):  # to open a pipe would be to wait for ever
+            notes.problem("images that are no files", shown(Path(entry.path), notes.root))
+            continue
+        names.append(entry.name)
+        lines.append(f"{entry.name}/{status.st_size}/{status.st_mtime_ns}\n")
+    return tuple(names), hashlib.sha256(os.fsencode("".join(lines))).digest()

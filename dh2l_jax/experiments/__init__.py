@@ -1,0 +1,1 @@
+"""The tables of the paper, from their cells to Markdown, CSV and PNG."""

@@ -1,0 +1,143 @@
+"""A table being made: what is to be trained, what is known already, and the three reports."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+
+from dh2l_jax.experiments import plot, records, report
+from dh2l_jax.experiments.report import Protocol
+from dh2l_jax.experiments.runner import Runner, Settled
+from dh2l_jax.experiments.settings import Setting
+from dh2l_jax.experiments.summary import summarize
+from dh2l_jax.experiments.tables import Table, count_runs
+
+__all__ = ["Job", "Progress"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A table being made.
+
+    Attributes:
+      table: all of it.
+      wanted: the settings to train.
+      runner: trains them.
+      protocol: how.
+      path: of the reports, without a suffix.
+      settled: what is known of each setting of the table.
+    """
+
+    table: Table
+    wanted: tuple[Setting, ...]
+    runner: Runner
+    protocol: Protocol
+    path: Path
+    settled: dict[Setting, Settled]
+
+    def show(self) -> None:
+        """Prints the plan."""
+        seeds, done = len(self.protocol.seeds), 0
+        print(f"{report.title(self.table, self.protocol)}: {len(self.table.cells)} cells")
+        for setting in self.wanted:
+            finished = self.settled[setting].finished
+            done += finished
+            weights = ", ".join(str(weights) for weights in setting.candidates if any(weights))
+            print(
+                f"  {finished:>2} of {count_runs([setting], seeds):>2} runs done: {setting}"
+                + (f"; candidates {weights}" if weights else "")
+            )
+        total = count_runs(self.wanted, seeds)
+        print(f"{total} runs, {done} done; reports in {self.path}.md, .csv, .png")
+
+    def check(self) -> None:
+        """Raises what would stop runs before their first step, once for each network."""
+        left = [setting for setting in self.wanted if not self.settled[setting].complete]
+        for setting in {setting.model: setting for setting in left}.values():
+            self.runner.check(setting)
+
+    def run(self) -> int:
+        """Trains setting by setting; the report grows with each.
+
+        Returns:
+          0, or 1 if a run failed, or 130 if interrupted.
+        """
+        interrupted = False
+        try:
+            for setting in self.wanted:
+                self.settled[setting] = self.runner.settle(setting)
+                self._write_texts()
+        except KeyboardInterrupt:
+            interrupted = True
+        self._write_texts()
+        self._draw()
+        print(f"results in {self.path}.md and .csv")
+        if interrupted:
+            print("interrupted: the same command goes on where it stopped", file=sys.stderr)
+            return 130
+        failures = sum(len(self.settled[setting].failures) for setting in self.wanted)
+        if failures:
+            print(f"{failures} runs failed: {self.path}.md says why", file=sys.stderr)
+        return 1 if failures else 0
+
+    def _shown(self) -> Table:
+        """The rows that were asked for, and others that have been run before."""
+        cells = self.table.cells
+        return self.table.only(
+            cell.row
+            for cell in cells
+            if cell.setting in self.wanted or self.settled[cell.setting].finished
+        )
+
+    def _write_texts(self) -> None:
+        table = self._shown()
+        summaries = summarize(table, self.settled)
+        texts = {
+            ".md": report.markdown(table, summaries, self.protocol),
+            ".csv": records.csv_text(table, summaries),
+        }
+        for suffix, text in texts.items():
+            _with_suffix(self.path, suffix).write_text(text, encoding="utf-8")
+
+    def _draw(self) -> None:
+        table, path = self._shown(), _with_suffix(self.path, ".png")
+        try:
+            plot.draw(
+                table, summarize(table, self.settled), report.title(table, self.protocol), path
+            )
+        except ImportError as error:
+            print(f"{path} is not drawn: {error}", file=sys.stderr)
+
+
+def _with_suffix(path: Path, suffix: str) -> Path:
+    """Appended: `Path.with_suffix` would cut "budget0.1"."""
+    return path.with_name(path.name + suffix)
+
+
+class Progress:
+    """Numbers the lines of trained runs and estimates the time that is left.
+
+    Attributes:
+      done: runs that were done before the first line.
+    """
+
+    def __init__(self, total: int):
+        """Of so many runs."""
+        self.done, self._total, self._trained = 0, total, 0
+        self._start = time.perf_counter()
+
+    def tell(self, line: str) -> None:
+        """Prints the line of one more run."""
+        self._trained += 1
+        number = min(self.done + self._trained, self._total)
+        pace = (time.perf_counter() - self._start) / self._trained
+        left = _duration(pace * (self._total - number))
+        print(f"[{number}/{self._total}] {line}; {left} left", flush=True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 3600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

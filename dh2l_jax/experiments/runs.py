@@ -1,0 +1,142 @@
+"""One run of a table: its name, and what its folder says about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dh2l_jax.experiments.settings import Setting, Weights
+from dh2l_jax.training.config import Config, from_dict, to_dict
+
+__all__ = ["Outcome", "Run", "check_result", "check_test", "read"]
+
+# Of a run's folder, as training.loop writes them.
+CONFIG, RESULT, TEST = "config.json", "result.json", "test.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A setting with weights and a seed; its config identifies it.
+
+    Attributes:
+      setting: of the cells that it belongs to.
+      weights: λ_e and λ_l.
+      seed: also in the config.
+      config: all of it.
+    """
+
+    setting: Setting
+    weights: Weights
+    seed: int
+    config: Config
+
+    @functools.cached_property
+    def name(self) -> str:
+        """Name of its folder: readable, and unique by a hash of the config."""
+        setting, weights = self.setting, self.weights
+        parts = [setting.data, *str(setting).split()]
+        parts += [f"e{weights.lambda_e:g}"] if weights.lambda_e else []
+        parts += [f"l{weights.lambda_l:g}"] if weights.lambda_l else []
+        text = json.dumps(identity(self.config), sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        return "-".join([*parts, f"s{self.seed}", digest])
+
+    def __str__(self) -> str:
+        weights = [str(self.weights)] if any(self.weights) else []
+        return ", ".join([str(self.setting), *weights, f"seed {self.seed}"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What is known of a run; neither `result` nor `reason` means that it has not been run.
+
+    Attributes:
+      run: which.
+      result: of result.json; scores of the validation split.
+      test: of test.json; only the chosen weights have it.
+      reason: why the run failed; empty if it did not.
+    """
+
+    run: Run
+    result: Mapping[str, Any] | None = None
+    test: Mapping[str, Any] | None = None
+    reason: str = ""
+
+    @property
+    def validation(self) -> float | None:
+        """Accuracy on the classes of the validation images, after the last epoch; a fraction."""
+        return self.result["accuracy"][-1] if self.result else None
+
+    def test_accuracy(self, state: str) -> float | None:
+        """Accuracy on the classes of the test images of "last" or "best_on_validation"."""
+        return self.test[state]["accuracy"][-1] if self.test else None
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """The values that make a run what it is: all but where files lie and how images are kept."""
+    values = to_dict(config)
+    for place in ("data_dir", "cache_dir", "device_gb"):
+        del values["data"][place]
+    values["model"]["pretrained"] = Path(config.model.pretrained).name
+    return values
+
+
+def read(folder: Path, run: Run) -> Outcome:
+    """The outcome that a folder of runs holds; without a result if it is not finished."""
+    workdir = folder / run.name
+    try:
+        config = from_dict(json.loads((workdir / CONFIG).read_text("utf-8")))
+        result = check_result(json.loads((workdir / RESULT).read_text("utf-8")))
+    except (OSError, ValueError):
+        return Outcome(run)
+    if identity(config) != identity(run.config):
+        return Outcome(run)
+    try:
+        test = check_test(json.loads((workdir / TEST).read_text("utf-8")))
+    except (OSError, ValueError):
+        test = None
+    return Outcome(run, result, test)
+
+
+def check_result(values: Any) -> Mapping[str, Any]:
+    """The scores of a finished run.
+
+    Raises:
+      ValueError: they are not what a run on a validation split writes, or not finite.
+    """
+    _check_scores(values, "the result")
+    if values.get("split") != "validation":
+        raise ValueError(f"expected scores of the validation split, found {values.get('split')!r}")
+    _check_scores(values.get("best"), "the result's best epoch")
+    return values
+
+
+def check_test(values: Any) -> Mapping[str, Any]:
+    """The test scores of the last state and of the best on validation.
+
+    Raises:
+      ValueError: one of them is missing or not finite.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"expected test scores, found {values!r}")
+    for state in ("last", "best_on_validation"):
+        scores = _check_scores(values.get(state), f"the test scores of {state}")
+        images = scores.get("images")
+        if not isinstance(images, int) or images < 1:
+            raise ValueError(f"expected a number of test images, found {images!r}")
+    return values
+
+
+def _check_scores(values: Any, what: str) -> Mapping[str, Any]:
+    accuracy = values.get("accuracy") if isinstance(values, Mapping) else None
+    if not isinstance(accuracy, list) or not accuracy:
+        raise ValueError(f"expected a list of accuracies in {what}, found {accuracy!r}")
+    for value in accuracy:
+        if not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise ValueError(f"expected accuracies in [0, 1] in {what}, found {value!r}")
+    return values

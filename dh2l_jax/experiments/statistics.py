@@ -1,0 +1,68 @@
+"""The statistics of a table: mean and deviation over seeds, the paired test, Holm's correction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy import stats
+
+__all__ = ["binomial_error", "holm", "mean_and_deviation", "paired_p"]
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation (ddof = 1); of one value there is no deviation.
+
+    >>> mean_and_deviation([1.0, 3.0])
+    (2.0, 1.4142135623730951)
+    """
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return float(np.mean(values)), deviation
+
+
+def paired_p(ours: Mapping[int, float], baseline: Mapping[int, float]) -> float | None:
+    """Two-sided p of the paired t-test over the seeds that both have.
+
+    Args:
+      ours: seed → accuracy.
+      baseline: likewise.
+
+    Returns:
+      None with fewer than two common seeds, or where all differences are equal: t has no value.
+
+    >>> paired_p({0: 1.0, 1: 2.0, 2: 3.0}, {0: 0.0, 1: 0.0, 2: 0.0})
+    0.07417990022744853
+    """
+    seeds = sorted(ours.keys() & baseline.keys())
+    differences = [ours[seed] - baseline[seed] for seed in seeds]
+    # Accuracies are multiples of 1/images; what differs by less differs by rounding alone.
+    if len(seeds) < 2 or np.ptp(differences) < 1e-9:
+        return None
+    test = stats.ttest_rel([ours[seed] for seed in seeds], [baseline[seed] for seed in seeds])
+    return float(test.pvalue)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction of a family of tests, in the order given.
+
+    p_(i) sorted upwards becomes max over j ≤ i of min(1, (m − j + 1)·p_(j)).
+
+    >>> [round(p, 3) for p in holm([0.04, 0.01, 0.03])]
+    [0.06, 0.03, 0.06]
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        corrected[i] = largest
+    return corrected
+
+
+def binomial_error(accuracy: float, images: int) -> float:
+    """Standard error of one accuracy from the finite test set, a fraction like the accuracy.
+
+    >>> round(binomial_error(0.68, 10_000), 5)
+    0.00466
+    """
+    return math.sqrt(accuracy * (1 - accuracy) / images)

@@ -1,0 +1,245 @@
+"""Weights from and for torchvision: its names and layouts ↔ the variables of `TorchvisionResNet`.
+
+torch keeps a convolution kernel as (cout, cin, kh, kw) and a dense one as (out, in); JAX as
+(kh, kw, cin, cout) and (in, out).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dh2l_jax.hierarchy import Hierarchy
+from dh2l_jax.models.head import dense_kernel
+from dh2l_jax.models.pth import read_state_dict
+from dh2l_jax.models.pth_pickle import quote
+from dh2l_jax.models.torchvision_resnet import BLOCKS, FIRST_BOTTLENECK
+
+__all__ = ["export_safetensors", "load_pretrained", "load_state_dict", "torchvision_state_dict"]
+
+_LAYER = re.compile(
+    r"(?:params|batch_stats)/(?:stem|block_(?P<stage>\d+)_(?P<block>\d+))"
+    r"/(?P<kind>conv|norm)(?:_(?P<number>\d+|shortcut))?/(?P<leaf>\w+)"
+)
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+# Not ours: the classifier of ImageNet, and a counter that torch's default momentum does not use.
+_DROPPED = re.compile(r"fc\.(weight|bias)|.*\.num_batches_tracked")
+_MAX_NAMES = 10  # named of each kind in an error
+
+
+def load_pretrained(path: str | Path, variables: Any) -> Any:
+    """The variables with the weights and statistics of a `.pth` file of torchvision.
+
+    The head stays as it is; the file's 1000-class "fc" is not used.
+
+    Args:
+      path: see `dh2l_jax.models.pth.read_state_dict`; the checksum in its name is verified.
+      variables: {"params": …, "batch_stats": …} of a `TorchvisionResNet` on RGB images.
+
+    Returns:
+      Variables of the same structure, shapes, dtypes and devices.
+
+    Raises:
+      ValueError: the file is not what its name says, or not the weights of this network; missing
+        and unexpected names and wrong shapes are listed.
+      OSError: the file cannot be opened.
+
+    Reference: DH²L, §5 (ResNet-18 and ResNet-50 start from ImageNet weights).
+    """
+    state = read_state_dict(path)
+    try:
+        return load_state_dict(state, variables)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def load_state_dict(state: Mapping[str, np.ndarray], variables: Any) -> Any:
+    """As `load_pretrained`, from torchvision's state dict itself."""
+    fields = {
+        name: (_torch_shape(leaf.shape), leaf.dtype) for name, leaf in _body(variables).items()
+    }
+    found = {name: value for name, value in state.items() if not _DROPPED.fullmatch(name)}
+    if problems := "; ".join(_problems(found, fields)):
+        theirs, ours = _network(found), _network(fields)
+        theirs = "a variant of it" if theirs == ours else theirs
+        raise ValueError(f"expected the weights of {ours}, found {theirs}: {problems}")
+    values = {name: _cast(name, found[name], dtype) for name, (_, dtype) in fields.items()}
+
+    def replace(path: tuple, leaf: Any) -> Any:
+        name = _torch_name(path)
+        if name is None:
+            return leaf
+        value = values[name].transpose(2, 3, 1, 0) if leaf.ndim == 4 else values[name]
+        committed = isinstance(leaf, jax.Array) and leaf.committed
+        return jax.device_put(value, leaf.sharding) if committed else jnp.asarray(value)
+
+    return jax.tree_util.tree_map_with_path(replace, variables)
+
+
+def torchvision_state_dict(
+    variables: Mapping[str, Any], hierarchy: Hierarchy | None = None, **head: Any
+) -> dict[str, np.ndarray]:
+    """The variables as torchvision's state dict: `load_state_dict(…, strict=True)` takes it.
+
+    A hierarchical head becomes the one "fc.weight" that gives the same logits. Where torchvision
+    has what we have not, the bias of "fc" and the count of batches of each norm, there are zeros.
+
+    Args:
+      variables: {"params": …, "batch_stats": …} of a `TorchvisionResNet`.
+      hierarchy: the tree of a hierarchical head; None for a plain one.
+      **head: options of a hierarchical head, as `dense_kernel` takes them.
+
+    Returns:
+      name → contiguous array.
+
+    Raises:
+      ValueError: the hierarchy and the head do not belong together.
+    """
+    state = {}
+    for name, leaf in _body(variables).items():
+        value = np.asarray(leaf)
+        state[name] = np.ascontiguousarray(
+            value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
+        )
+        if name.endswith("running_var"):
+            counter = name.removesuffix("running_var") + "num_batches_tracked"
+            state[counter] = np.zeros((), np.int64)
+    kernel, bias = _dense_head(variables["params"]["head"], hierarchy, head)
+    return state | {"fc.weight": np.ascontiguousarray(kernel.T), "fc.bias": bias}
+
+
+def export_safetensors(
+    path: str | Path,
+    variables: Mapping[str, Any],
+    hierarchy: Hierarchy | None = None,
+    **head: Any,
+) -> Path:
+    """Writes `torchvision_state_dict` to a file of the safetensors format, whole or not at all.
+
+    Args:
+      path: the file; an older one is replaced.
+      variables: as for `torchvision_state_dict`.
+      hierarchy: as for `torchvision_state_dict`.
+      **head: as for `torchvision_state_dict`.
+
+    Returns:
+      The path.
+
+    Raises:
+      ValueError: the hierarchy and the head do not belong together.
+      OSError: the file cannot be written.
+      ImportError: safetensors is not installed.
+    """
+    try:
+        from safetensors.numpy import save
+    except ImportError:
+        raise ImportError("no safetensors: pip install 'dh2l_jax[export]'") from None
+    data = save(torchvision_state_dict(variables, hierarchy, **head), metadata={"format": "pt"})
+    path = Path(path).expanduser()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _body(variables: Any) -> dict[str, Any]:
+    """torchvision's name → leaf, of everything but the head."""
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    named = ((_torch_name(path), leaf) for path, leaf in leaves)
+    return {name: leaf for name, leaf in named if name is not None}
+
+
+def _torch_name(path: tuple) -> str | None:
+    """params/block_1_2/conv_3/kernel → layer1.1.conv3.weight; None for the head's."""
+    text = jax.tree_util.keystr(path, simple=True, separator="/")
+    if text.startswith("params/head/"):
+        return None
+    match = _LAYER.fullmatch(text)
+    if not match:
+        raise ValueError(f"expected the variables of a TorchvisionResNet, found {text!r}")
+    leaf = _LEAVES[match["leaf"]]
+    if match["stage"] is None:
+        return f"{'conv1' if match['kind'] == 'conv' else 'bn1'}.{leaf}"
+    if match["number"] == "shortcut":
+        layer = "downsample.0" if match["kind"] == "conv" else "downsample.1"
+    else:
+        layer = ("conv" if match["kind"] == "conv" else "bn") + match["number"]
+    return f"layer{match['stage']}.{int(match['block']) - 1}.{layer}.{leaf}"
+
+
+def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape
+
+
+def _problems(found: Mapping[str, np.ndarray], fields: Mapping[str, tuple]) -> Iterable[str]:
+    """What keeps the arrays found from being used for the fields, a phrase for each kind."""
+    shapes = {
+        f"{name} {found[name].shape} for {shape}"
+        for name, (shape, _) in fields.items()
+        if name in found and found[name].shape != shape
+    }
+    names = {
+        "missing": fields.keys() - found.keys(),
+        "unexpected": {quote(name) for name in found.keys() - fields.keys()},
+        "of another shape": shapes,
+    }
+    for kind, group in names.items():
+        if group:
+            some = ", ".join(sorted(group)[:_MAX_NAMES])
+            more = f" and {len(group) - _MAX_NAMES} more" if len(group) > _MAX_NAMES else ""
+            yield f"{len(group)} {kind} ({some}{more})"
+
+
+def _network(names: Iterable[str]) -> str:
+    """The network whose weights have these names."""
+    blocks = {match[0] for name in names if (match := re.match(r"layer([1-4])\.\d+\.", name))}
+    counts = tuple(sum(block.startswith(f"layer{s}.") for block in blocks) for s in range(1, 5))
+    deep = any(".conv3." in name for name in names)
+    for depth, expected in BLOCKS.items():
+        if counts == expected and deep == (depth >= FIRST_BOTTLENECK):
+            return f"resnet{depth}"
+    return "another network"
+
+
+def _cast(name: str, value: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The numbers in our dtype, after a check that they are numbers."""
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ValueError(f"expected floats in {name}, found {value.dtype}")
+    with np.errstate(over="ignore"):
+        value = value.astype(dtype)
+    if not np.isfinite(value).all() or (name.endswith("running_var") and value.min() < 0):
+        raise ValueError(f"expected finite numbers, and variances ≥ 0, in {name}")
+    return value
+
+
+def _dense_head(
+    params: Mapping[str, Any], hierarchy: Hierarchy | None, options: Mapping[str, Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel (d, C) and bias (C,) of a head."""
+    if hierarchy is not None:
+        kernel = np.asarray(dense_kernel(params, hierarchy, **options))
+    elif "kernel" in params:
+        kernel = np.asarray(params["kernel"])
+    else:
+        raise ValueError(f"a hierarchical head needs its hierarchy, found {', '.join(params)}")
+    bias = params.get("bias", np.zeros(kernel.shape[1], kernel.dtype))
+    return kernel, np.asarray(bias)

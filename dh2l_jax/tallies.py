@@ -1,0 +1,220 @@
+"""Counting what hierarchical evaluation needs: exact sums over images, in one jitted pass.
+
+Two kinds of predictions are counted. The *leaf* prediction is the class of the largest logit, and
+its ancestors come with it. The *independent* predictions are one choice a level, made without
+regard to the other levels, so they need not form a path of the tree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from dh2l_jax.hierarchy import Hierarchy
+from dh2l_jax.numerics import as_float
+
+__all__ = ["RANKS", "Tally", "tally"]
+
+RANKS = 20
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tally:
+    """Sums over images; `a + b` is the tally of both, so batches, devices and hosts add up.
+
+    Counts are int32 and exact. The one that grows fastest, `path_nodes`, stays right while
+    images · L(L + 1)/2 < 2³¹: 143 million images on five levels.
+
+    Attributes:
+      images: () int32, how many were counted.
+      loss: () float32, summed cross-entropy of the leaves.
+      hits: (L,) int32, leaf predictions whose ancestor at levels 1..L is right.
+      rank_hits: (K,) int32, K = min(20, C), labels found at the first, second, ... best class.
+      rank_heights: (K,) int32, summed LCA heights of label and first, second, ... best class.
+      independent_hits: (L,) int32, right independent predictions of levels 1..L.
+      full_paths: () int32, images whose independent predictions are right at every level.
+      inconsistent_paths: () int32, images whose independent predictions are no path of the tree.
+      path_nodes: () int32, sizes of the sets of independent predictions with their ancestors.
+      path_common: () int32, how many of these nodes are the label or its ancestors.
+      confusion: (C, C) int32, true class by leaf prediction, in label order; None if left out.
+    """
+
+    images: jax.Array
+    loss: jax.Array
+    hits: jax.Array
+    rank_hits: jax.Array
+    rank_heights: jax.Array
+    independent_hits: jax.Array
+    full_paths: jax.Array
+    inconsistent_paths: jax.Array
+    path_nodes: jax.Array
+    path_common: jax.Array
+    confusion: jax.Array | None
+
+    def __add__(self, other: Tally) -> Tally:
+        return jax.tree.map(operator.add, self, other)
+
+    @classmethod
+    def zero(cls, hierarchy: Hierarchy, *, confusion: bool = True) -> Tally:
+        """The tally of no images, from which a sum starts."""
+        count = functools.partial(tally, hierarchy=hierarchy, confusion=confusion)
+        shapes = jax.eval_shape(count, jnp.zeros((1, hierarchy.num_classes)), jnp.zeros(1, int))
+        return jax.tree.map(jnp.zeros_like, shapes)
+
+
+def tally(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    hierarchy: Hierarchy,
+    *,
+    where: ArrayLike | None = None,
+    level_logits: Sequence[ArrayLike] | None = None,
+    confusion: bool = True,
+) -> Tally:
+    """The sums of one batch, from which `summarize` computes every metric.
+
+    Classes rank by their logits, the lower index first among equals. The independent prediction of
+    an inner level is its most probable node, the probability of a node being the sum over its
+    classes; again the lower index first, but sums that differ by rounding alone may go either way.
+    Apart from the confusion matrix nothing larger than (b, C) and (L, 20, b) is built.
+
+    Args:
+      logits: (b, C); half precision is widened.
+      labels: (b,) int in 0..C−1.
+      hierarchy: the tree; static under jit.
+      where: (b,) bool, the images that count. What the others hold, NaN included, is not used.
+      level_logits: a (b, size(l)) array for each inner level l = 1..L−1, the largest entries of
+        which are then the independent predictions. None: from the probabilities.
+      confusion: whether to count the confusion matrix: C² integers, 400 MB for C = 10,000.
+
+    Raises:
+      ValueError: the shapes do not fit.
+      TypeError: labels are not integers, `where` is not boolean, logits are complex.
+
+    Three images in two batches, through one compiled function:
+
+    >>> tree = Hierarchy.two_level([0, 0, 1])
+    >>> step = jax.jit(lambda total, *batch, where: total + tally(*batch, tree, where=where))
+    >>> logits = jnp.array([[[3.0, 1, 2], [1, 3, 2]], [[2, 1, 3], [jnp.nan, 0, 0]]])
+    >>> labels = jnp.array([[0, 0], [2, 0]])
+    >>> where = jnp.array([[True, True], [True, False]])
+    >>> total = Tally.zero(tree)
+    >>> for i in range(2):
+    ...     total = step(total, logits[i], labels[i], where=where[i])
+    >>> total.images.item(), total.hits.tolist()
+    (3, [3, 2])
+    """
+    logits, labels, where = _batch(logits, labels, where, hierarchy)
+    best = jax.lax.top_k(logits, min(RANKS, hierarchy.num_classes))[1].T
+    chosen = jnp.stack([*_inner_choices(logits, level_logits, hierarchy), best[0]])
+    ancestors = jnp.asarray(hierarchy.ancestors())
+    truth = ancestors[:, labels]
+    shared, right = ancestors[:, best] == truth[:, None], chosen == truth
+    nodes, common = _path_sets(chosen, truth, hierarchy)
+    return Tally(
+        images=_total(where, where),
+        loss=jnp.sum(_cross_entropy(logits, labels), dtype=jnp.float32, where=where),
+        hits=_total(shared[:, 0], where),
+        rank_hits=_total(shared[-1], where),
+        rank_heights=_total(hierarchy.num_levels - jnp.sum(shared, axis=0), where),
+        independent_hits=_total(right, where),
+        full_paths=_total(jnp.all(right, axis=0), where),
+        inconsistent_paths=_total(nodes > hierarchy.num_levels, where),
+        path_nodes=_total(nodes, where),
+        path_common=_total(common, where),
+        confusion=_confusion(labels, best[0], where, hierarchy) if confusion else None,
+    )
+
+
+# In every array but the logits the images of the batch are the last axis.
+
+
+def _batch(
+    logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None, hierarchy: Hierarchy
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Checked logits, labels and mask; a logit of −0 becomes 0, below which top_k would rank it."""
+    logits, labels = as_float(logits), jnp.asarray(labels)
+    mask = jnp.ones(labels.shape, bool) if where is None else jnp.asarray(where)
+    if logits.shape != (*labels.shape, hierarchy.num_classes) or labels.ndim != 1:
+        raise ValueError(
+            f"expected logits (b, {hierarchy.num_classes}) and labels (b,), found {logits.shape} "
+            f"and {labels.shape}"
+        )
+    if mask.shape != labels.shape:
+        raise ValueError(
+            f"where must have shape {labels.shape} like the labels, found {mask.shape}"
+        )
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"labels must be integers, found dtype {labels.dtype}")
+    if mask.dtype != bool:
+        raise TypeError(f"where must be boolean, found dtype {mask.dtype}")
+    return jnp.where(logits == 0, 0, logits), labels, mask
+
+
+def _inner_choices(
+    logits: jax.Array, level_logits: Sequence[ArrayLike] | None, hierarchy: Hierarchy
+) -> list[jax.Array]:
+    """The (b,) independent predictions of each inner level 1..L−1."""
+    if level_logits is None:
+        return [jnp.argmax(mass, axis=0) for mass in _probabilities(logits, hierarchy)]
+    arrays = [jnp.asarray(array) for array in level_logits]
+    found = [array.shape for array in arrays]
+    expected = [(len(logits), hierarchy.size(level)) for level in range(1, hierarchy.num_levels)]
+    if found != expected:
+        raise ValueError(
+            f"level_logits must have the shapes {expected}, one an inner level, found {found}"
+        )
+    return [jnp.argmax(array, axis=1) for array in arrays]
+
+
+def _probabilities(logits: jax.Array, hierarchy: Hierarchy) -> list[jax.Array]:
+    """For each inner level the (size, b) probabilities of its nodes, up to a factor an image."""
+    mass, levels = jnp.exp(logits - jnp.max(logits, axis=1, keepdims=True)).T, []
+    for level in range(hierarchy.num_levels, 1, -1):
+        parents, size = hierarchy.parents(level), hierarchy.size(level - 1)
+        mass = jax.ops.segment_sum(mass, parents, num_segments=size)
+        levels.append(mass)
+    return levels[::-1]
+
+
+def _path_sets(
+    chosen: jax.Array, truth: jax.Array, hierarchy: Hierarchy
+) -> tuple[jax.Array, jax.Array]:
+    """(b,) sizes of the sets of the (L, b) chosen nodes with their ancestors, and of what is right.
+
+    A set has L nodes where the chosen ones are a path of the tree, and more where they are not.
+    """
+    size = common = jnp.zeros(truth.shape[1:], jnp.int32)
+    nodes = chosen[:0]  # at a level: its own choice and the ancestors of the choices below
+    for level in range(hierarchy.num_levels, 0, -1):
+        own = slice(level - 1, level)
+        nodes = jnp.sort(jnp.concatenate([nodes, chosen[own]]), axis=0)
+        size += 1 + jnp.sum(nodes[1:] != nodes[:-1], axis=0)
+        common += jnp.any(nodes == truth[own], axis=0)
+        nodes = jnp.asarray(hierarchy.parents(level))[nodes]
+    return size, common
+
+
+def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    true = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    return jax.nn.logsumexp(logits, axis=1) - true
+
+
+def _confusion(
+    labels: jax.Array, predictions: jax.Array, where: jax.Array, hierarchy: Hierarchy
+) -> jax.Array:
+    counts = jnp.zeros((hierarchy.num_classes, hierarchy.num_classes), jnp.int32)
+    return counts.at[labels, predictions].add(where.astype(jnp.int32))
+
+
+def _total(values: jax.Array, where: jax.Array) -> jax.Array:
+    """The sum over the images that count."""
+    mask = jnp.broadcast_to(where, values.shape)
+    return jnp.sum(values, axis=-1, dtype=jnp.int32, where=mask)

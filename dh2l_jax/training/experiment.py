@@ -1,0 +1,171 @@
+"""From a config to an experiment: strings become callables here, once."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dh2l_jax.data import datasets
+from dh2l_jax.data.datasets import Dataset
+from dh2l_jax.models import Network, create
+from dh2l_jax.training import optim
+from dh2l_jax.training.config import Config
+from dh2l_jax.training.feeding import Cut, Feed, make_feed
+from dh2l_jax.training.objective import make_regularizer
+from dh2l_jax.training.steps import TrainState, init_state
+
+__all__ = ["Experiment", "build"]
+
+# What torchvision's ImageNet weights expect their pixels to be normalised by.
+IMAGENET = {
+    "mean": np.array([0.485, 0.456, 0.406], np.float32),
+    "std": np.array([0.229, 0.224, 0.225], np.float32),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A config with everything that its strings stand for.
+
+    Attributes:
+      config: where it comes from.
+      dataset: its test part is what evaluation sees, see `split`.
+      split: "test", or "validation" if images are held out of training.
+      model: the network.
+      tx: the optimiser.
+      schedule: its learning rate.
+      mesh: all devices, axis "data".
+    """
+
+    config: Config
+    dataset: Dataset
+    split: str
+    model: Network
+    tx: optax.GradientTransformation
+    schedule: optax.Schedule
+    mesh: jax.sharding.Mesh
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches of an epoch."""
+        return len(self.dataset.train_labels) // self.config.batch_size
+
+    @property
+    def crop(self) -> tuple[int, int]:
+        """Height and width of what the network sees."""
+        height, width, _ = self.dataset.image_shape
+        side = self.config.data.crop
+        if side:
+            return side, side
+        if height is None or width is None:
+            raise ValueError(
+                f"the images of {self.dataset.name} differ in size: set data.crop, the side of the "
+                "square that the network sees, and data.resize, the shorter side of the images"
+            )
+        return height, width
+
+    def init(self, *, pretrained: bool = True) -> TrainState:
+        """The state before the first step; `pretrained=False` skips the file of weights."""
+        shape = (*self.crop, self.dataset.image_shape[2])
+        state = init_state(self.model, self.tx, shape, self.config.seed, self.mesh)
+        path = self.config.model.pretrained
+        if not (path and pretrained):
+            return state
+        # Imported late: only this needs the reader of weights.
+        from dh2l_jax.models.pretrained import load_pretrained
+
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        variables = load_pretrained(path, variables)
+        return dataclasses.replace(state, **variables)
+
+    def feeds(self) -> tuple[Feed, Feed]:
+        """The feeds of training and of evaluation."""
+        data = self.config.data
+        cut = Cut(self.crop, data.pad, data.flip, self.config.batch_size)
+        make = functools.partial(make_feed, cut=cut, mesh=self.mesh, device_gb=data.device_gb)
+        train = make(self.dataset.train_images, self.dataset.train_labels)
+        return train, make(self.dataset.test_images, self.dataset.test_labels)
+
+
+def build(config: Config, *, split: str = "", progress: bool = False) -> Experiment:
+    """Loads the data and makes the model and the optimiser; no result is written.
+
+    Args:
+      config: the options.
+      split: what evaluation sees: "test", or "validation", the images that `data.holdout` takes
+        from training; by default "validation" where there are such images. What is trained on, and
+        the constants by which pixels are normalised, do not depend on it.
+      progress: show a bar on a terminal while images are decoded.
+
+    Raises:
+      ValueError: an option is unknown or does not fit the others; the line says which.
+      OSError: a file of the data set cannot be read.
+    """
+    devices = jax.device_count()
+    for name in ("batch_size", "eval_batch_size"):
+        if getattr(config, name) % devices:
+            raise ValueError(
+                f"{name} must be a multiple of the {devices} devices, found {getattr(config, name)}"
+            )
+    split = split or ("validation" if config.data.holdout else "test")
+    dataset = _dataset(config, split, progress)
+    if config.batch_size > len(dataset.train_labels):
+        raise ValueError(
+            f"batch_size must be at most the {len(dataset.train_labels)} training images, "
+            f"found {config.batch_size}"
+        )
+    model = _model(config, dataset)
+    make_regularizer(model.head, dataset.hierarchy, config.reg)  # names that do not exist end here
+    steps = len(dataset.train_labels) // config.batch_size
+    schedule = optim.learning_rate(config.optim, steps, config.epochs)
+    tx = optim.optimizer(config.optim, schedule)
+    # Explicit axes, the default of newer JAX, refuse the gather by a sharded index.
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    experiment = Experiment(config, dataset, split, model, tx, schedule, mesh)
+    experiment.crop  # noqa: B018 (images of several sizes without a crop end here)
+    return experiment
+
+
+def _dataset(config: Config, split: str, progress: bool) -> Dataset:
+    """The data with the evaluation split in the place of the test part."""
+    data = config.data
+    whole = datasets.load(
+        data.name,
+        data_dir=data.data_dir or None,
+        csv=data.csv or None,
+        resize=data.resize,
+        cache_dir=data.cache_dir or None,
+        progress=progress,
+    )
+    if data.fraction < 1:
+        whole = datasets.subsample(whole, data.fraction)
+    dataset = whole
+    if data.holdout:
+        dataset = datasets.hold_out(whole, data.holdout, config.seed)
+        if split == "test":
+            test = {name: getattr(whole, name) for name in ("test_images", "test_labels")}
+            dataset = dataclasses.replace(dataset, **test)
+    if config.model.pretrained:
+        dataset = dataclasses.replace(dataset, **IMAGENET)
+    return dataset
+
+
+def _model(config: Config, dataset: Dataset) -> Network:
+    options = config.model
+    common = {"shortcut": options.shortcut, "dtype": jnp.dtype(options.dtype)}
+    if options.head == "plain":
+        return create(options.name, num_classes=dataset.hierarchy.num_classes, **common)
+    return create(
+        options.name,
+        hierarchy=dataset.hierarchy,
+        center=options.center,
+        epsilon=options.epsilon,
+        logits=options.logits,
+        inner_surfaces=config.reg.parent_ce_weight > 0,
+        **common,
+    )

@@ -1,0 +1,189 @@
+"""How the images of a split reach the steps: from the device's memory, or streamed to it.
+
+Both feeds follow the same plan (`pipeline.training_plan`), so a step sees the same pixels from
+either. A feed has two halves: outside of jit it iterates over batches, inside it turns the arrays
+of a batch into crops and labels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from dh2l_jax.data.images import Images, RaggedImages, flat_pixels, sizes
+from dh2l_jax.data.pipeline import (
+    Plan,
+    center_crops,
+    crop_images,
+    padded_batches,
+    training_plan,
+)
+from dh2l_jax.data.streaming import stream
+
+__all__ = ["Cut", "Feed", "Resident", "Streamed", "make_feed"]
+
+Crops = tuple[jax.Array, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """How training crops are cut.
+
+    Attributes:
+      crop: height and width.
+      pad: zeros on each side of an image before the random crop.
+      flip: mirror at random.
+      batch_size: of training.
+    """
+
+    crop: tuple[int, int]
+    pad: int
+    flip: bool
+    batch_size: int
+
+    def plan(self, key: jax.Array, step: jax.Array, order: jax.Array, size: jax.Array) -> Plan:
+        """What a training step sees, see `pipeline.training_plan`."""
+        return training_plan(key, step, order, size, **dataclasses.asdict(self))
+
+
+class Split(NamedTuple):
+    """A split on the device.
+
+    Attributes:
+      pixels: (p, c) uint8, image after image.
+      start: (n,) int32, the first pixel of each image.
+      size: (n, 2) int32, height and width of each image.
+      labels: (n,) int32.
+    """
+
+    pixels: jax.Array
+    start: jax.Array
+    size: jax.Array
+    labels: jax.Array
+
+
+class Resident:
+    """A feed whose images stay on the device, replicated over the mesh; a step takes its batch."""
+
+    def __init__(self, images: Images, labels: np.ndarray, cut: Cut, mesh: jax.sharding.Mesh):
+        if isinstance(images, RaggedImages):
+            images = images.compact()
+        pixels, start = flat_pixels(images)
+        arrays = pixels, start.astype(np.int32), sizes(images), labels
+        self.replicated = NamedSharding(mesh, PartitionSpec())
+        self._over_devices = NamedSharding(mesh, PartitionSpec("data"))
+        self._split = Split(*jax.device_put(arrays, self.replicated))
+        self._cut = cut
+
+    def __len__(self) -> int:
+        return len(self._split.labels)
+
+    def training(
+        self, key: jax.Array, order: jax.Array, first_step: int, steps: int
+    ) -> Iterator[tuple[Any, ...]]:
+        """Batches of `steps` steps of one epoch."""
+        for _ in range(steps):
+            yield self._split, order
+
+    def training_crops(
+        self, key: jax.Array, step: jax.Array, split: Split, order: jax.Array
+    ) -> Crops:
+        """In jit: crops (b, h, w, c) uint8 and labels (b,) of a training batch."""
+        return self._crops(split, self._cut.plan(key, step, order, split.size))
+
+    def evaluation(self, batch_size: int) -> Iterator[tuple[tuple[Any, ...], np.ndarray]]:
+        """Batches in which every image counts once, each with its mask."""
+        for index, where in zip(*padded_batches(len(self), batch_size), strict=True):
+            yield (self._split, index), where
+
+    def evaluation_crops(self, split: Split, index: jax.Array) -> Crops:
+        """In jit: central crops (b, h, w, c) uint8 and labels (b,) of an evaluation batch."""
+        return self._crops(split, Plan(index, center_crops(split.size[index], self._cut.crop)))
+
+    def _crops(self, split: Split, plan: Plan) -> Crops:
+        index, crops = jax.lax.with_sharding_constraint(plan, self._over_devices)
+        start, size = split.start[index], split.size[index]
+        return crop_images(split.pixels, start, size, crops, self._cut.crop), split.labels[index]
+
+
+class Streamed:
+    """A feed whose crops are cut on the host, ahead of time, and sent to the device."""
+
+    def __init__(self, images: Images, labels: np.ndarray, cut: Cut, mesh: jax.sharding.Mesh):
+        self._images, self._labels, self._cut = images, labels, cut
+        self._size = sizes(images)
+        self.replicated = NamedSharding(mesh, PartitionSpec())
+        self._over_devices = NamedSharding(mesh, PartitionSpec("data"))
+        self._plan = jax.jit(jax.vmap(cut.plan, in_axes=(None, 0, None, None)))
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def training(
+        self, key: jax.Array, order: jax.Array, first_step: int, steps: int
+    ) -> Iterator[tuple[Any, ...]]:
+        """Batches of `steps` steps of one epoch, the first of them step `first_step` of the run."""
+        return self._batches(self._plan(key, first_step + jnp.arange(steps), order, self._size))
+
+    def training_crops(
+        self, key: jax.Array, step: jax.Array, pixels: jax.Array, labels: jax.Array
+    ) -> Crops:
+        """In jit: the batch as it came."""
+        return pixels, labels
+
+    def evaluation(self, batch_size: int) -> Iterator[tuple[tuple[Any, ...], np.ndarray]]:
+        """Batches in which every image counts once, each with its mask."""
+        index, where = padded_batches(len(self), batch_size)
+        crops = center_crops(jnp.asarray(self._size[index.reshape(-1)]), self._cut.crop)
+        crops = jax.tree.map(lambda values: values.reshape(index.shape), crops)
+        return zip(self._batches(Plan(jnp.asarray(index), crops)), where, strict=True)
+
+    def evaluation_crops(self, pixels: jax.Array, labels: jax.Array) -> Crops:
+        """In jit: the batch as it came."""
+        return pixels, labels
+
+    def _batches(self, plan: Plan) -> Iterator[tuple[Any, ...]]:
+        plan = jax.device_get(plan)
+        crops = stream(self._images, plan, self._cut.crop)
+        for pixels, index in zip(crops, plan.index, strict=True):
+            yield jax.device_put((pixels, self._labels[index]), self._over_devices)
+
+
+Feed = Resident | Streamed
+
+
+def make_feed(
+    images: Images, labels: np.ndarray, cut: Cut, mesh: jax.sharding.Mesh, *, device_gb: float
+) -> Feed:
+    """A feed from the device's memory if the images fit, else a streamed one.
+
+    Args:
+      images: of the split.
+      labels: (n,) int32.
+      cut: how training crops are cut.
+      mesh: devices over which batches are split.
+      device_gb: the budget on each device, in gigabytes.
+
+    Returns:
+      The feed.
+
+    Raises:
+      ValueError: an image, with its padding, is smaller than the crop.
+    """
+    smallest = sizes(images).min(axis=0)
+    if np.any(smallest + 2 * cut.pad < cut.crop):
+        raise ValueError(
+            f"the smallest image is {smallest[0]} × {smallest[1]}, expected at least the crop, "
+            f"{cut.crop[0]} × {cut.crop[1]}: set data.resize"
+        )
+    # The device finds pixels by 32-bit indices.
+    count = int(sizes(images).astype(np.int64).prod(axis=1).sum())
+    channels = flat_pixels(images)[0].shape[1]
+    fits = count * channels <= device_gb * 1e9 and count < 2**31
+    return (Resident if fits else Streamed)(images, labels, cut, mesh)

@@ -1,0 +1,265 @@
+"""The cache of decoded images: decoded once, checked always, never half-written."""
+
+import io
+import json
+import logging
+import struct
+import threading
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import dh2l_jax as dh2l
+from dh2l_jax.data import cache
+from dh2l_jax.data.cache import open_cached
+from dh2l_jax.data.decoding import decode
+from dh2l_jax.data.images import RaggedImages
+from dh2l_jax.data.source import Source
+
+
+def encoded(pixels, kind="PNG", **options):
+    file = io.BytesIO()
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def noise(height, width, seed=0, channels=3):
+    shape = (height, width, channels)[: 2 + (channels > 1)]
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+class Memory:
+    """Examples in memory that count how often they are read."""
+
+    def __init__(self, images, labels):
+        self.images, self.labels, self.reads = images, labels, 0
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return self.images[index], self.labels[index]
+
+    def describe(self, index):
+        """What messages call it."""
+        return f"picture {index}"
+
+
+SIZES = ((7, 9), (12, 5), (8, 8))
+
+
+def source(sizes=SIZES, fingerprint="1", labels=(0, 1, 2), extra=(), **options):
+    images = [encoded(noise(*size, seed)) for seed, size in enumerate(sizes)] + list(extra)
+    train = Memory(images, list(labels) + [0] * len(extra))
+    test = Memory(images[:1], [2])
+    return Source("some/images", fingerprint, dh2l.Hierarchy.flat(3), train, test, **options)
+
+
+def test_decoded_once_and_exact(tmp_path):
+    first = source()
+    for data in (first, source()):
+        splits = open_cached(data, tmp_path)
+        images, labels = splits["train"]
+        assert isinstance(images, RaggedImages)
+        assert labels.tolist() == [0, 1, 2]
+        assert labels.dtype == np.int32
+        for seed, size in enumerate(SIZES):
+            np.testing.assert_array_equal(images[seed], noise(*size, seed))
+        assert splits["test"][0].shape == (1, 7, 9, 3)
+    assert first.train.reads == 3
+    assert data.train.reads == data.test.reads == 0
+    assert isinstance(images.pixels, np.memmap)
+    assert not images.pixels.flags.writeable
+    assert [path.name[:12] for path in tmp_path.iterdir()] == ["some_images-"]
+
+
+def test_images_of_one_size_are_one_array(tmp_path):
+    images, _ = open_cached(source(sizes=((6, 7),) * 3), tmp_path)["train"]
+    assert images.shape == (3, 6, 7, 3)
+    np.testing.assert_array_equal(images[2], noise(6, 7, 2))
+
+
+@pytest.mark.parametrize(
+    ("other", "resize"), [({"fingerprint": "2"}, 0), ({}, 4), ({"channels": 1}, 0)]
+)
+def test_another_source_or_size_is_another_cache(tmp_path, other, resize):
+    open_cached(source(), tmp_path)
+    images, _ = open_cached(source(**other), tmp_path, resize=resize)["train"]
+    assert len(list(tmp_path.iterdir())) == 2
+    if resize:
+        assert images.size.tolist() == [[4, 5], [9, 4], [4, 4]]
+    if "channels" in other:
+        assert images[0].shape == (7, 9, 1)
+
+
+def only(folder):
+    (path,) = folder.iterdir()
+    return path
+
+
+@pytest.mark.parametrize("name", ["train.pixels", "test.index", "manifest.json"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "longer", "delete"])
+def test_damage_is_noticed_and_mended(tmp_path, caplog, name, damage):
+    open_cached(source(), tmp_path)
+    path = only(tmp_path) / name
+    data = bytearray(path.read_bytes())
+    middle = data.index(b"sha256") if name == "manifest.json" else len(data) // 2
+    data[middle] ^= 4
+    if damage == "delete":
+        path.unlink()
+    else:
+        kept = {"flip": data, "truncate": data[:middle], "empty": b"", "longer": data + b"x"}
+        path.write_bytes(kept[damage])
+    again = source()
+    with caplog.at_level(logging.WARNING):
+        images, _ = open_cached(again, tmp_path)["train"]
+    np.testing.assert_array_equal(images[1], noise(*SIZES[1], 1))
+    assert again.train.reads == 3
+    assert "its images are decoded again" in caplog.text
+    assert (name if name != "manifest.json" or damage != "flip" else "train.pixels") in caplog.text
+
+
+def test_every_flipped_bit_of_the_pixels_is_noticed(tmp_path):
+    open_cached(source(sizes=((2, 2),) * 3), tmp_path)
+    path = only(tmp_path) / "train.pixels"
+    data = path.read_bytes()
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(ValueError, match="is damaged"):
+            cache._read(path.parent, source())
+    path.write_bytes(data)
+    cache._read(path.parent, source())
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (b"", "picture 3: not a whole image"),
+        (b"<!DOCTYPE html>", "picture 3: not a whole image"),
+        (encoded(noise(40, 40), "JPEG")[:500], "picture 3: not a whole image"),
+        (encoded(noise(40, 40))[:900], "picture 3: not a whole image"),
+    ],
+)
+def test_a_bad_image_is_named_and_nothing_stays(tmp_path, bad, message):
+    with pytest.raises(ValueError, match=message):
+        open_cached(source(extra=[bad]), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_labels_and_empty_splits(tmp_path):
+    with pytest.raises(ValueError, match=r"picture 1: expected a label in 0\.\.2, found 3"):
+        open_cached(source(labels=(0, 3, 2)), tmp_path)
+    with pytest.raises(ValueError, match="picture 2: expected a label"):
+        open_cached(source(labels=(0, 1, -1)), tmp_path)
+    with pytest.raises(ValueError, match="a split holds no images"):
+        open_cached(source(sizes=(), labels=()), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("fail_at", [1, 2, 3, 4])
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, fail_at):
+    writes = iter(range(1, 100))
+    write = cache._Checksummed.write
+
+    def full(self, data):
+        if next(writes) == fail_at:
+            raise OSError(28, "No space left on device")
+        write(self, data)
+
+    monkeypatch.setattr(cache._Checksummed, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        open_cached(source(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_at_once_agree(tmp_path):
+    results = []
+
+    def run():
+        images, _ = open_cached(source(), tmp_path)["train"]
+        results.append(np.array(images.pixels))
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4
+    for other in results:
+        np.testing.assert_array_equal(other, results[0])
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_default_folder_is_the_users(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    open_cached(source())
+    assert only(tmp_path).name == "dh2l_jax"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache.default_folder() == tmp_path / ".cache" / "dh2l_jax"
+
+
+def test_the_manifest_says_what_it_is(tmp_path):
+    open_cached(source(), tmp_path, resize=4)
+    manifest = json.loads((only(tmp_path) / "manifest.json").read_text())
+    assert manifest["resize"] == 4
+    assert set(manifest["files"]) == {
+        f"{split}.{kind}" for split in ("train", "test") for kind in ("pixels", "index")
+    }
+    for name, entry in manifest["files"].items():
+        assert entry["bytes"] == (only(tmp_path) / name).stat().st_size
+
+
+# Decoding.
+
+
+def test_every_mode_becomes_what_was_asked_for():
+    grey = noise(6, 5, channels=1)
+    three = np.repeat(grey[..., None], 3, axis=2)
+    np.testing.assert_array_equal(decode(encoded(grey)), three)
+    np.testing.assert_array_equal(decode(encoded(grey), channels=1)[..., 0], grey)
+    colour = noise(6, 5)
+    alpha = Image.fromarray(colour).convert("RGBA")
+    np.testing.assert_array_equal(decode(encoded(alpha)), colour)
+    deep = grey.astype(np.uint16) * 257
+    np.testing.assert_array_equal(decode(encoded(deep)), three)
+    cmyk = Image.new("CMYK", (5, 6), (0, 255, 255, 0))
+    red = decode(encoded(cmyk, "JPEG", quality=100))
+    assert np.abs(red.astype(int) - [255, 0, 0]).max() < 6
+    palette = Image.new("P", (5, 6), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    assert decode(encoded(palette))[0, 0].tolist() == [10, 20, 30]
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 40))
+def test_the_shorter_side_is_as_asked_and_the_longer_in_proportion(height, width, resize):
+    pixels = decode(encoded(noise(height, width)), resize=resize)
+    shorter, longer = min(height, width), max(height, width)
+    expected = {True: (resize, max(resize * longer // shorter, 1))}
+    found = sorted(pixels.shape[:2])
+    assert found == sorted(expected[True])
+
+
+def test_scaling_is_antialiased():
+    """A checkerboard of pixels becomes grey, not stripes."""
+    board = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    small = decode(encoded(board), channels=1, resize=8)
+    assert np.abs(small.astype(int) - 127).max() < 20
+
+
+def test_a_huge_image_is_refused_before_it_is_inflated():
+    for size in ((2**13 + 1, 2**13), (2**14, 2**13), (2**15, 2**15)):
+        huge = Image.new("1", (1, 1))
+        data = bytearray(encoded(huge))
+        data[16:24] = struct.pack(">II", *size)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+        with pytest.raises(ValueError, match="expected up to 67108864 pixels"):
+            decode(bytes(data))
