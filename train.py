@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import shlex
 import sys
 from pathlib import Path
 
@@ -51,6 +52,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
+def command(options: argparse.Namespace) -> str:
+    """The command of the same run in another folder."""
+    words = ["python", "train.py"]
+    words += ["--config", str(options.config)] if options.config else []
+    words += ["--variant", options.variant] if options.variant else []
+    return shlex.join([*words, *(word for value in options.overrides for word in ("--set", value))])
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; 0 if all went well, 2 for bad input."""
     options = parse_arguments(arguments)
@@ -84,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
     loop.describe(experiment, console)
     result = loop.train(experiment, workdir, console)
     loop.show_scores(experiment, result, console)
-    loop.show_next_steps(workdir, result, console)
+    loop.show_next_steps(workdir, result, console, command(options))
     return 0
 
 

@@ -180,8 +180,16 @@ def test_loads_a_folder(tmp_path):
 
 
 def test_data_dir_is_needed_or_refused(tmp_path):
-    with pytest.raises(ValueError, match="fashion_mnist needs data_dir"):
-        load("fashion_mnist")
+    with pytest.raises(
+        ValueError, match=r"run python -m dh2l_jax\.data prepare cifar100 --data-dir"
+    ):
+        load("cifar100", data_dir=tmp_path)
+    with pytest.raises(ValueError, match="folder needs data_dir"):
+        load("folder")
+    with pytest.raises(ValueError, match="cifar10 has its own tree and takes no csv, found 'x'"):
+        load("cifar10", csv="x")
+    with pytest.raises(ValueError, match="images of one size and takes no resize, found 40"):
+        load("fashion_mnist", data_dir=tmp_path, resize=40)
     with pytest.raises(ValueError, match="fashion_mnist_mini is embedded and takes no data_dir"):
         load("fashion_mnist_mini", data_dir=tmp_path)
     with pytest.raises(FileNotFoundError, match="t10k-labels-idx1-ubyte"):

@@ -23,7 +23,7 @@ from dh2l_jax.data.pipeline import (
     training_plan,
 )
 from dh2l_jax.data.streaming import crop_image, stream
-from dh2l_jax.training.feeding import Cut, Resident, Streamed, make_feed
+from dh2l_jax.training.feeding import Cut, Resident, Streamed, check_sizes, make_feed
 from dh2l_jax.training.steps import TrainState, evaluate, make_eval_step, make_train_step
 
 KEY = jax.random.key(7)
@@ -172,9 +172,9 @@ def test_the_budget_decides_who_cuts(device_gb, kind):
 
 
 def test_a_crop_larger_than_the_smallest_image_is_refused():
-    cut = Cut((20, 20), pad=1, flip=False, batch_size=4)
+    check_sizes(uniform(), (11, 10), pad=1)
     with pytest.raises(ValueError, match="smallest image is 9 × 8, expected at least the crop"):
-        make_feed(uniform(), np.zeros(14, np.int32), cut, mesh_of(), device_gb=1.0)
+        check_sizes(uniform(), (12, 10), pad=1)
 
 
 # Images of different sizes.

@@ -30,6 +30,7 @@ FLOORS = {
     "training.config": 3,
     "training.loop": 5,
     "training": 4,
+    "experiments": 6,
     "__init__": 6,
 }
 HEAVY = {"flax", "optax", "tensorflow_datasets", "configs", "orbax", "tensorflow", "torch"}

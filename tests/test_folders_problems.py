@@ -226,19 +226,6 @@ def test_blank_names(tmp_path):
     assert "blank name" in problems(tmp_path)["names that cannot be used"][0]
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="needs permissions")
-def test_a_folder_without_permission(tmp_path):
-    birds(tmp_path)
-    folder = tmp_path / "train/owls/snowy_owl"
-    folder.chmod(0)
-    try:
-        assert problems(tmp_path)["folders that cannot be read"] == [
-            "train/owls/snowy_owl: Permission denied"
-        ]
-    finally:
-        folder.chmod(0o755)
-
-
 def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
     """As without permission, which root always has."""
     scandir = os.scandir

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from dh2l_jax.data.datasets import Dataset
 from dh2l_jax.models import Network, create
 from dh2l_jax.training import optim
 from dh2l_jax.training.config import Config
-from dh2l_jax.training.feeding import Cut, Feed, make_feed
+from dh2l_jax.training.feeding import Cut, Feed, check_sizes, make_feed
 from dh2l_jax.training.objective import make_regularizer
 from dh2l_jax.training.steps import TrainState, init_state
 
@@ -76,12 +77,8 @@ class Experiment:
         path = self.config.model.pretrained
         if not (path and pretrained):
             return state
-        # Imported late: only this needs the reader of weights.
-        from dh2l_jax.models.pretrained import load_pretrained
-
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        variables = load_pretrained(path, variables)
-        return dataclasses.replace(state, **variables)
+        return dataclasses.replace(state, **_with_weights(path, variables))
 
     def feeds(self) -> tuple[Feed, Feed]:
         """The feeds of training and of evaluation."""
@@ -92,8 +89,12 @@ class Experiment:
         return train, make(self.dataset.test_images, self.dataset.test_labels)
 
 
-def build(config: Config, *, split: str = "", progress: bool = False) -> Experiment:
+def build(
+    config: Config, *, split: str = "", progress: bool = False, training: bool = True
+) -> Experiment:
     """Loads the data and makes the model and the optimiser; no result is written.
+
+    Whatever is wrong with the options, the images or the weights ends here, before a run begins.
 
     Args:
       config: the options.
@@ -101,10 +102,11 @@ def build(config: Config, *, split: str = "", progress: bool = False) -> Experim
         from training; by default "validation" where there are such images. What is trained on, and
         the constants by which pixels are normalised, do not depend on it.
       progress: show a bar on a terminal while images are decoded.
+      training: False for the evaluation of a finished run, which needs no `model.pretrained`.
 
     Raises:
       ValueError: an option is unknown or does not fit the others; the line says which.
-      OSError: a file of the data set cannot be read.
+      OSError: a file of the data set or of the weights cannot be read.
     """
     devices = jax.device_count()
     for name in ("batch_size", "eval_batch_size"):
@@ -127,7 +129,13 @@ def build(config: Config, *, split: str = "", progress: bool = False) -> Experim
     # Explicit axes, the default of newer JAX, refuse the gather by a sharded index.
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     experiment = Experiment(config, dataset, split, model, tx, schedule, mesh)
-    experiment.crop  # noqa: B018 (images of several sizes without a crop end here)
+    check_sizes(dataset.train_images, experiment.crop, config.data.pad)
+    check_sizes(dataset.test_images, experiment.crop)
+    if config.model.pretrained and training:
+        images = jnp.zeros((1, *experiment.crop, dataset.image_shape[2]))
+        key = jax.random.key(0)
+        shapes = jax.eval_shape(lambda: model.init(key, images, train=False))
+        _with_weights(config.model.pretrained, shapes)
     return experiment
 
 
@@ -169,3 +177,10 @@ def _model(config: Config, dataset: Dataset) -> Network:
         inner_surfaces=config.reg.parent_ce_weight > 0,
         **common,
     )
+
+
+def _with_weights(path: str, variables: Any) -> Any:
+    # Imported late: only this needs the reader of weights.
+    from dh2l_jax.models.pretrained import load_pretrained
+
+    return load_pretrained(path, variables)

@@ -26,7 +26,7 @@ from dh2l_jax.data.pipeline import (
 )
 from dh2l_jax.data.streaming import stream
 
-__all__ = ["Cut", "Feed", "Resident", "Streamed", "make_feed"]
+__all__ = ["Cut", "Feed", "Resident", "Streamed", "check_sizes", "make_feed"]
 
 Crops = tuple[jax.Array, jax.Array]
 
@@ -158,6 +158,16 @@ class Streamed:
 Feed = Resident | Streamed
 
 
+def check_sizes(images: Images, crop: tuple[int, int], pad: int = 0) -> None:
+    """Raises a `ValueError` if an image with `pad` zeros on each side is smaller than the crop."""
+    smallest = sizes(images).min(axis=0)
+    if np.any(smallest + 2 * pad < crop):
+        raise ValueError(
+            f"the smallest image is {smallest[0]} × {smallest[1]}, expected at least the crop, "
+            f"{crop[0]} × {crop[1]}: set data.resize"
+        )
+
+
 def make_feed(
     images: Images, labels: np.ndarray, cut: Cut, mesh: jax.sharding.Mesh, *, device_gb: float
 ) -> Feed:
@@ -172,16 +182,7 @@ def make_feed(
 
     Returns:
       The feed.
-
-    Raises:
-      ValueError: an image, with its padding, is smaller than the crop.
     """
-    smallest = sizes(images).min(axis=0)
-    if np.any(smallest + 2 * cut.pad < cut.crop):
-        raise ValueError(
-            f"the smallest image is {smallest[0]} × {smallest[1]}, expected at least the crop, "
-            f"{cut.crop[0]} × {cut.crop[1]}: set data.resize"
-        )
     # The device finds pixels by 32-bit indices.
     count = int(sizes(images).astype(np.int64).prod(axis=1).sum())
     channels = flat_pixels(images)[0].shape[1]

@@ -96,8 +96,8 @@ class Log:
 
 def print_scores(console: Console, scores: Mapping[str, Any], hierarchy: Hierarchy) -> None:
     """A table of the accuracy at every level, and one line a kind of other scores."""
-    title = f"{scores['split']} accuracy ({scores['images']:,} images)"
-    table = Table(title=title, title_justify="left")
+    console.print(f"{scores['split']} accuracy ({scores['images']:,} images)", markup=False)
+    table = Table()
     table.add_column("level")
     table.add_column("nodes", justify="right")
     table.add_column("accuracy", justify="right")

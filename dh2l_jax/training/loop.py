@@ -95,7 +95,7 @@ def eval_only(workdir: Path) -> tuple[Experiment, dict[str, Any]]:
     Raises:
       ValueError: the folder holds no finished run, or its checkpoint does not fit its config.
     """
-    experiment = build(_read_config(workdir))
+    experiment = build(_read_config(workdir), training=False)
     state = checkpoint.restore(workdir, experiment.init(pretrained=False))
     return experiment, make_evaluator(experiment)(state)
 
@@ -114,7 +114,7 @@ def test(workdir: Path) -> dict[str, Any]:
     config = _read_config(workdir)
     if not config.data.holdout:
         raise ValueError(f"{workdir}: expected a run with data.holdout, found one without")
-    experiment = build(config, split="test")
+    experiment = build(config, split="test", training=False)
     scores_of, like = make_evaluator(experiment), experiment.init(pretrained=False)
     result = {}
     for name, folder in (("last", checkpoint.LAST), ("best_on_validation", checkpoint.BEST)):
@@ -165,23 +165,24 @@ def describe(experiment: Experiment, console: Console) -> None:
     config, dataset = experiment.config, experiment.dataset
     console.print(
         f"{config.model.name}, {config.model.head} head on {dataset.hierarchy}, {dataset.name}: "
-        f"{len(dataset.train_labels):,} training images, {config.epochs} epochs of "
+        f"{len(dataset.train_labels):,} training images, {config.epochs} × "
         f"{experiment.steps_per_epoch} steps of {config.batch_size}; {versions()['devices']}",
         soft_wrap=True,
         markup=False,
     )
 
 
-def show_next_steps(workdir: Path, result: dict[str, Any], console: Console) -> None:
-    """Where the results are and what to try next."""
-    script = "python train.py"
+def show_next_steps(
+    workdir: Path, result: dict[str, Any], console: Console, command: str = "python train.py"
+) -> None:
+    """Where the results are and what to try next; `command` trains what has just been trained."""
     lines = [
         f"{result['seconds']:.0f} s; results in {workdir}/ ({RESULT}, {METRICS}, {CONFIG})",
         "Next:",
-        f"  {script} --eval-only --workdir {shlex.quote(str(workdir))}",
-        f"  {script} --set reg.lambda_l=0      the factored head alone, the control",
-        f"  {script} --set model.head=plain --set reg.lambda_e=0      without any of it",
-        f"  {script} --set reg.fc_metric=d_cos_hm --set seed=1      another metric, another seed",
+        f"  python train.py --eval-only --workdir {shlex.quote(str(workdir))}",
+        f"  {command} --variant factored      the factored head without R, the control",
+        f"  {command} --variant l2      weight decay alone, the baseline",
+        f"  {command} --set reg.fc_metric=d_cos_hm --set seed=1      another metric, another seed",
     ]
     console.print("\n".join(lines), soft_wrap=True, markup=False)
 
