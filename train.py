@@ -5,6 +5,8 @@ python train.py --set optim.lr=0.05 --set seed=1       with other options
 python train.py --config configs/NAME.py --workdir DIR another experiment, results in DIR
 python train.py --variant factored                     without R: the control of the comparison
 python train.py --eval-only --workdir DIR              evaluates a finished run again
+python train.py --test --workdir DIR                   one with held-out images, on the test set
+python train.py --export FILE --workdir DIR            writes its weights as torchvision's
 """
 
 from __future__ import annotations
@@ -14,6 +16,10 @@ import datetime
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_CONFIG = ROOT / "configs" / "fashion_mnist_mini.py"
@@ -26,11 +32,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="Python file with get_config()")
     parser.add_argument(
-        "--variant",
-        metavar="NAME",
-        help="what the paper compares: baseline, l2, E, factored or E+H (default: the config's)",
-    )
-    parser.add_argument(
         "--set",
         action="append",
         default=[],
@@ -39,16 +40,30 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="replace one option, such as optim.lr=0.05; may be given several times",
     )
     parser.add_argument(
-        "--workdir", type=Path, metavar="DIR", help="new folder for the results (default: in runs/)"
+        "--variant",
+        metavar="NAME",
+        help="what the paper compares: baseline, l2, E, factored or E+H; applied last",
     )
     parser.add_argument(
-        "--eval-only", action="store_true", help="evaluate the finished run in --workdir"
+        "--workdir", type=Path, metavar="DIR", help="new folder for the results (default: in runs/)"
+    )
+    finished = parser.add_argument_group("of the finished run in --workdir")
+    finished.add_argument("--eval-only", action="store_true", help="evaluate the last state again")
+    finished.add_argument(
+        "--test",
+        action="store_true",
+        help="evaluate the last and the best state on the test set, which data.holdout kept apart",
+    )
+    finished.add_argument(
+        "--export", type=Path, metavar="FILE", help="torchvision state dict in safetensors"
     )
     options = parser.parse_args(arguments)
-    if options.eval_only and options.workdir is None:
-        parser.error("--eval-only needs --workdir, the folder of a finished run")
-    if options.eval_only and (options.config or options.variant or options.overrides):
-        parser.error("--eval-only takes the config of the run: leave out the other options")
+    flags = {"--eval-only": options.eval_only, "--test": options.test, "--export": options.export}
+    for flag in (flag for flag, given in flags.items() if given):
+        if options.workdir is None:
+            parser.error(f"{flag} needs --workdir, the folder of a finished run")
+        if options.config or options.variant or options.overrides:
+            parser.error(f"{flag} takes the config of the run: leave out the other options")
     return options
 
 
@@ -57,7 +72,24 @@ def command(options: argparse.Namespace) -> str:
     words = ["python", "train.py"]
     words += ["--config", str(options.config)] if options.config else []
     words += ["--variant", options.variant] if options.variant else []
-    return shlex.join([*words, *(word for value in options.overrides for word in ("--set", value))])
+    for assignment in options.overrides:
+        words += ["--set", assignment]
+    return shlex.join(words)
+
+
+def use_finished(options: argparse.Namespace, console: Console) -> None:
+    """Evaluates, tests or exports the run in `--workdir`."""
+    from dh2l_jax.training import logging, loop
+
+    if options.eval_only:
+        logging.print_scores(console, loop.eval_only(options.workdir))
+    if options.test:
+        for name, scores in loop.test(options.workdir).items():
+            console.print(f"{name.replace('_', ' ')}:")
+            logging.print_scores(console, scores)
+    if options.export:
+        path = loop.export(options.workdir, options.export)
+        console.print(f"written: {path}", markup=False, soft_wrap=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -67,32 +99,31 @@ def main(arguments: list[str] | None = None) -> int:
     import jax
     from rich.console import Console
 
-    from dh2l_jax.training import config, loop, memory, recipes
+    from dh2l_jax.training import config, logging, loop, memory, recipes
 
     console = Console(highlight=False)
     try:
-        if options.eval_only:
-            experiment, scores = loop.eval_only(options.workdir)
-            loop.show_scores(experiment, scores, console)
+        if options.eval_only or options.test or options.export:
+            use_finished(options, console)
             return 0
         path = options.config or DEFAULT_CONFIG
         run_config = config.load(path)
-        if options.variant:
-            run_config = recipes.with_variant(run_config, options.variant)
         for assignment in options.overrides:
             run_config = config.override(run_config, assignment)
+        if options.variant:
+            run_config = recipes.with_variant(run_config, options.variant)
         experiment = loop.build(run_config, progress=True)
         now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         workdir = options.workdir or Path("runs") / f"{path.stem}-{now}"
         loop.make_workdir(workdir, run_config)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         return 2
     if jax.default_backend() == "cpu":
         memory.keep_freed_memory()
     loop.describe(experiment, console)
     result = loop.train(experiment, workdir, console)
-    loop.show_scores(experiment, result, console)
+    logging.print_scores(console, result)
     loop.show_next_steps(workdir, result, console, command(options))
     return 0
 

@@ -4,10 +4,13 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import train
-from dh2l_jax.training import config
+from dh2l_jax.models import dense_kernel
+from dh2l_jax.training import checkpoint, config, loop
 from dh2l_jax.training.config import Config
 
 TINY = ["--set", "model.name=resnet8", "--set", "epochs=1", "--set", "eval_batch_size=250"]
@@ -72,6 +75,7 @@ def test_trains_evaluates_again_and_is_never_overwritten(tmp_path, capsys):
         ("data.data_dir=/nowhere", "takes no data_dir"),
         ("data.holdout=7", "count must be a positive multiple of 10 classes, found 7"),
         ("model.name=resnet19", "unknown model 'resnet19'"),
+        ("model.name=resnet18", "with height and width ≥ 32, got (1, 28, 28, 1)"),
         ("model.head=flat", "head must be 'hierarchical' or 'plain', found 'flat'"),
         ("model.shortcut=C", "shortcut must be 'A' or 'B', found 'C'"),
         ("reg.conv_metric=d_amcos", "unknown metric 'd_amcos': did you mean 'd_am_cos'?"),
@@ -85,6 +89,65 @@ def test_bad_options(tmp_path, capsys, assignment, message):
     line = fails(capsys, ["--set", assignment, "--workdir", str(workdir)])
     assert message in line
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize("head", ["plain", "hierarchical"])
+def test_export_of_a_run(tmp_path, capsys, head):
+    """The file holds what the checkpoint holds; the head is one matrix."""
+    from safetensors.numpy import load_file
+
+    for name in ("a", "b", "c"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (32, 32)).save(tmp_path / "images" / name / f"{i}.png")
+    run = Config(
+        batch_size=2,
+        data=config.DataConfig(
+            name="folder", data_dir=str(tmp_path / "images"), cache_dir=str(tmp_path / "cache")
+        ),
+        model=config.ModelConfig(name="resnet18", head=head),
+    )
+    loop.make_workdir(tmp_path / "run", run)
+    experiment = loop.build(run)
+    state = experiment.init()
+    checkpoint.save(tmp_path / "run", state)
+    file = tmp_path / "weights.safetensors"
+    assert train.main(["--export", str(file), "--workdir", str(tmp_path / "run")]) == 0
+    assert "weights.safetensors" in capsys.readouterr().out.replace("\n", "")
+    found = load_file(file)
+    stem = np.asarray(state.params["stem"]["conv"]["kernel"])
+    np.testing.assert_array_equal(found["conv1.weight"], stem.transpose(3, 2, 0, 1))
+    if head == "plain":
+        kernel = state.params["head"]["kernel"]
+    else:
+        kernel = dense_kernel(state.params, experiment.dataset.hierarchy)
+    np.testing.assert_array_equal(found["fc.weight"], np.asarray(kernel).T)
+    assert not found["fc.bias"].any()
+
+
+def test_only_networks_of_torchvision_are_exported(tmp_path, capsys):
+    loop.make_workdir(tmp_path / "run", Config())
+    arguments = ["--export", str(tmp_path / "file"), "--workdir", str(tmp_path / "run")]
+    assert "torchvision has no resnet20; those that it has: resnet18" in fails(capsys, arguments)
+    assert not (tmp_path / "file").exists()
+
+
+def test_only_a_run_with_held_out_images_is_tested(tmp_path, capsys):
+    loop.make_workdir(tmp_path / "run", Config())
+    line = fails(capsys, ["--test", "--workdir", str(tmp_path / "run")])
+    assert "expected a run with data.holdout" in line
+
+
+def test_a_variant_is_what_its_name_says(tmp_path, capsys):
+    line = fails(capsys, ["--variant", "factord", "--workdir", str(tmp_path / "run")])
+    assert "unknown variant 'factord': did you mean 'factored'?" in line
+    line = fails(
+        capsys,
+        ["--variant", "E+H", "--set", "reg.lambda_l=0", "--workdir", str(tmp_path / "run")],
+    )
+    assert "variant 'E+H' needs reg.lambda_l > 0, found 0" in line
+    options = train.parse_arguments(["--variant", "l2", "--set", "seed=3"])
+    assert train.command(options) == "python train.py --variant l2 --set seed=3"
 
 
 def test_bad_files_and_folders(tmp_path, capsys):
@@ -108,7 +171,14 @@ def test_bad_files_and_folders(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--eval-only"], ["--sets", "a=1"], ["--eval-only", "--set", "epochs=1", "--workdir", "x"]],
+    [
+        ["--eval-only"],
+        ["--test"],
+        ["--export", "x"],
+        ["--sets", "a=1"],
+        ["--eval-only", "--set", "epochs=1", "--workdir", "x"],
+        ["--export", "x", "--variant", "l2", "--workdir", "x"],
+    ],
 )
 def test_bad_arguments_exit_with_2(arguments):
     with pytest.raises(SystemExit) as error:

@@ -93,8 +93,20 @@ def test_own_images_learn_what_is_in_them(tmp_path, capsys):
     assert result["images"] == 8
     assert result["accuracy"][0] >= result["accuracy"][1] > 0.7
     assert len((tmp_path / "run" / "confusion.csv").read_text().splitlines()) == 5
-    assert train.main(["--eval-only", "--workdir", str(tmp_path / "run")]) == 0
     assert Hierarchy.from_csv(tree).names(1) == ("warm", "cool")
+
+    # The test images, kept apart until now, by both states; the last is that of the run.
+    capsys.readouterr()
+    assert train.main(["--test", "--eval-only", "--workdir", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().out
+    found = json.loads((tmp_path / "run" / "test.json").read_text("utf-8"))
+    assert list(found) == ["last", "best_on_validation"]
+    assert all(scores["split"] == "test" and scores["nodes"] == [2, 4] for scores in found.values())
+    assert found["last"]["accuracy"][1] > 0.7
+    order = ("validation accuracy (8 images)", "last:", "test accuracy", "best on validation:")
+    places = [shown.index(text) for text in order]
+    assert places == sorted(places)
+    assert result["best"]["accuracy"][1] >= result["accuracy"][1]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from dh2l_jax.experiments.job import Job, Progress
 from dh2l_jax.experiments.report import Protocol
@@ -24,9 +25,16 @@ from dh2l_jax.experiments.tables import FASHION, TABLES, Table, count_runs, tabl
 PROGRAM = "python -m dh2l_jax.experiments"
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as every other error of the command."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=PROGRAM,
         description=__doc__,
         epilog=_list_of_tables(),
@@ -73,13 +81,13 @@ def main(arguments: list[str] | None = None, trainer: Trainer | None = None) -> 
             if options.dry_run:
                 job.show()
                 return 0
-            stack.enter_context(locked(options.out))
-            if trainer is None:
-                _prepare_jax(options.out)
             job.check()
+            stack.enter_context(locked(options.out))
         except (ValueError, TypeError, OSError, ImportError) as error:
             print(f"{PROGRAM}: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
             return 2
+        if trainer is None:
+            _prepare_jax(options.out)
         return job.run()
 
 
@@ -136,7 +144,7 @@ def _pretrained(options: argparse.Namespace, plan: Table) -> str:
 
 
 def _stem(options: argparse.Namespace, plan: Table) -> str:
-    """Name of the reports: what would make another table makes another file."""
+    """Name of the reports: another data set, network or budget makes another table."""
     full = ["full"] if plan.data == "fashion_mnist" else []
     model = [options.model] if options.model else []
     budget = [f"budget{options.budget:g}"] if options.budget < 1 else []
@@ -144,12 +152,16 @@ def _stem(options: argparse.Namespace, plan: Table) -> str:
 
 
 def _prepare_jax(out: Path) -> None:
-    """Programs differ by the seed alone, so most are compiled once; on CPU, memory is reused."""
+    """Keeps compiled programs, which many runs share, on disk; on CPU, memory is reused."""
     import jax
+    from jax.experimental.compilation_cache import compilation_cache
 
     from dh2l_jax.training import memory
 
-    jax.config.update("jax_compilation_cache_dir", str((out / "compiled").resolve()))
+    compilation_cache.set_cache_dir(str((out / "compiled").resolve()))
+    compilation_cache.reset_cache()  # without this, a process that has compiled ignores the folder
+    # By default only what takes a second is kept; a run has a hundred programs below that.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if jax.default_backend() == "cpu":
         memory.keep_freed_memory()
 

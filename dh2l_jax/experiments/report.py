@@ -99,20 +99,7 @@ def _failed(summary: Summary) -> bool:
 
 
 def _details(summaries: list[Summary]) -> str:
-    header = [
-        "row",
-        "column",
-        "n",
-        "last",
-        "best on validation",
-        "Δ l2",
-        "p",
-        "p (Holm)",
-        "λ_e",
-        "λ_l",
-        "paper",
-    ]
-    return _lines(header, [_detail(summary) for summary in summaries])
+    return _lines(DETAILS, [_detail(summary) for summary in summaries])
 
 
 def _detail(s: Summary) -> list[str]:

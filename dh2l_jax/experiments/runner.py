@@ -36,6 +36,10 @@ class Trainer(Protocol):
         """Scores of the saved states on the test set; writes test.json."""
         ...
 
+    def forget(self) -> None:
+        """Called after the last run of a setting: later runs share less with it."""
+        ...
+
 
 class LoopTrainer:
     """The trainer of `training.loop`; what a run prints goes into its folder."""
@@ -53,29 +57,22 @@ class LoopTrainer:
 
         from dh2l_jax.training import loop
 
-        with _forgetting():
-            experiment = loop.build(config)
-            loop.make_workdir(workdir, config)
-            with (workdir / LOG).open("w", encoding="utf-8") as file:
-                console = Console(file=file, highlight=False, width=120)
-                return loop.train(experiment, workdir, console)
+        experiment = loop.build(config)
+        loop.make_workdir(workdir, config)
+        with (workdir / LOG).open("w", encoding="utf-8") as file:
+            console = Console(file=file, highlight=False, width=120)
+            return loop.train(experiment, workdir, console)
 
     def test(self, workdir: Path) -> Any:
         """Evaluates the last state and the best on validation."""
         from dh2l_jax.training import loop
 
-        with _forgetting():
-            return loop.test(workdir)
+        return loop.test(workdir)
 
+    def forget(self) -> None:
+        """Hundreds of runs share the process, and each would leave its programs behind."""
+        import jax
 
-@contextlib.contextmanager
-def _forgetting() -> Iterator[None]:
-    """Hundreds of runs share the process; without this each would leave its programs behind."""
-    import jax
-
-    try:
-        yield
-    finally:
         jax.clear_caches()
         gc.collect()
 
@@ -168,6 +165,7 @@ class Runner:
             self._tested(outcome) if outcome.run.weights == settled.weights else outcome
             for outcome in settled.outcomes
         ]
+        self.trainer.forget()
         return Settled(settled.weights, tuple(outcomes))
 
     def _settle(self, setting: Setting, obtain: Callable[[Run], Outcome]) -> Settled:

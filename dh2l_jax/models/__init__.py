@@ -14,7 +14,9 @@ from dh2l_jax.models.torchvision_resnet import BLOCKS, TorchvisionResNet
 from dh2l_jax.spheres import EPSILON
 
 __all__ = [
+    "CIFAR",
     "MODELS",
+    "TORCHVISION",
     "CifarResNet",
     "HierarchicalHead",
     "Network",
@@ -25,9 +27,9 @@ __all__ = [
 
 Network = CifarResNet | TorchvisionResNet
 
-_CIFAR = {f"resnet{depth}": depth for depth in (8, 20, 32, 44, 56, 110)}
-_TORCHVISION = {f"resnet{depth}": depth for depth in BLOCKS}
-MODELS = (*_CIFAR, *_TORCHVISION)
+CIFAR = {f"resnet{depth}": depth for depth in (8, 20, 32, 44, 56, 110)}
+TORCHVISION = {f"resnet{depth}": depth for depth in BLOCKS}
+MODELS = (*CIFAR, *TORCHVISION)
 
 
 def create(
@@ -82,12 +84,12 @@ def create(
         raise ValueError(
             f"expected one of hierarchy and num_classes, found {hierarchy} and {num_classes}"
         )
-    if name in _CIFAR:
-        return CifarResNet(_CIFAR[name], head, shortcut=shortcut, dtype=dtype)
+    if name in CIFAR:
+        return CifarResNet(CIFAR[name], head, shortcut=shortcut, dtype=dtype)
     if shortcut != "A":
-        valid = ", ".join(_CIFAR)
+        valid = ", ".join(CIFAR)
         raise ValueError(f"{name} takes no shortcut, got {shortcut!r}; networks that do: {valid}")
-    return TorchvisionResNet(_TORCHVISION[name], head, dtype=dtype)
+    return TorchvisionResNet(TORCHVISION[name], head, dtype=dtype)
 
 
 def _plain_head(num_classes: int) -> nn.Dense:

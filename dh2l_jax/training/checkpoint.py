@@ -27,6 +27,8 @@ def save(workdir: Path, state: TrainState, folder: str = LAST) -> Path:
 def restore(workdir: Path, like: TrainState, folder: str = LAST) -> TrainState:
     """The newest state in a folder, with the structure, shapes and devices of `like`.
 
+    `like` may be abstract.
+
     Raises:
       ValueError: there is no checkpoint, or it belongs to another model.
     """

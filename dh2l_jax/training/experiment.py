@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +40,7 @@ class Experiment:
       tx: the optimiser.
       schedule: its learning rate.
       mesh: all devices, axis "data".
+      pretrained: file of the weights to start from; empty for random ones.
     """
 
     config: Config
@@ -50,6 +50,7 @@ class Experiment:
     tx: optax.GradientTransformation
     schedule: optax.Schedule
     mesh: jax.sharding.Mesh
+    pretrained: str = ""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -70,15 +71,19 @@ class Experiment:
             )
         return height, width
 
-    def init(self, *, pretrained: bool = True) -> TrainState:
-        """The state before the first step; `pretrained=False` skips the file of weights."""
+    def init(self, *, abstract: bool = False) -> TrainState:
+        """The state before the first step; if `abstract`, its shapes for `checkpoint.restore`."""
         shape = (*self.crop, self.dataset.image_shape[2])
-        state = init_state(self.model, self.tx, shape, self.config.seed, self.mesh)
-        path = self.config.model.pretrained
-        if not (path and pretrained):
+        state = init_state(
+            self.model, self.tx, shape, self.config.seed, self.mesh, abstract=abstract
+        )
+        if not self.pretrained:
             return state
+        # Imported late: only this needs the reader of weights.
+        from dh2l_jax.models.pretrained import load_pretrained
+
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        return dataclasses.replace(state, **_with_weights(path, variables))
+        return dataclasses.replace(state, **load_pretrained(self.pretrained, variables))
 
     def feeds(self) -> tuple[Feed, Feed]:
         """The feeds of training and of evaluation."""
@@ -128,14 +133,12 @@ def build(
     tx = optim.optimizer(config.optim, schedule)
     # Explicit axes, the default of newer JAX, refuse the gather by a sharded index.
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    experiment = Experiment(config, dataset, split, model, tx, schedule, mesh)
+    pretrained = config.model.pretrained if training else ""
+    experiment = Experiment(config, dataset, split, model, tx, schedule, mesh, pretrained)
     check_sizes(dataset.train_images, experiment.crop, config.data.pad)
     check_sizes(dataset.test_images, experiment.crop)
-    if config.model.pretrained and training:
-        images = jnp.zeros((1, *experiment.crop, dataset.image_shape[2]))
-        key = jax.random.key(0)
-        shapes = jax.eval_shape(lambda: model.init(key, images, train=False))
-        _with_weights(config.model.pretrained, shapes)
+    if training:
+        experiment.init(abstract=True)  # ends here if images or weights do not fit the network
     return experiment
 
 
@@ -177,10 +180,3 @@ def _model(config: Config, dataset: Dataset) -> Network:
         inner_surfaces=config.reg.parent_ce_weight > 0,
         **common,
     )
-
-
-def _with_weights(path: str, variables: Any) -> Any:
-    # Imported late: only this needs the reader of weights.
-    from dh2l_jax.models.pretrained import load_pretrained
-
-    return load_pretrained(path, variables)

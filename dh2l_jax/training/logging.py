@@ -14,8 +14,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from dh2l_jax.hierarchy import Hierarchy
-
 __all__ = ["Log", "append_json", "print_scores", "versions", "write_json"]
 
 PACKAGES = ("dh2l-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -94,17 +92,18 @@ class Log:
         self.console.print(text, soft_wrap=True, markup=False)
 
 
-def print_scores(console: Console, scores: Mapping[str, Any], hierarchy: Hierarchy) -> None:
+def print_scores(console: Console, scores: Mapping[str, Any]) -> None:
     """A table of the accuracy at every level, and one line a kind of other scores."""
     console.print(f"{scores['split']} accuracy ({scores['images']:,} images)", markup=False)
     table = Table()
     table.add_column("level")
     table.add_column("nodes", justify="right")
     table.add_column("accuracy", justify="right")
-    for level, value in enumerate(scores["accuracy"], 1):
-        table.add_row(str(level), str(hierarchy.size(level)), f"{100 * value:.2f} %")
+    rows = zip(scores["nodes"], scores["accuracy"], strict=True)
+    for level, (nodes, accuracy) in enumerate(rows, 1):
+        table.add_row(str(level), f"{nodes:,}", f"{100 * accuracy:.2f} %")
     console.print(table)
-    if hierarchy.num_levels > 1:
+    if len(scores["nodes"]) > 1:
         for line in _hierarchical_lines(scores):
             console.print(line, soft_wrap=True, markup=False)
 

@@ -16,12 +16,12 @@ from rich.console import Console
 
 from dh2l_jax.constraints import constraint_values, satisfaction
 from dh2l_jax.data.pipeline import epoch_order
-from dh2l_jax.models.head import HierarchicalHead
+from dh2l_jax.models import TORCHVISION, HierarchicalHead, TorchvisionResNet
 from dh2l_jax.training import checkpoint
 from dh2l_jax.training.config import Config, from_dict, to_dict
 from dh2l_jax.training.experiment import Experiment, build
 from dh2l_jax.training.feeding import Feed
-from dh2l_jax.training.logging import Log, append_json, print_scores, versions, write_json
+from dh2l_jax.training.logging import Log, append_json, versions, write_json
 from dh2l_jax.training.objective import Terms, head_levels, make_objective, make_regularizer
 from dh2l_jax.training.steps import TrainState, evaluate, make_eval_step, make_train_step
 
@@ -30,10 +30,10 @@ __all__ = [
     "build",
     "describe",
     "eval_only",
+    "export",
     "make_evaluator",
     "make_workdir",
     "show_next_steps",
-    "show_scores",
     "test",
     "train",
 ]
@@ -89,15 +89,15 @@ def train(experiment: Experiment, workdir: Path, console: Console) -> dict[str, 
     return result
 
 
-def eval_only(workdir: Path) -> tuple[Experiment, dict[str, Any]]:
-    """Evaluates the last state of a run again, on what it was evaluated on.
+def eval_only(workdir: Path) -> dict[str, Any]:
+    """The scores of the last state of a run, on what it was evaluated on.
 
     Raises:
       ValueError: the folder holds no finished run, or its checkpoint does not fit its config.
     """
     experiment = build(_read_config(workdir), training=False)
-    state = checkpoint.restore(workdir, experiment.init(pretrained=False))
-    return experiment, make_evaluator(experiment)(state)
+    state = checkpoint.restore(workdir, experiment.init(abstract=True))
+    return make_evaluator(experiment)(state)
 
 
 def test(workdir: Path) -> dict[str, Any]:
@@ -115,13 +115,39 @@ def test(workdir: Path) -> dict[str, Any]:
     if not config.data.holdout:
         raise ValueError(f"{workdir}: expected a run with data.holdout, found one without")
     experiment = build(config, split="test", training=False)
-    scores_of, like = make_evaluator(experiment), experiment.init(pretrained=False)
+    scores_of, like = make_evaluator(experiment), experiment.init(abstract=True)
     result = {}
     for name, folder in (("last", checkpoint.LAST), ("best_on_validation", checkpoint.BEST)):
         result[name] = scores_of(checkpoint.restore(workdir, like, folder))
         _write_confusion(workdir, result[name], f"test_{name}_{CONFUSION}")
     write_json(workdir / TEST, result)
     return result
+
+
+def export(workdir: Path, path: Path) -> Path:
+    """Writes the last state of a run as torchvision's state dict, in a safetensors file.
+
+    Raises:
+      ValueError: the folder holds no finished run, or its network is not one of torchvision's.
+      OSError: the file cannot be written.
+      ImportError: safetensors is not installed.
+    """
+    # Imported late: only this needs the names of torchvision.
+    from dh2l_jax.models.pretrained import export_safetensors
+
+    experiment = build(_read_config(workdir), training=False)
+    model, tree = experiment.model, experiment.dataset.hierarchy
+    if not isinstance(model, TorchvisionResNet):
+        raise ValueError(
+            f"{workdir}: torchvision has no {experiment.config.model.name}; those that it has: "
+            f"{', '.join(TORCHVISION)}"
+        )
+    state = checkpoint.restore(workdir, experiment.init(abstract=True))
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    if not isinstance(model.head, HierarchicalHead):
+        return export_safetensors(path, variables)
+    options = {name: getattr(model.head, name) for name in ("center", "epsilon", "logits")}
+    return export_safetensors(path, variables, tree, **options)
 
 
 def _write_confusion(workdir: Path, scores: dict[str, Any], name: str = CONFUSION) -> None:
@@ -151,11 +177,12 @@ def make_evaluator(experiment: Experiment, feed: Feed | None = None) -> Evaluato
     feed = feed or experiment.feeds()[1]
     eval_step = make_eval_step(experiment.model, experiment.dataset, feed)
     batch_size = experiment.config.eval_batch_size
-
     tree = experiment.dataset.hierarchy
+    nodes = [tree.size(level) for level in range(1, tree.num_levels + 1)]
 
     def scores_of(state: TrainState) -> dict[str, Any]:
-        return {"split": experiment.split, **evaluate(eval_step, state, feed, tree, batch_size)}
+        scores = evaluate(eval_step, state, feed, tree, batch_size)
+        return {"split": experiment.split, "nodes": nodes, **scores}
 
     return scores_of
 
@@ -185,11 +212,6 @@ def show_next_steps(
         f"  {command} --set reg.fc_metric=d_cos_hm --set seed=1      another metric, another seed",
     ]
     console.print("\n".join(lines), soft_wrap=True, markup=False)
-
-
-def show_scores(experiment: Experiment, scores: dict[str, Any], console: Console) -> None:
-    """Prints the accuracy at every level and the other scores."""
-    print_scores(console, scores, experiment.dataset.hierarchy)
 
 
 def _train(

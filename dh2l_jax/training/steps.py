@@ -61,8 +61,13 @@ def init_state(
     image_shape: tuple[int, ...],
     seed: int,
     mesh: jax.sharding.Mesh,
+    *,
+    abstract: bool = False,
 ) -> TrainState:
-    """The state before the first step, replicated over the mesh: a function of the seed."""
+    """The state before the first step, replicated over the mesh: a function of the seed.
+
+    With `abstract`, shapes, dtypes and placement alone, which takes no compilation.
+    """
 
     def init() -> TrainState:
         params_key, run_key = jax.random.split(jax.random.key(seed))
@@ -73,10 +78,11 @@ def init_state(
         step = jnp.zeros((), jnp.int32)
         return TrainState(step, params, variables["batch_stats"], tx.init(params), key)
 
+    replicated = NamedSharding(mesh, PartitionSpec())
     # It runs once: on CPU, optimising it would take longer than the compilation of the train step.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    replicated = NamedSharding(mesh, PartitionSpec())
-    return jax.jit(init, out_shardings=replicated, compiler_options=options)()
+    jitted = jax.jit(init, out_shardings=replicated, compiler_options=options)
+    return jitted.eval_shape() if abstract else jitted()
 
 
 def make_train_step(
