@@ -200,6 +200,19 @@ def test_data_dir_is_needed_or_refused(tmp_path):
         load("fashion_mnist", data_dir=tmp_path)
 
 
+def test_another_tree_of_the_same_classes(mini):
+    flat = load("fashion_mnist_mini", tree="flat")
+    assert flat.hierarchy == Hierarchy.flat(10, names=mini.hierarchy.names(3))
+    np.testing.assert_array_equal(flat.train_labels, mini.train_labels)
+    assert load("fashion_mnist_mini", tree="fashion_mnist").hierarchy == mini.hierarchy
+    with pytest.raises(
+        ValueError, match="10 classes of fashion_mnist_mini, found 'cub"
+    ):
+        load("fashion_mnist_mini", tree="cub200")
+    with pytest.raises(ValueError, match="unknown taxonomy 'cifar100_five': did you mean 'cifar"):
+        load("fashion_mnist_mini", tree="cifar100_five")
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_mean_and_std_are_those_of_the_training_images(channels):
     dataset = synthetic(counts=(200, 300), channels=channels)

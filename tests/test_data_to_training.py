@@ -27,7 +27,7 @@ def run_training(workdir, *options):
 @pytest.mark.parametrize(
     ("name", "levels", "options"),
     [
-        ("cifar100", 2, ["data.pad=2"]),
+        ("cifar100", 5, ["data.pad=2", "data.tree=cifar100_five_level"]),
         ("cub200", 2, ["data.resize=26", "data.pad=0", "data.device_gb=0"]),
         ("cars196", 2, ["data.resize=26", "data.pad=0", "model.head=plain"]),
     ],

@@ -119,6 +119,7 @@ def load(
     *,
     data_dir: str | Path | None = None,
     csv: str | Path | None = None,
+    tree: str = "",
     resize: int = 0,
     cache_dir: str | Path | None = None,
     progress: bool = False,
@@ -132,6 +133,8 @@ def load(
       data_dir: of a folder of images, that folder; of a prepared data set, TFDS's data folder
         (None for its default); of "fashion_mnist", also the folder of its four IDX files.
       csv: of a folder of images, a file `class,parent[,grandparent]` with their tree.
+      tree: a taxonomy of the same classes instead of the data set's own, such as
+        "cifar100_five_level", or "flat" for none.
       resize: shorter side in pixels; 0 to keep the images' sizes.
       cache_dir: where decoded images are kept, see `cache.open_cached`.
       progress: show a bar on a terminal while images are decoded.
@@ -147,20 +150,8 @@ def load(
     >>> dataset.train_images.shape, dataset.test_images.shape, dataset.hierarchy
     ((6000, 28, 28, 1), (2000, 28, 28, 1), Hierarchy({2, 6, 10}))
     """
-    if name not in DATASETS:
-        raise ValueError(unknown_name("data set", name, DATASETS))
-    if csv is not None and name != "folder":
-        raise ValueError(f"{name} has its own tree and takes no csv, found {str(csv)!r}")
-    folder = None if data_dir is None else Path(data_dir).expanduser()
-    if resize and name.startswith("fashion_mnist"):
-        raise ValueError(f"{name} has images of one size and takes no resize, found {resize}")
-    if name == "fashion_mnist_mini":
-        return _load_mini(folder)
-    if name == "fashion_mnist" and folder and not (folder / name).is_dir():
-        return _load_idx(folder)
-    source = _open_source(name, folder, csv)
-    splits = open_cached(source, cache_dir, resize=resize, progress=progress)
-    return Dataset.from_splits(source.name, splits["train"], splits["test"], source.hierarchy)
+    dataset = _load(name, data_dir, csv, resize, cache_dir, progress=progress)
+    return _with_tree(dataset, tree) if tree else dataset
 
 
 def subsample(dataset: Dataset, fraction: float, seed: int = 0) -> Dataset:
@@ -261,6 +252,46 @@ def balanced_indices(labels: np.ndarray, per_class: int | np.ndarray, seed: int)
             )
         chosen.append(members[: wanted[label]])
     return np.sort(np.concatenate(chosen))
+
+
+def _load(
+    name: str,
+    data_dir: str | Path | None,
+    csv: str | Path | None,
+    resize: int,
+    cache_dir: str | Path | None,
+    *,
+    progress: bool,
+) -> Dataset:
+    if name not in DATASETS:
+        raise ValueError(unknown_name("data set", name, DATASETS))
+    if csv is not None and name != "folder":
+        raise ValueError(f"{name} has its own tree and takes no csv, found {str(csv)!r}")
+    folder = None if data_dir is None else Path(data_dir).expanduser()
+    if resize and name.startswith("fashion_mnist"):
+        raise ValueError(f"{name} has images of one size and takes no resize, found {resize}")
+    if name == "fashion_mnist_mini":
+        return _load_mini(folder)
+    if name == "fashion_mnist" and folder and not (folder / name).is_dir():
+        return _load_idx(folder)
+    source = _open_source(name, folder, csv)
+    splits = open_cached(source, cache_dir, resize=resize, progress=progress)
+    return Dataset.from_splits(source.name, splits["train"], splits["test"], source.hierarchy)
+
+
+def _with_tree(dataset: Dataset, tree: str) -> Dataset:
+    classes = dataset.hierarchy.names(dataset.hierarchy.num_levels)
+    if tree == "flat":
+        flat = Hierarchy.flat(len(classes), names=classes)
+        return dataclasses.replace(dataset, hierarchy=flat)
+    other = taxonomy(tree)
+    theirs = other.names(other.num_levels)
+    if classes != theirs:
+        raise ValueError(
+            f"expected a tree of the {len(classes)} classes of {dataset.name}, found {tree!r} of "
+            f"{len(theirs)} classes, the first of them {theirs[0]!r}"
+        )
+    return dataclasses.replace(dataset, hierarchy=other)
 
 
 def _load_mini(folder: Path | None) -> Dataset:

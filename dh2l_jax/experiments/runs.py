@@ -17,6 +17,8 @@ __all__ = ["Outcome", "Run", "check_result", "check_test", "read"]
 
 # Of a run's folder, as training.loop writes them.
 CONFIG, RESULT, TEST = "config.json", "result.json", "test.json"
+# Options that change neither what is trained nor on what.
+NOT_IDENTITY = ("data.data_dir", "data.cache_dir", "data.device_gb")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,12 +80,28 @@ class Outcome:
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """The values that make a run what it is: all but where files lie and how images are kept."""
-    values = to_dict(config)
-    for place in ("data_dir", "cache_dir", "device_gb"):
-        del values["data"][place]
-    values["model"]["pretrained"] = Path(config.model.pretrained).name
-    return values
+    """The options that make a run what it is: all but where files lie and how images are kept.
+
+    Those at their defaults are left out, so a run outlives an option that is added later.
+    """
+    values, defaults = _flat(to_dict(config)), _flat(to_dict(Config()))
+    values["model.pretrained"] = Path(config.model.pretrained).name
+    return {
+        key: value
+        for key, value in values.items()
+        if value != defaults[key] and key not in NOT_IDENTITY
+    }
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by their full names, such as "data.name"."""
+    found = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= {f"{key}.{name}": option for name, option in value.items()}
+        else:
+            found[key] = value
+    return found
 
 
 def read(folder: Path, run: Run) -> Outcome:

@@ -149,6 +149,7 @@ def _dataset(config: Config, split: str, progress: bool) -> Dataset:
         data.name,
         data_dir=data.data_dir or None,
         csv=data.csv or None,
+        tree=data.tree,
         resize=data.resize,
         cache_dir=data.cache_dir or None,
         progress=progress,
