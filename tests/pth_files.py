@@ -6,6 +6,7 @@ import struct
 import tarfile
 import zipfile
 from collections import OrderedDict
+from typing import ClassVar
 
 import numpy as np
 
@@ -64,10 +65,20 @@ class Parameter:
         self.tensor = tensor
 
 
+class Call:
+    """Pickles as a call of a global with arguments."""
+
+    def __init__(self, name, *arguments, state=None):
+        self.reduction = (Global(*name.split()), arguments, state)
+
+    def __reduce__(self):
+        return self.reduction
+
+
 class _Pickler(pickle._Pickler):
     """Knows the classes above; `storages` collects those that it met, by key."""
 
-    dispatch = dict(pickle._Pickler.dispatch)
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
 
     def __init__(self, file, protocol, *, view=()):
         super().__init__(file, protocol)
@@ -109,9 +120,9 @@ class _Pickler(pickle._Pickler):
 
 
 class _Python2Pickler(_Pickler):
-    """Writes as Python 2 does: byte strings, and the items of an OrderedDict as its argument."""
+    """Writes as Python 2 does: byte strings, ints above 4 bytes in decimal, OrderedDict(items)."""
 
-    dispatch = dict(_Pickler.dispatch)
+    dispatch: ClassVar = dict(_Pickler.dispatch)
 
     def persistent_id(self, obj):
         """The tar format names a tensor by its number; the tensors lie in another member."""
@@ -125,6 +136,12 @@ class _Python2Pickler(_Pickler):
         self.write(pickle.SHORT_BINSTRING + bytes([len(text)]) + text)
         self.memoize(obj)
 
+    def save_int(self, obj):
+        if abs(obj) < 2**31:
+            self.save_long(obj)
+        else:
+            self.write(pickle.INT + b"%d\n" % obj)
+
     def save_ordered_dict(self, obj):
         self.save_reduce(OrderedDict, ([list(item) for item in obj.items()],), obj=obj)
 
@@ -136,11 +153,12 @@ class _Python2Pickler(_Pickler):
         self.write(pickle.BUILD)
 
     dispatch[str] = save_str
+    dispatch[int] = save_int
     dispatch[OrderedDict] = save_ordered_dict
     dispatch[Parameter] = save_parameter
 
 
-def _dump(value, protocol, pickler=_Pickler, **options):
+def dump(value, protocol, pickler=_Pickler, **options):
     """The pickle of a value, and the storages or tensors that it names."""
     file = io.BytesIO()
     writer = pickler(file, protocol, **options)
@@ -150,7 +168,7 @@ def _dump(value, protocol, pickler=_Pickler, **options):
 
 def zip_file(state, *, protocol=2, pickles=None, members=None):
     """As torch ≥ 1.6 writes; `pickles` and `members` replace parts, None leaves a part out."""
-    content, storages = _dump(state, protocol)
+    content, storages = dump(state, protocol)
     parts = {
         "data.pkl": (pickles or {}).get("state", content),
         "byteorder": b"little",
@@ -167,7 +185,7 @@ def zip_file(state, *, protocol=2, pickles=None, members=None):
 
 def stream_file(state, *, protocol=2, pickles=None, sizes=None):
     """As torch 0.2 to 1.5 write; `pickles` and `sizes` replace parts."""
-    content, storages = _dump(state, protocol, view=(None,))
+    content, storages = dump(state, protocol, view=(None,))
     parts = {
         "magic": pickle.dumps(MAGIC, 2),
         "protocol": pickle.dumps(1001, 2),
@@ -187,10 +205,10 @@ def tar_file(state, *, protocol=2, pickles=None, members=None):
     """As torch 0.1 wrote under Python 2; `pickles` and `members` replace parts."""
     pickles = pickles or {}
     state = OrderedDict((name, _tar_value(name, value)) for name, value in state.items())
-    content, tensors = _dump(state, protocol, _Python2Pickler)
+    content, tensors = dump(state, protocol, _Python2Pickler)
     storages, records = _tar_records(tensors)
     parts = {
-        "sys_info": pickles.get("system", _dump(SYSTEM, 2, _Python2Pickler)[0]),
+        "sys_info": pickles.get("system", dump(SYSTEM, 2, _Python2Pickler)[0]),
         "pickle": pickles.get("state", content),
         "tensors": records,
         "storages": storages,
@@ -211,6 +229,12 @@ def tar_archive(members, **options):
     return file.getvalue()
 
 
+def tar_members(data):
+    """The members of a tar archive: name → bytes."""
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        return {info.name: archive.extractfile(info).read() for info in archive}
+
+
 def _tar_value(name, value):
     """Weights were parameters then, statistics plain tensors."""
     value = Tensor.of(value) if isinstance(value, np.ndarray) else value
@@ -222,16 +246,16 @@ def _tar_records(tensors):
     roots = {}
     for tensor in tensors.values():
         roots.setdefault(id(tensor.storage), (2**34 + len(roots), tensor.storage))
-    storages = _dump(len(roots), 2)[0]
+    storages = dump(len(roots), 2)[0]
     for key, storage in roots.values():
-        storages += _dump((key, "cpu", Global("torch", storage.kind)), 2, _Python2Pickler)[0]
+        storages += dump((key, "cpu", Global("torch", storage.kind)), 2, _Python2Pickler)[0]
         storages += struct.pack("<q", storage.size) + storage.numbers.tobytes()
     storages += pickle.dumps([], 2)
-    records = _dump(len(tensors), 2)[0]
+    records = dump(len(tensors), 2)[0]
     for key, tensor in tensors.items():
         kind = tensor.storage.kind.replace("Storage", "Tensor")
         root = roots[id(tensor.storage)][0]
-        records += _dump((int(key), root, Global("torch", kind)), 2, _Python2Pickler)[0]
+        records += dump((int(key), root, Global("torch", kind)), 2, _Python2Pickler)[0]
         axes = len(tensor.shape)
         records += struct.pack(f"<ii{2 * axes}q", axes, 0, *tensor.shape, *tensor.strides)
         records += struct.pack("<q", tensor.offset)

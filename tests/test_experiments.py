@@ -1,11 +1,6 @@
-"""The tables: their cells, the paper's figures, killed and resumed runs, every printed number."""
+"""The command of the tables: killed and resumed runs, every printed number, bad input."""
 
-import csv
-import dataclasses
-import hashlib
-import itertools
 import json
-import math
 import os
 import shutil
 import signal
@@ -13,263 +8,306 @@ import statistics as plain
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import matplotlib.figure
 import matplotlib.image
-import numpy as np
 import pytest
-import scipy.stats
-from hypothesis import given
-from hypothesis import strategies as st
 from jax.experimental.compilation_cache import compilation_cache
+from oracle_tables import Fake, Killed, cells_of, check_reports, recompute, write_idx
 
-import dh2l_jax as dh2l
-from dh2l_jax.data import datasets
-from dh2l_jax.data.taxonomies import taxonomy
 from dh2l_jax.experiments import __main__ as command
-from dh2l_jax.experiments import runner, runs, settings, statistics, tables
-from dh2l_jax.experiments.settings import DATA, Options, Setting, config_of
+from dh2l_jax.experiments import runner, tables
 from dh2l_jax.training import loop, memory
-from dh2l_jax.training.config import from_dict, override, to_dict
-from dh2l_jax.training.objective import make_regularizer
-
-FACTORED = "factored (λ_l = 0)"
-ALL_SETTINGS = list(
-    dict.fromkeys(setting for name in tables.TABLES for setting in tables.table(name).settings)
-)
-# Spot checks against the paper, and the number and sum of all figures of each table.
-FIGURES = {
-    ("table1", "baseline", "E"): 90.34,
-    ("table1", "baseline", "E+l2"): 92.21,
-    ("table1", "d_cos_hm", "E+l2"): 92.93,
-    ("table2", "baseline (no l2)", "resnet110 E"): 62.02,
-    ("table2", "baseline_l2", "resnet20 E"): 68.03,
-    ("table2", "angular2", "resnet110 E"): 74.40,
-    ("table2", "d_h_bin", "resnet110 E+H"): 74.26,
-    ("table3", "d_am_cos", "E+H"): 69.24,
-    ("table3", "d_hm_cos_prime", "E+H"): 68.83,
-    ("table4", "(l2, l2)", "E+H"): 68.03,
-    ("table4", "(d_gm, l2)", "E+H"): 68.22,
-    ("table4", "(d_gm, d_hm)", "E+H"): 69.04,
-    ("table5", "d_am_cos", "resnet50 E+H"): 77.32,
-    ("table5", "d_gm", "resnet18 E+H"): 76.35,
-    ("table5", "baseline", "resnet50 E"): 74.21,
-    ("table6", "d_am_cos", "resnet50 E+H"): 88.57,
-    ("table6", "d_am_cos_prime", "resnet18 E+H"): 86.43,
-    ("table6", "d_h_ter", "resnet50 E"): 85.35,
-}
-COUNTS = {
-    "table1": (16, 1465.42),
-    "table2": (40, 2843.07),
-    "table3": (10, 687.27),
-    "table4": (5, 342.49),
-    "table5": (48, 3590.03),
-    "table6": (40, 3475.59),
-}
-PARAMETERS = {
-    ("cifar100", "resnet20", "plain"): 275_472,
-    ("cifar100", "resnet110", "plain"): 1_733_712,
-    ("cub200", "resnet18", "plain"): 11_278_912,
-    ("cars196", "resnet18", "plain"): 11_276_864,
-    ("cars196", "resnet50", "plain"): 23_909_440,
-    ("cub200", "resnet18", "hierarchical"): 11_278_912 + 70 * 512,
-}
 
 
-@pytest.mark.parametrize("cell", FIGURES, ids=lambda cell: "-".join(cell).replace(" ", "_"))
-def test_the_papers_figures(cell):
-    name, row, column = cell
-    found = [c.paper for c in tables.table(name).cells if (c.row, c.column) == (row, column)]
-    assert found == [FIGURES[cell]]
-
-
-@pytest.mark.parametrize("name", COUNTS)
-def test_no_figure_of_the_paper_is_missing(name):
-    figures = [cell.paper for cell in tables.table(name).cells if cell.paper is not None]
-    assert (len(figures), round(sum(figures), 2)) == COUNTS[name]
-
-
-@pytest.mark.parametrize("name", tables.TABLES)
-def test_every_cell_is_what_its_labels_say(name):
-    plan = tables.table(name)
-    cells = {(cell.row, cell.column): cell for cell in plan.cells}
-    assert len(cells) == len(plan.cells)
-    for (row, column), cell in cells.items():
-        setting = cell.setting
-        assert key_of_setting(setting) == key_of_labels(name, row, column), (row, column)
-        assert (cell.paper is None) == (name == tables.FASHION or FACTORED in column)
-        if setting.variant == "E+H" and name != "table4":
-            control = cells[row, column.replace("E+H", FACTORED)].setting
-            assert control == dataclasses.replace(setting, variant="factored", fc_metric="")
-    baselines = {Setting(plan.data, model, "l2") for model in plan.models}
-    assert baselines <= set(plan.settings)
-    assert set(plan.columns) == {column for _, column in cells}
-
-
-def key_of_labels(name, row, column):
-    """(network, variant, metric of the convolutions, of the head, l2) as the labels are read."""
-    plan = tables.table(name)
-    model = column.split()[0] if " E" in column or " factored" in column else plan.models[0]
-    label = column.removeprefix(model).strip()
-    if row in ("baseline", "baseline (no l2)") and label != "E+l2":
-        return model, "baseline", "", "", False
-    if row in ("baseline", "baseline_l2", "l2", "(l2, l2)"):
-        return model, "l2", "", "", True
-    conv, fc = row.strip("()").split(", ") if "," in row else (row, row)
-    if label == FACTORED or fc == "l2":
-        return model, "factored", conv, "", True
-    return model, label.removesuffix("+l2"), conv, fc, (name, label) != ("table1", "E")
-
-
-def key_of_setting(setting):
-    decay = setting.decay and setting.variant != "baseline"
-    return setting.model, setting.variant, setting.conv_metric, setting.fc_metric, decay
-
-
-@pytest.mark.parametrize("setting", ALL_SETTINGS, ids=str)
-def test_every_candidate_of_every_cell_has_its_config(setting):
-    lambda_e = [0.1, 1.0] if setting.variant in ("E", "factored", "E+H") else [0.0]
-    lambda_l = [0.1, 0.5] if setting.variant == "E+H" else [0.0]
-    assert list(setting.candidates) == list(itertools.product(lambda_e, lambda_l))
-    names = set()
-    for weights, seed in itertools.product(setting.candidates, (0, 3)):
-        config = config_of(setting, weights, seed, Options(data_dir="somewhere"))
-        assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
-        assert (config.reg.lambda_e, config.reg.lambda_l, config.seed) == (*weights, seed)
-        assert config.data.holdout % DATA[setting.data].classes == 0 < config.data.holdout
-        assert key_of_config(to_dict(config)) == (setting.data, *key_of_setting(setting))
-        make_regularizer(None, dh2l.Hierarchy.flat(2), config.reg)  # raises for unknown metrics
-        names.add(runs.Run(setting, weights, seed, config).name)
-    assert len(names) == 2 * len(setting.candidates)
-
-
-def key_of_config(config):
-    """What a stored config trains, told from its values alone."""
-    model, reg, decay = config["model"], config["reg"], config["optim"]["weight_decay"] > 0
-    if model["head"] == "hierarchical":
-        variant = "E+H" if reg["lambda_l"] else "factored"
-    else:
-        variant = "E" if reg["lambda_e"] else "l2" if decay else "baseline"
-    conv = reg["conv_metric"] if reg["lambda_e"] else ""
-    fc = reg["fc_metric"] if variant in ("E", "E+H") else ""
-    return config["data"]["name"], model["name"], variant, conv, fc, decay
-
-
-@pytest.fixture(scope="module")
-def full_size_data():
-    """Black images in the true numbers of each class, of the least size that the networks take."""
-
-    def make(name):
-        facts, tree = DATA[name], taxonomy(name.removesuffix("_mini"))
-        counts = np.full(facts.classes, facts.smallest)
-        counts[1:] += np.diff(np.linspace(0, facts.train - counts.sum(), facts.classes).round())
-        labels = [np.arange(facts.classes).repeat(n) for n in (counts.astype(int), 2)]
-        side = 32 if settings.WEIGHT_FILES.get(HEAVY.get(name, "")) else 8
-        splits = [(np.zeros((len(y), side, side, 1), np.uint8), y) for y in labels]
-        assert len(labels[0]) == facts.train
-        return datasets.Dataset.from_splits(name, *splits, tree)
-
-    return {name: make(name) for name in DATA}
-
-
-HEAVY = {"cub200": "resnet18", "cars196": "resnet18"}
+def run(out, *arguments, trainer=None):
+    return command.main([*arguments, "--out", str(out)], trainer)
 
 
 @pytest.mark.parametrize(
-    ("data", "model", "head"),
-    dict.fromkeys(
-        (s.data, s.model, "hierarchical" if s.variant in ("factored", "E+H") else "plain")
-        for s in ALL_SETTINGS
-    ),
+    ("name", "rows"),
+    [("table1", []), ("table2", ["d_am"]), ("table4", []), ("table-fashion", [])],
 )
-def test_every_network_builds_on_every_data_set(
-    monkeypatch, full_size_data, data, model, head
-):
-    monkeypatch.setattr(datasets, "load", lambda name, **_: full_size_data[name])
-    setting = next(
-        s
-        for s in ALL_SETTINGS
-        if (s.data, s.model) == (data, model)
-        and (s.variant in ("factored", "E+H")) == (head == "hierarchical")
+def test_a_table(tmp_path, capsys, name, rows):
+    trainer, plan = Fake(), tables.table(name)
+    arguments = [name, "--seeds", "0", "1", "2", *(["--rows", *rows] if rows else [])]
+    plan = plan.only(rows or plan.rows)
+    assert run(tmp_path, *arguments, trainer=trainer) == 0
+    assert len(trainer.trained) == tables.count_runs(plan.settings, 3)
+    assert len(trainer.tested) == 3 * len(plan.settings)
+    text, cells = check_reports(tmp_path, name, plan, (0, 1, 2))
+    assert list(cells) == [(cell.row, cell.column) for cell in plan.cells]
+    assert "trial" not in text
+    assert ("the paper" in text) == (name != "table-fashion")
+    for label in (*plan.rows, *plan.columns):
+        assert label in text.split("## Every cell")[0]
+    picture = matplotlib.image.imread(tmp_path / f"{name}.png")
+    assert min(picture.shape[:2]) > 300
+    shown_lines = capsys.readouterr().out.splitlines()
+    assert shown_lines[-1] == f"results in {tmp_path / name}.md and .csv"
+    total = len(trainer.trained)
+    assert shown_lines[-2].startswith(f"[{total}/{total}] ")
+
+    again = Fake()
+    assert run(tmp_path, *arguments, trainer=again) == 0
+    assert (again.trained, again.tested) == ([], [])
+    assert cells_of((tmp_path / f"{name}.md").read_text("utf-8")) == cells
+
+
+def test_killed_again_and_again(tmp_path, monkeypatch):
+    """Each start gets two runs further and is killed in the third; no finished run is repeated."""
+    monkeypatch.setattr(command.Job, "_draw", lambda job: None)
+    arguments = ["table-fashion", "--rows", "d_am", "--seeds", "4", "2"]
+    finished, starts = [], 0
+    while True:
+        trainer, starts = Fake(stop_at=3), starts + 1
+        try:
+            assert run(tmp_path, *arguments, trainer=trainer) == 0
+        except Killed:
+            finished += trainer.trained[:-1]
+            continue
+        finished += trainer.trained
+        break
+    assert starts == 8
+    assert len(finished) == len(set(finished)) == 15
+    check_reports(tmp_path, "table-fashion", tables.table("table-fashion"), (4, 2))
+
+
+def test_more_seeds_and_rows_reuse_what_there_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(command.Job, "_draw", lambda job: None)
+    trainer = Fake()
+    for more in (
+        ["--seeds", "0", "--rows", "cosine"],
+        ["--seeds", "0", "1", "--rows", "cosine"],
+        ["--seeds", "0", "1", "--rows", "cosine", "d_am"],
+    ):
+        assert run(tmp_path, "table-fashion", *more, trainer=trainer) == 0
+    assert len(trainer.trained) == len(set(trainer.trained)) == 2 * 2 + 2 * (3 + 3 + 5)
+    _, cells = check_reports(tmp_path, "table-fashion", tables.table("table-fashion"), (0, 1))
+    assert {row for row, _ in cells} == {"baseline", "l2", "cosine", "d_am"}
+
+
+def test_damaged_and_foreign_files_are_trained_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(command.Job, "_draw", lambda job: None)
+    arguments = ["table-fashion", "--rows", "l2", "--seeds", "0", "1", "2"]
+    first = Fake()
+    assert run(tmp_path, *arguments, trainer=first) == 0
+    assert len(first.trained) == 6
+    files = [tmp_path / "runs" / name for name in first.trained]
+    (files[0] / "result.json").write_text('{"split": "test", "accuracy": [1.0]}')
+    (files[1] / "result.json").write_text('{"accuracy": [NaN]}')
+    (files[2] / "config.json").write_text((files[3] / "config.json").read_text())
+    (files[3] / "test.json").write_text("[]")
+    shutil.rmtree(files[4])
+    again = Fake()
+    assert run(tmp_path, *arguments, trainer=again) == 0
+    assert again.trained == [first.trained[i] for i in (0, 1, 2, 4)]
+    assert again.tested == [first.trained[i] for i in (0, 1, 2, 3, 4)]
+    check_reports(tmp_path, "table-fashion", tables.table("table-fashion"), (0, 1, 2))
+
+
+def test_a_failed_run_is_told_and_tried_again(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command.Job, "_draw", lambda job: None)
+    arguments = ["table-fashion", "--rows", "cosine", "--seeds", "0", "1"]
+    error = FloatingPointError("J is not finite\nfor the whole epoch")
+    trainer = Fake(stop_at=2, error=error)  # the baseline with seed 1
+    assert run(tmp_path, *arguments, trainer=trainer) == 1
+    assert len(trainer.trained) == 15
+    assert "1 runs failed" in capsys.readouterr().err
+    text = (tmp_path / "table-fashion.md").read_text("utf-8")
+    assert "- resnet20 baseline, seed 1: J is not finite\n" in text
+    assert cells_of(text)["baseline", "E"]["n"] == "1"
+    assert cells_of(text)["cosine", "E"]["n"] == "2"
+    error = (tmp_path / "runs" / trainer.trained[1] / "error.txt").read_text()
+    assert "FloatingPointError" in error
+    assert run(tmp_path, *arguments, trainer=Fake()) == 0
+    assert "## Failed runs" not in (tmp_path / "table-fashion.md").read_text("utf-8")
+
+
+def test_an_interrupt_leaves_a_report_and_a_hint(tmp_path, capsys):
+    arguments = ["table-fashion", "--rows", "l2", "--seeds", "0", "1"]
+    assert run(tmp_path, *arguments, trainer=Fake(stop_at=3, error=KeyboardInterrupt())) == 130
+    assert "interrupted: the same command goes on" in capsys.readouterr().err
+    cells = cells_of((tmp_path / "table-fashion.md").read_text("utf-8"))
+    assert [cell["n"] for cell in cells.values()] == ["2", "0"]
+    assert (tmp_path / "table-fashion.png").is_file()
+
+
+def test_without_matplotlib_there_is_no_picture(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    arguments = ["table-fashion", "--rows", "l2", "--seeds", "0", "1"]
+    assert run(tmp_path, *arguments, trainer=Fake()) == 0
+    assert "pip install 'dh2l_jax[tables]'" in capsys.readouterr().err
+    check_reports(tmp_path, "table-fashion", tables.table("table-fashion"), (0, 1))
+    assert not (tmp_path / "table-fashion.png").exists()
+
+
+def test_a_trial_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(command.Job, "_draw", lambda job: None)
+    options = ["--seeds", "0", "--rows", "(l2, l2)", "--budget", "0.1"]
+    assert run(tmp_path, "table4", *options, "--set", "optim.lr=0.3", trainer=Fake()) == 0
+    text = (tmp_path / "table4-budget0.1.md").read_text("utf-8")
+    assert "# Table 4: CIFAR-100, resnet20 (trial run, budget 0.1)" in text
+    assert "30 epochs on 10 % of the images of each class" in text
+    assert "Changed options: optim.lr=0.3" in text
+    config = json.loads(next((tmp_path / "runs").glob("*/config.json")).read_text())
+    assert (config["epochs"], config["data"]["fraction"], config["optim"]["lr"]) == (30, 0.1, 0.3)
+
+
+def test_the_picture_shows_the_figures(tmp_path, monkeypatch):
+    figures = []
+    save = matplotlib.figure.Figure.savefig
+    monkeypatch.setattr(
+        matplotlib.figure.Figure,
+        "savefig",
+        lambda figure, *args, **kwargs: (figures.append(figure), save(figure, *args, **kwargs)),
     )
-    options = Options(overrides=("data.crop=32",) if data in HEAVY else ())
-    experiment = loop.build(config_of(setting, setting.candidates[-1], 1, options))
-    assert experiment.split == "validation"
-    assert len(experiment.dataset.test_labels) == experiment.config.data.holdout
-    shapes = experiment.init(abstract=True).params
-    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
-    assert count == PARAMETERS.get((data, model, head), count) + 144 * 2 * 0
+    assert run(tmp_path, "table2", "--seeds", "0", "1", "--rows", "d_am", trainer=Fake()) == 0
+    chosen = recompute(tmp_path, (0, 1))
+    (figure,) = figures
+    for axes, model in zip(figure.axes, ("resnet20", "resnet110"), strict=True):
+        bars = [bar.lines[0].get_xdata()[0] for bar in axes.containers]
+        expected = [
+            plain.fmean(last.values()) for key, (_, last, _) in chosen.items() if key[0] == model
+        ]
+        assert sorted(bars) == pytest.approx(sorted(expected))
+        diamonds = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "D"]
+        papers = [
+            cell.paper
+            for cell in tables.table("table2").only(["d_am"]).cells
+            if cell.paper and cell.setting.model == model
+        ]
+        assert sorted(diamonds) == sorted(papers)
+    rows = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert rows == ["baseline (no l2)", "baseline_l2", "d_am"]
 
 
-@given(st.sampled_from(sorted(DATA)), st.floats(1e-6, 1))
-def test_any_budget_leaves_images_of_every_class(data, budget):
-    facts = DATA[data]
-    whole = facts.recipe(data, "resnet20")
-    config = config_of(Setting(data, "resnet20", "l2"), (0.0, 0.0), 0, Options(budget=budget))
-    held = config.data.holdout // facts.classes
-    smallest = math.ceil(config.data.fraction * facts.smallest)
-    assert 1 <= held < smallest
-    assert 1 <= config.batch_size <= (smallest - held) * facts.classes
-    assert 1 <= config.epochs <= whole.epochs
-    assert budget <= config.data.fraction <= 1
-    assert config.optim.warmup_epochs <= config.epochs
+# The command line.
 
 
-def test_identity_of_a_run():
-    """Where files lie is no part of it, any option that changes the training is."""
-    config = config_of(Setting("cub200", "resnet18", "l2"), (0.0, 0.0), 0, Options())
-    same = ("data.data_dir=x", "data.cache_dir=y", "data.device_gb=9")
-    other = ("seed=1", "optim.lr=0.2", "data.fraction=0.5", "model.dtype=bfloat16", "epochs=7")
-    for text in same:
-        assert runs.identity(override(config, text)) == runs.identity(config), text
-    for text in other:
-        assert runs.identity(override(config, text)) != runs.identity(config), text
-    here, there = (override(config, f"model.pretrained={d}/r.pth") for d in ("a", "b"))
-    assert runs.identity(here) == runs.identity(there) != runs.identity(config)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("table9", "unknown table 'table9'"),
+        ("tabel2", "did you mean 'table2'?"),
+        ("table-fashion --seeds -1", "--seeds must be different and ≥ 0, found -1"),
+        ("table-fashion --seeds 1 1", "--seeds must be different and ≥ 0, found 1 1"),
+        ("table-fashion --seeds one", "argument --seeds: invalid int value: 'one'"),
+        ("table-fashion --seeds", "argument --seeds: expected at least one argument"),
+        ("table-fashion --budget 0", "budget must lie in (0, 1], found 0"),
+        ("table-fashion --budget nan", "budget must lie in (0, 1], found nan"),
+        ("table-fashion --budget 1.5", "budget must lie in (0, 1], found 1.5"),
+        ("table-fashion --rows d_amcos", "did you mean 'd_am_cos'?"),
+        ("table-fashion --model resnet9", "unknown model 'resnet9': did you mean 'resnet8'?"),
+        ("table-fashion --pretrained none", "table-fashion takes no --pretrained"),
+        ("table-fashion --set optim.lrr=1", "did you mean 'optim.lr'?"),
+        ("table-fashion --set reg.lambda_l=1", "reg.lambda_l is set by the table itself"),
+        ("table-fashion --set batch_size=3", "batch_size must be a multiple of the 2 devices"),
+        ("table-fashion --data NONE", "is no folder; looked there for train-images"),
+        ("table2 --data NONE", "cifar100 is not prepared in"),
+        ("table2 --model resnet8", "--model is for table-fashion alone"),
+        ("table5 --data NONE", "table5 needs --pretrained, the folder of resnet18-5c106cde.pth"),
+        ("table5 --data NONE --pretrained NONE", "has no resnet18-5c106cde.pth and no resnet50"),
+        ("table5 --data NONE --pretrained none", "cub200 is not prepared in"),
+        ("--budget 1", "the following arguments are required: TABLE"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, arguments, message):
+    words = arguments.replace("NONE", str(tmp_path / "none")).split()
+    try:
+        code = run(tmp_path / "out", *words)
+    except SystemExit as exit_:
+        code = exit_.code
+    captured = capsys.readouterr()
+    assert (code, captured.out, captured.err.count("\n")) == (2, "", 1)
+    assert message in captured.err
+    assert list(tmp_path.iterdir()) == []
 
 
-# Statistics.
-
-accuracies = st.integers(0, 10_000).map(lambda hits: hits / 100)
-samples = st.lists(accuracies, min_size=2, max_size=8)
-
-
-@given(samples)
-def test_mean_and_deviation(values):
-    mean, deviation = statistics.mean_and_deviation(values)
-    assert mean == pytest.approx(plain.fmean(values))
-    assert deviation == pytest.approx(plain.stdev(values), abs=1e-9)
-    assert statistics.mean_and_deviation(values[:1]) == (values[0], None)
+def test_a_folder_in_use_is_left_alone(tmp_path, capsys):
+    trainer = Fake()
+    with runner.locked(tmp_path):
+        assert run(tmp_path, "table-fashion", trainer=trainer) == 2
+    assert "is in use by another process" in capsys.readouterr().err
+    assert trainer.trained == []
 
 
-@given(st.dictionaries(st.integers(0, 9), accuracies), st.dictionaries(st.integers(0, 9), accuracies))
-def test_paired_test(ours, baseline):
-    """scipy's one-sample test of the differences over the common seeds."""
-    differences = [ours[seed] - baseline[seed] for seed in ours if seed in baseline]
-    p = statistics.paired_p(ours, baseline)
-    if len(differences) < 2 or plain.stdev(differences) < 1e-9:
-        assert p is None
-    else:
-        assert p == pytest.approx(scipy.stats.ttest_1samp(differences, 0).pvalue, rel=1e-6)
+def test_help_and_plan(tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        run(tmp_path, "--help")
+    assert exit_.value.code == 0
+    shown_help = capsys.readouterr().out
+    for name in tables.TABLES:
+        assert name in shown_help
+    assert run(tmp_path / "out", "table5", "--dry-run", "--seeds", "0", "1", "2") == 0
+    assert "320 runs, 0 done" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
 
 
-@given(st.lists(st.floats(0, 1), max_size=8))
-def test_holm(p_values):
-    """A corrected p is the lowest level at which the step-down procedure rejects."""
-    corrected = statistics.holm(p_values)
-    assert corrected == pytest.approx(holm(p_values))
-    assert all(c >= p for c, p in zip(corrected, p_values, strict=True))
+# Real training.
 
 
-def holm(p_values):
-    def rejects(level, i):
-        for left, j in zip(range(len(p_values), 0, -1), np.argsort(p_values, kind="stable")):
-            if p_values[j] * left > level:
-                return False
-            if j == i:
-                return True
+@pytest.fixture
+def own_process_settings(monkeypatch):
+    """The command sets up its process; this suite's goes on with other tests."""
+    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    before = {name: getattr(jax.config, name) for name in names}
+    monkeypatch.setattr(memory, "keep_freed_memory", lambda: False)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
-    levels = sorted({1.0, *(p * k for p in p_values for k in range(1, len(p_values) + 1))})
-    return [min((x for x in levels if rejects(x, i)), default=1.0) for i in range(len(p_values))]
+
+def test_training_for_real(tmp_path, monkeypatch, own_process_settings):
+    """l2 on a few embedded images, killed and done again; the run beside it is there already."""
+    arguments = ["table-fashion", "--model", "resnet8", "--budget", "0.01", "--rows", "l2"]
+    arguments += ["--seeds", "0"]
+    fake = Fake(stop_at=2)
+    with pytest.raises(Killed):
+        run(tmp_path, *arguments, trainer=fake)
+    train, calls = loop.train, []
+
+    def killed(experiment, workdir, console):
+        calls.append(workdir.name)
+        if len(calls) == 1:
+            raise Killed
+        return train(experiment, workdir, console)
+
+    monkeypatch.setattr(loop, "train", killed)
+    with pytest.raises(Killed):
+        run(tmp_path, *arguments)
+    assert run(tmp_path, *arguments) == 0
+    assert calls == 2 * fake.trained[1:]
+    stem = "table-fashion-resnet8-budget0.01"
+    text, _ = check_reports(tmp_path, stem, tables.table("table-fashion", model="resnet8"), (0,))
+    assert "(trial run, budget 0.01)" in text
+    assert list((tmp_path / "compiled").iterdir())
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on(tmp_path):
+    """kill -9 after the first result, then the same command: every cell of one metric, on IDX."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    write_idx(data)
+    words = ["table-fashion", "--data", data, "--model", "resnet8", "--budget", "0.001"]
+    words += ["--rows", "d_cos_hm", "--seeds", "0", "--out", out]
+    start = [sys.executable, "-m", "dh2l_jax.experiments", *words]
+    process = subprocess.Popen(start, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    while process.poll() is None and not list(out.glob("runs/*/result.json")):
+        time.sleep(0.1)
+    time.sleep(1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    first = {path: path.read_bytes() for path in out.glob("runs/*/result.json")}
+    assert first
+    subprocess.run(start, cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    assert all(path.read_bytes() == content for path, content in first.items())
+    plan, stem = (
+        tables.table("table-fashion", model="resnet8"),
+        "table-fashion-full-resnet8-budget0.001",
+    )
+    _, cells = check_reports(out, stem, plan, (0,))
+    assert len(cells) == 5
+    assert (out / f"{stem}.png").stat().st_size > 10_000

@@ -3,8 +3,12 @@
 python -m dh2l_jax.experiments table2 --data DIR --seeds 0 1 2
 python -m dh2l_jax.experiments table5 --data DIR --pretrained DIR_OF_THE_PTH_FILES
 python -m dh2l_jax.experiments table-fashion                     on the embedded images
+python -m dh2l_jax.experiments table-fashion --data DIR          on the whole of Fashion-MNIST
 python -m dh2l_jax.experiments table2 --data DIR --budget 0.05   a trial run
 python -m dh2l_jax.experiments table2 --dry-run                  what there is to do
+
+Whatever stops it, the same command goes on: a finished run is not run again. λ is chosen on images
+held out of the training images; only the chosen runs are evaluated on the test set.
 """
 
 from __future__ import annotations
@@ -144,7 +148,7 @@ def _pretrained(options: argparse.Namespace, plan: Table) -> str:
 
 
 def _stem(options: argparse.Namespace, plan: Table) -> str:
-    """Name of the reports: another data set, network or budget makes another table."""
+    """Name of the reports; another data set, network or budget has its own."""
     full = ["full"] if plan.data == "fashion_mnist" else []
     model = [options.model] if options.model else []
     budget = [f"budget{options.budget:g}"] if options.budget < 1 else []

@@ -52,7 +52,7 @@ def draw(table: Table, summaries: list[Summary], heading: str, path: Path) -> No
         if len(models) > 1:
             axes.set_title(model, loc="left")
     panels[0].set_yticks(range(len(rows)), rows)
-    panels[0].invert_yaxis()
+    panels[0].set_ylim(len(rows) - 0.5, -0.5)  # rows without a figure too
     figure.suptitle(heading, x=0.01, ha="left")
     figure.legend(handles=_legend(summaries), loc="outside lower left", ncols=4, frameon=False)
     figure.savefig(path, dpi=150)

@@ -56,8 +56,8 @@ def markdown(table: Table, summaries: list[Summary], protocol: Protocol) -> str:
     parts = [
         f"# {title(table, protocol)}",
         *_trial(table, protocol),
-        "Test accuracy in %: mean ± standard deviation over seeds after the last epoch; in "
-        "brackets the paper's figure, a single run.",
+        "Test accuracy in %: mean ± standard deviation over seeds after the last epoch"
+        + ("; in brackets the paper's figure, a single run." if table.has_paper else "."),
         _grid(table, summaries),
         *([table.note] if table.note else []),
         "## Every cell",
@@ -77,7 +77,8 @@ def _trial(table: Table, protocol: Protocol) -> list[str]:
     config = config_of(setting, setting.candidates[0], 0, protocol.options)
     return [
         f"**A trial run**: {config.epochs} epochs on {100 * config.data.fraction:.3g} % of the "
-        "images of each class. Its figures don't compare with the paper's."
+        "images of each class"
+        + (". Its figures don't compare with the paper's." if table.has_paper else ".")
     ]
 
 
@@ -156,8 +157,12 @@ def _protocol(table: Table, summaries: list[Summary], protocol: Protocol) -> Ite
     trained = round(fraction * facts.train) - held
     yield (
         f"{held:,} training images, {held // facts.classes} of each class, are held out for "
-        f"validation. So our models train on {'about ' * (fraction < 1)}{trained:,} images; the "
-        f"paper mentions no validation split and has {facts.train:,}."
+        f"validation. So our models train on {'about ' * (fraction < 1)}{trained:,} images"
+        + (
+            f"; the paper mentions no validation split and has {facts.train:,}."
+            if table.has_paper
+            else "."
+        )
     )
     yield (
         f"λ_e from {_either(LAMBDA_E)} and λ_l from {_either(LAMBDA_L)}, where a cell has the "

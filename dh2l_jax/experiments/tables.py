@@ -74,6 +74,11 @@ class Table:
         return f"{prefix}{DATA[self.data].title}, {', '.join(self.models)}"
 
     @property
+    def has_paper(self) -> bool:
+        """Whether the paper has figures for it."""
+        return any(cell.paper is not None for cell in self.cells)
+
+    @property
     def models(self) -> tuple[str, ...]:
         """Networks in order."""
         return tuple(dict.fromkeys(cell.setting.model for cell in self.cells))

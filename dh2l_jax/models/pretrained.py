@@ -38,6 +38,7 @@ _LEAVES = {
 # Not ours: the classifier of ImageNet, and a counter that torch's default momentum does not use.
 _DROPPED = re.compile(r"fc\.(weight|bias)|.*\.num_batches_tracked")
 _MAX_NAMES = 10  # named of each kind in an error
+_OTHER = "another network"
 
 
 def load_pretrained(path: str | Path, variables: Any) -> Any:
@@ -106,7 +107,7 @@ def torchvision_state_dict(
       name → contiguous array.
 
     Raises:
-      ValueError: the hierarchy and the head do not belong together.
+      ValueError: the hierarchy and the head do not belong together, or another network.
     """
     state = {}
     for name, leaf in _body(variables).items():
@@ -139,7 +140,7 @@ def export_safetensors(
       The path.
 
     Raises:
-      ValueError: the hierarchy and the head do not belong together.
+      ValueError: the hierarchy and the head do not belong together, or another network.
       OSError: the file cannot be written.
       ImportError: safetensors is not installed.
     """
@@ -165,7 +166,10 @@ def _body(variables: Any) -> dict[str, Any]:
     """torchvision's name → leaf, of everything but the head."""
     leaves = jax.tree_util.tree_leaves_with_path(variables)
     named = ((_torch_name(path), leaf) for path, leaf in leaves)
-    return {name: leaf for name, leaf in named if name is not None}
+    body = {name: leaf for name, leaf in named if name is not None}
+    if _network(body) == _OTHER:
+        raise ValueError("expected the variables of a TorchvisionResNet, found another network's")
+    return body
 
 
 def _torch_name(path: tuple) -> str | None:
@@ -217,7 +221,7 @@ def _network(names: Iterable[str]) -> str:
     for depth, expected in BLOCKS.items():
         if counts == expected and deep == (depth >= FIRST_BOTTLENECK):
             return f"resnet{depth}"
-    return "another network"
+    return _OTHER
 
 
 def _cast(name: str, value: np.ndarray, dtype: np.dtype) -> np.ndarray:

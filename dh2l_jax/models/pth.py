@@ -67,9 +67,11 @@ def _read_bytes(path: Path, max_bytes: int) -> bytes:
 
 
 def _check_name(name: str, data: bytes) -> None:
-    promise = re.search(r"-([0-9a-f]{8,64})\.pth$", name)
+    promise = re.search(r"-([0-9a-f]{8,64})\.pth\Z", name)
+    if promise is None:
+        return
     digest = hashlib.sha256(data).hexdigest()
-    if promise and not digest.startswith(promise[1]):
+    if not digest.startswith(promise[1]):
         raise PthError(
             f"expected a sha256 that begins with {promise[1]}, as the name says, found "
             f"{digest[: len(promise[1])]}: the file is damaged or another one"

@@ -215,13 +215,15 @@ def _tar_members(data: memoryview) -> dict[str, memoryview]:
         position += _BLOCK
         content = data[position : position + size]
         if len(content) != size:
-            raise PthError(f"cut short: expected {size} bytes of {name} in the tar file")
+            raise PthError(f"cut short: expected {size} bytes of {quote(name)} in the tar file")
         if kind in b"0\0":
             if name in members:
-                raise PthError(f"two members of the tar file have the name {name}")
+                raise PthError(f"two members of the tar file have the name {quote(name)}")
             members[name] = content
         elif kind not in b"xg":
-            raise PthError(f"expected regular files in the tar file, found {name} of type {kind!r}")
+            raise PthError(
+                f"expected regular files in the tar file, found {quote(name)} of type {kind!r}"
+            )
         position += -(-size // _BLOCK) * _BLOCK
     raise PthError(f"expected at most {_MAX_TAR_MEMBERS} members in the tar file")
 

@@ -3,7 +3,8 @@
 `pickle.Unpickler` with a closed `find_class` is not enough for files of strangers: a few bytes make
 it fill gigabytes (a far slot of the memo), hash a tuple that holds itself a thousand times over, or
 overflow the C stack. Here an opcode outside the table is refused, a global is looked up in the
-caller's table and never imported, and nested values are never hashed, compared or printed.
+caller's table and never imported, nested values are never hashed, compared or printed, and no
+opcode does more work than the bytes that made its operands.
 """
 
 from __future__ import annotations
@@ -164,6 +165,12 @@ class _Machine:
     def push_number(self, layout: str) -> None:
         self.push(self.number(layout))
 
+    def push_decimal(self) -> None:
+        line = self.line()
+        if not re.fullmatch(r"-?[0-9]{1,20}", line):
+            raise PthError(f"expected an int of at most 20 digits, found {quote(line)}")
+        self.push(int(line))
+
     def push_long(self) -> None:
         count = self.number("<B")
         if count > _MAX_INT_BYTES:
@@ -223,8 +230,8 @@ class _Machine:
         if type(module) is not str or type(name) is not str:
             raise PthError(f"refused a global named by {_kind(module)} and {_kind(name)}")
         if (module, name) not in self.vocabulary.values:
-            hint = next((hint for hint, pattern in _HINTS.items() if pattern.search(name)), None)
-            why = hint or "no part of a state dict"
+            kind = next((kind for kind, part in _UNSUPPORTED.items() if part in name), None)
+            why = f"{kind} tensors are not supported" if kind else "no part of a state dict"
             raise PthError(f"refused {quote(f'{module} {name}')}, {why}")
         self.push(self.vocabulary.values[module, name])
 
@@ -242,10 +249,7 @@ class _Machine:
         self.push(self.vocabulary.persistent(self.pop()))
 
 
-_HINTS = {
-    "quantised tensors are not supported": re.compile("qtensor|Q.*Storage"),
-    "sparse tensors are not supported": re.compile("sparse"),
-}
+_UNSUPPORTED = {"quantised": "qtensor", "sparse": "sparse"}  # part of the global's name
 
 _ACTIONS: dict[bytes, tuple] = {
     pickle.PROTO: (_Machine.check_protocol,),
@@ -260,6 +264,7 @@ _ACTIONS: dict[bytes, tuple] = {
     pickle.BININT1: (_Machine.push_number, "<B"),
     pickle.BININT2: (_Machine.push_number, "<H"),
     pickle.BINFLOAT: (_Machine.push_number, ">d"),
+    pickle.INT: (_Machine.push_decimal,),  # Python 2's int of more than 4 bytes, in tar files
     pickle.LONG1: (_Machine.push_long,),
     pickle.BINUNICODE: (_Machine.push_text, "<I"),
     pickle.SHORT_BINUNICODE: (_Machine.push_text, "<B"),

@@ -6,7 +6,6 @@ Every number that places a tensor in its storage is checked here before NumPy se
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from typing import Any
 
@@ -74,9 +73,9 @@ class Storages(dict[str, Storage]):
     def persistent(self, pid: Any) -> Storage:
         """The storage of ("storage", dtype, key, device, size[, view])."""
         match pid:
-            case ("storage", np.dtype() as dtype, str(key), _, int(size), *view) if size >= 0:
-                if view and view[0] is not None:
-                    raise PthError(f"storage {quote(key)} is a view, which is not supported")
+            case ("storage", _, _, _, _, tuple(), *_):
+                raise PthError("views of storages are not supported")
+            case ("storage", np.dtype() as dtype, str(key), _, int(size), *_) if size >= 0:
                 storage = self.setdefault(key, Storage(dtype, size))
                 if (storage.dtype, storage.size) != (dtype, size):
                     raise PthError(f"storage {quote(key)} is declared twice, differently")
@@ -94,13 +93,13 @@ def make_tensor(storage: Storage, offset: int, shape: tuple, strides: tuple) -> 
     >>> make_tensor(Storage(np.dtype("f4"), 6), 0, (2, 3), (3, 1)).shape
     (2, 3)
     """
-    if any(type(n) is not int or n < 0 for n in itertools.chain((offset,), shape, strides)):
-        raise PthError("expected ints ≥ 0 as offset, shape and strides of a tensor")
     if len(shape) != len(strides) or len(shape) > MAX_AXES:
         raise PthError(
             f"expected at most {MAX_AXES} axes and a stride for each, found {len(shape)} axes "
             f"and {len(strides)} strides"
         )
+    if any(type(n) is not int or n < 0 for n in (offset, *shape, *strides)):
+        raise PthError("expected ints ≥ 0 as offset, shape and strides of a tensor")
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if math.prod(shape) > storage.size or (0 not in shape and last >= storage.size):
         raise PthError(f"a tensor does not fit in its storage of {storage.size} numbers")
@@ -133,8 +132,9 @@ def _ordered_dict(arguments: tuple) -> dict:
     match arguments:
         case ():
             pairs = []
-        case (list(pairs),):
-            pass
+        case (list() as items,):
+            # A list serves once: a few bytes that recall it would copy it again and again.
+            pairs, items[:] = items[:], []
         case _:
             raise PthError("expected a list of pairs in an OrderedDict")
     result: dict = {}
