@@ -205,9 +205,7 @@ def test_another_tree_of_the_same_classes(mini):
     assert flat.hierarchy == Hierarchy.flat(10, names=mini.hierarchy.names(3))
     np.testing.assert_array_equal(flat.train_labels, mini.train_labels)
     assert load("fashion_mnist_mini", tree="fashion_mnist").hierarchy == mini.hierarchy
-    with pytest.raises(
-        ValueError, match="10 classes of fashion_mnist_mini, found 'cub"
-    ):
+    with pytest.raises(ValueError, match="10 classes of fashion_mnist_mini, found 'cub"):
         load("fashion_mnist_mini", tree="cub200")
     with pytest.raises(ValueError, match="unknown taxonomy 'cifar100_five': did you mean 'cifar"):
         load("fashion_mnist_mini", tree="cifar100_five")
