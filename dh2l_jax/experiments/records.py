@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import io
 
-from dh2l_jax.experiments.runs import Outcome
+from dh2l_jax.experiments.runs import BEST, LAST, Outcome
 from dh2l_jax.experiments.statistics import mean_and_deviation
-from dh2l_jax.experiments.summary import BEST, LAST, Summary
+from dh2l_jax.experiments.summary import Summary
 from dh2l_jax.experiments.tables import Table
 
 __all__ = ["csv_text"]

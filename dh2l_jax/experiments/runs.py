@@ -13,10 +13,12 @@ from typing import Any
 from dh2l_jax.experiments.settings import Setting, Weights
 from dh2l_jax.training.config import Config, from_dict, to_dict
 
-__all__ = ["Outcome", "Run", "check_result", "check_test", "read"]
+__all__ = ["BEST", "LAST", "Outcome", "Run", "check_result", "check_test", "read"]
 
 # Of a run's folder, as training.loop writes them.
 CONFIG, RESULT, TEST = "config.json", "result.json", "test.json"
+# The states that test.json has scores of.
+LAST, BEST = "last", "best_on_validation"
 # Options that change neither what is trained nor on what.
 NOT_IDENTITY = ("data.data_dir", "data.cache_dir", "data.device_gb")
 
@@ -75,7 +77,7 @@ class Outcome:
         return self.result["accuracy"][-1] if self.result else None
 
     def test_accuracy(self, state: str) -> float | None:
-        """Accuracy on the classes of the test images of "last" or "best_on_validation"."""
+        """Accuracy on the classes of the test images, of the state `LAST` or `BEST`."""
         return self.test[state]["accuracy"][-1] if self.test else None
 
 
@@ -142,7 +144,7 @@ def check_test(values: Any) -> Mapping[str, Any]:
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"expected test scores, found {values!r}")
-    for state in ("last", "best_on_validation"):
+    for state in (LAST, BEST):
         scores = _check_scores(values.get(state), f"the test scores of {state}")
         images = scores.get("images")
         if not isinstance(images, int) or images < 1:

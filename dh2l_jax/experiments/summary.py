@@ -7,12 +7,11 @@ from collections.abc import Mapping
 
 from dh2l_jax.experiments import statistics
 from dh2l_jax.experiments.runner import Settled
+from dh2l_jax.experiments.runs import BEST, LAST
 from dh2l_jax.experiments.settings import Setting
 from dh2l_jax.experiments.tables import Cell, Table
 
-__all__ = ["BEST", "LAST", "Summary", "comparisons", "summarize", "test_images"]
-
-LAST, BEST = "last", "best_on_validation"
+__all__ = ["Summary", "comparisons", "summarize", "test_images"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from flax.typing import Dtype
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.messages import unknown_name
 from dh2l_jax.models.head import HierarchicalHead, dense_kernel
-from dh2l_jax.models.resnet import CifarResNet
+from dh2l_jax.models.resnet import CifarResNet, Network
 from dh2l_jax.models.torchvision_resnet import BLOCKS, TorchvisionResNet
 from dh2l_jax.spheres import EPSILON
 
@@ -24,8 +24,6 @@ __all__ = [
     "create",
     "dense_kernel",
 ]
-
-Network = CifarResNet | TorchvisionResNet
 
 CIFAR = {f"resnet{depth}": depth for depth in (8, 20, 32, 44, 56, 110)}
 TORCHVISION = {f"resnet{depth}": depth for depth in BLOCKS}

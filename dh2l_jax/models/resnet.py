@@ -21,6 +21,7 @@ __all__ = [
     "BasicBlock",
     "CifarResNet",
     "Conv",
+    "Network",
     "batch_norm",
     "check_images",
     "convolution",
@@ -170,7 +171,31 @@ class BasicBlock(nn.Module):
         return nn.relu(x + y)
 
 
-class CifarResNet(nn.Module):
+class Network(nn.Module):
+    """A network that ends in a head; `features` is its own.
+
+    Attributes:
+      depth: number of layers.
+      head: module that maps features (batch, d) to logits.
+    """
+
+    depth: int
+    head: nn.Module
+
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """Maps images (batch, height, width, channels) to logits (batch, classes), float32.
+
+        With `train` the norms use and update the batch's statistics: pass
+        `mutable=["batch_stats"]` to `apply`.
+        """
+        return self.head(self.features(images, train)).astype(jnp.float32)
+
+    def features(self, images: jax.Array, train: bool) -> jax.Array:
+        """Maps images (batch, height, width, channels) to features (batch, d), float32."""
+        raise NotImplementedError
+
+
+class CifarResNet(Network):
     """ResNet-(6n+2) for small images: a stem, three stages of n blocks, mean pooling, a head.
 
     Parameters and logits are float32 whatever `dtype` is. Norms follow torch (momentum 0.9 here is
@@ -193,8 +218,6 @@ class CifarResNet(nn.Module):
     Reference: DH²L, §5.
     """
 
-    depth: int
-    head: nn.Module
     shortcut: str = "A"
     dtype: Dtype = jnp.float32
 
@@ -208,14 +231,6 @@ class CifarResNet(nn.Module):
                 f"shortcut must be one of {SHORTCUTS}, got {self.shortcut!r}; nearest: {nearest!r}"
             )
         super().__post_init__()
-
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Maps images (batch, height, width, channels) to logits (batch, classes), float32.
-
-        With `train` the norms use and update the batch's statistics: pass
-        `mutable=["batch_stats"]` to `apply`.
-        """
-        return self.head(self.features(images, train)).astype(jnp.float32)
 
     @nn.compact
     def features(self, images: jax.Array, train: bool) -> jax.Array:

@@ -17,7 +17,7 @@ from flax.typing import Dtype
 from jax import lax
 
 from dh2l_jax.messages import unknown_name
-from dh2l_jax.models.resnet import BasicBlock, Conv, batch_norm, check_images, shortcut_b
+from dh2l_jax.models.resnet import BasicBlock, Conv, Network, batch_norm, check_images, shortcut_b
 
 __all__ = [
     "BLOCKS",
@@ -95,7 +95,7 @@ class Bottleneck(nn.Module):
         return nn.relu(x + y)
 
 
-class TorchvisionResNet(nn.Module):
+class TorchvisionResNet(Network):
     """ResNet-18, -34, -50 or -101: a stem, four stages of blocks, mean pooling, a head.
 
     Parameters and logits are float32 whatever `dtype` is. Norms follow torch (momentum 0.9 here is
@@ -119,22 +119,12 @@ class TorchvisionResNet(nn.Module):
     Reference: DH²L, §5.
     """
 
-    depth: int
-    head: nn.Module
     dtype: Dtype = jnp.float32
 
     def __post_init__(self) -> None:
         if self.depth not in BLOCKS:
             raise ValueError(unknown_name("depth", self.depth, map(str, BLOCKS)))
         super().__post_init__()
-
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Maps images (batch, height, width, channels) to logits (batch, classes), float32.
-
-        With `train` the norms use and update the batch's statistics: pass
-        `mutable=["batch_stats"]` to `apply`.
-        """
-        return self.head(self.features(images, train)).astype(jnp.float32)
 
     @nn.compact
     def features(self, images: jax.Array, train: bool) -> jax.Array:

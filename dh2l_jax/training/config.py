@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import runpy
 import types
@@ -25,11 +26,15 @@ __all__ = [
 ]
 
 
+# The annotations are texts: evaluating them takes longer than all else that makes a config.
+_type_hints = functools.cache(typing.get_type_hints)
+
+
 class _Checked:
     """Types and ranges are checked when a config is made; integers are taken for floats."""
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
+        hints = _type_hints(type(self))
         for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
             value = _typed(field.name, getattr(self, field.name), hints[field.name])
             object.__setattr__(self, field.name, value)
@@ -235,7 +240,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 
 
 def _from_dict(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
-    hints = typing.get_type_hints(cls)
+    hints = _type_hints(cls)
     if not isinstance(values, Mapping):
         raise ValueError(f"{prefix.rstrip('.')}: expected a section of options, found {values!r}")
     arguments = {}
@@ -251,7 +256,7 @@ def _from_dict(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
 
 
 def _replace(section: Any, path: list[str], text: str, key: str) -> Any:
-    hints = typing.get_type_hints(type(section))
+    hints = _type_hints(type(section))
     if path[0] not in hints:
         raise ValueError(_unknown_key(key))
     value = getattr(section, path[0])
@@ -273,7 +278,7 @@ def _unknown_key(key: str) -> str:
 
 
 def _keys(cls: type, prefix: str = ""):
-    for name, hint in typing.get_type_hints(cls).items():
+    for name, hint in _type_hints(cls).items():
         if dataclasses.is_dataclass(hint):
             yield from _keys(hint, f"{prefix}{name}.")  # pyright: ignore[reportArgumentType]
         else:
