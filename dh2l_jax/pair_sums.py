@@ -8,6 +8,7 @@ gradient is one product per Gram matrix, formed in the forward pass without a ta
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +19,24 @@ from dh2l_jax.metrics import Metric, Profile
 from dh2l_jax.numerics import safe_normalize, snap
 from dh2l_jax.similarity import code_length, encode
 
-__all__ = ["all_pairs", "closed_sum", "dense_sum", "pair_count", "tiled_sum"]
+__all__ = [
+    "all_pairs",
+    "closed_sum",
+    "cross_gradients",
+    "dense_sum",
+    "pair_count",
+    "scale_gradient",
+    "tiled_gradient",
+    "tiled_sum",
+]
 
 
-def pair_count(where: jax.Array) -> jax.Array:
-    """Number of pairs i < j of the rows of a (..., n) mask, as float32 of shape (...)."""
-    n = jnp.sum(where, axis=-1, dtype=jnp.float32)
+def pair_count(where: jax.Array, *, half_space: bool = False) -> jax.Array:
+    """Number of pairs i < j of the rows of a (..., n) mask, as float32 of shape (...).
+
+    With `half_space`, of the 2n rows W ∪ −W.
+    """
+    n = jnp.sum(where, axis=-1, dtype=jnp.float32) * (2 if half_space else 1)
     return n * (n - 1) / 2
 
 
@@ -121,12 +134,13 @@ def _dense_fwd(metric: Metric, W: jax.Array, weights: jax.Array):
     return twice / 2, pull(_pull_to_rows(metric, dc, dh, features))[0]
 
 
-def _scale_gradient(*args):
+def scale_gradient(*args):
+    """The backward pass of a sum whose forward pass has formed the gradient."""
     *_, gradient, g = args
     return g * gradient, None
 
 
-dense_sum.defvjp(_dense_fwd, _scale_gradient)
+dense_sum.defvjp(_dense_fwd, scale_gradient)
 
 
 # Tiled: the upper triangle of tiles, one at a time.
@@ -137,32 +151,80 @@ def tiled_sum(metric: Metric, block: int, W: jax.Array, where: jax.Array) -> jax
     """Σ_{i<j} e(w_i, w_j) with O(block·(block + d)) of temporaries."""
 
     def step(total, tile):
-        (_, wi), (_, wj), weights = _tile(W, where, block, *tile)
-        grams = _grams(metric, _features(metric, wi), _features(metric, wj))
-        return total + jnp.sum(jnp.where(weights, metric.energy(*grams), 0)), None
+        left, right, pairs = _triangle_tile(W, where, block, *tile)
+        grams = _grams(metric, _features(metric, left.rows), _features(metric, right.rows))
+        return total + jnp.sum(jnp.where(pairs, metric.energy(*grams), 0)), None
 
     return lax.scan(step, jnp.zeros((), W.dtype), _upper_tiles(W.shape[0], block))[0]
 
 
-def _tiled_fwd(metric: Metric, block: int, W: jax.Array, where: jax.Array):
-    features = functools.partial(_features, metric)
+def tiled_gradient(
+    metric: Metric, block: int, W: jax.Array, where: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`tiled_sum` and its gradient, in one pass."""
 
     def step(carry, tile):
         total, gradient = carry
-        (start_i, wi), (start_j, wj), weights = _tile(W, where, block, *tile)
-        left, pull_left = jax.vjp(features, wi)
-        right, pull_right = jax.vjp(features, wj)
-        value, dc, dh = _energy_and_slopes(metric, *_grams(metric, left, right), weights)
-        (gi,) = pull_left(_pull_to_rows(metric, dc, dh, right))
-        (gj,) = pull_right(_pull_to_rows(metric, dc.T, dh.T, left))
-        gradient = _add_rows(_add_rows(gradient, start_i, gi), start_j, gj)
+        left, right, pairs = _triangle_tile(W, where, block, *tile)
+        value, gi, gj = _tile_gradients(metric, left.rows, right.rows, pairs)
+        gradient = _add_rows(_add_rows(gradient, left.start, gi), right.start, gj)
         return (total + value, gradient), None
 
     start = (jnp.zeros((), W.dtype), jnp.zeros_like(W))
     return lax.scan(step, start, _upper_tiles(W.shape[0], block))[0]
 
 
-tiled_sum.defvjp(_tiled_fwd, _scale_gradient)
+tiled_sum.defvjp(tiled_gradient, scale_gradient)
+
+
+def cross_gradients(
+    metric: Metric, block: int, W: jax.Array, where: jax.Array, V: jax.Array, V_where: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Σ_{ij} e(w_i, v_j) of two matrices, and its gradients with respect to both."""
+
+    def step(carry, tile):
+        total, gradient, V_gradient = carry
+        left, right = _side(W, where, block, tile[0]), _side(V, V_where, block, tile[1])
+        pairs = left.own[:, None] & right.own[None, :]
+        value, gi, gj = _tile_gradients(metric, left.rows, right.rows, pairs)
+        gradient = _add_rows(gradient, left.start, gi)
+        return (total + value, gradient, _add_rows(V_gradient, right.start, gj)), None
+
+    starts = (jnp.arange(0, X.shape[0], block, dtype=jnp.int32) for X in (W, V))
+    i, j = (index.reshape(-1) for index in jnp.meshgrid(*starts, indexing="ij"))
+    start = (jnp.zeros((), W.dtype), jnp.zeros_like(W), jnp.zeros_like(V))
+    return lax.scan(step, start, (i, j))[0]
+
+
+def _tile_gradients(metric: Metric, wi: jax.Array, wj: jax.Array, pairs: jax.Array):
+    """The sum over the pairs of a tile, and its gradients with respect to both sides."""
+    features = functools.partial(_features, metric)
+    left, pull_left = jax.vjp(features, wi)
+    right, pull_right = jax.vjp(features, wj)
+    value, dc, dh = _energy_and_slopes(metric, *_grams(metric, left, right), pairs)
+    (gi,) = pull_left(_pull_to_rows(metric, dc, dh, right))
+    (gj,) = pull_right(_pull_to_rows(metric, dc.T, dh.T, left))
+    return value, gi, gj
+
+
+class _Side(NamedTuple):
+    """One side of a tile.
+
+    A ragged last block starts early instead of being padded; `own` leaves out the rows that it
+    shares with the block before.
+    """
+
+    start: jax.Array
+    rows: jax.Array
+    index: jax.Array
+    own: jax.Array
+
+
+def _side(W: jax.Array, where: jax.Array, block: int, first: jax.Array) -> _Side:
+    start = jnp.minimum(first, W.shape[0] - block)
+    index = start + jnp.arange(block)
+    own = (index >= first) & lax.dynamic_slice_in_dim(where, start, block)
+    return _Side(start, lax.dynamic_slice_in_dim(W, start, block), index, own)
 
 
 def _upper_tiles(n: int, block: int) -> tuple[jax.Array, jax.Array]:
@@ -170,23 +232,11 @@ def _upper_tiles(n: int, block: int) -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(i * block, jnp.int32), jnp.asarray(j * block, jnp.int32)
 
 
-def _tile(W: jax.Array, where: jax.Array, block: int, first_i: jax.Array, first_j: jax.Array):
-    """The rows of a tile with their starts, and the (block, block) mask of its pairs i < j.
-
-    A ragged last block starts early instead of being padded; the rows that it shares with the
-    block before are masked out.
-    """
-
-    def side(first):
-        start = jnp.minimum(first, W.shape[0] - block)
-        index = start + jnp.arange(block)
-        own = (index >= first) & lax.dynamic_slice_in_dim(where, start, block)
-        return start, lax.dynamic_slice_in_dim(W, start, block), index, own
-
-    start_i, wi, index_i, own_i = side(first_i)
-    start_j, wj, index_j, own_j = side(first_j)
-    pairs = (own_i[:, None] & own_j[None, :]) & (index_i[:, None] < index_j[None, :])
-    return (start_i, wi), (start_j, wj), pairs
+def _triangle_tile(W: jax.Array, where: jax.Array, block: int, i: jax.Array, j: jax.Array):
+    """Both sides of a tile, and the (block, block) mask of its pairs i < j."""
+    left, right = _side(W, where, block, i), _side(W, where, block, j)
+    pairs = left.own[:, None] & right.own[None, :]
+    return left, right, pairs & (left.index[:, None] < right.index[None, :])
 
 
 def _add_rows(target: jax.Array, start: jax.Array, update: jax.Array) -> jax.Array:

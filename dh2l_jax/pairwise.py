@@ -6,6 +6,7 @@ is chosen here from the metric and the size, and nobody else knows.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
@@ -13,17 +14,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from dh2l_jax.messages import unknown_name
 from dh2l_jax.metrics import METRICS, Metric, MetricLike, get_metric
 from dh2l_jax.numerics import as_float
 from dh2l_jax.pair_sums import all_pairs, closed_sum, dense_sum, pair_count, tiled_sum
+from dh2l_jax.ring_sums import ring_sum
 
-__all__ = ["group_pair_sums", "mean_energy", "pair_sum", "pairwise", "rows", "weighted_pair_sum"]
+__all__ = [
+    "explain",
+    "group_pair_sums",
+    "mean_energy",
+    "pair_sum",
+    "pairwise",
+    "rows",
+    "weighted_pair_sum",
+]
 
 METHODS = ("auto", "closed", "dense", "tiled")
-DENSE_LIMIT = 2048  # above it the n×n intermediates cost more than the tiles' bookkeeping
+BLOCK = 512  # rows of a tile, whose n×n intermediates then take a megabyte each
+DENSE_LIMIT = 1024  # above it the tiles' bookkeeping costs less than the lower triangle
 CHEAP_PAIRS = 2**16  # stacks of fewer pairs cost less to compute than to compile
 MAP_WIDTH = 256  # groups wider than this are summed one after the other to bound memory
 
@@ -61,7 +73,10 @@ def mean_energy(
     *,
     where: ArrayLike | None = None,
     method: str = "auto",
-    block: int = 1024,
+    block: int = BLOCK,
+    half_space: bool = False,
+    mesh: Mesh | None = None,
+    axis: str = "data",
 ) -> jax.Array:
     """Mean over pairs i < j of e(w_i, w_j); 0 where there is no pair.
 
@@ -72,14 +87,17 @@ def mean_energy(
       metric: a name, a `Metric` or a profile f(c, h).
       where: (n,) bool, True for the rows that take part; equal to dropping the others.
       method: "closed" (affine metrics, O(nd)), "dense" (n×n), "tiled" (O(block·n) memory), or
-        "auto": closed if the metric allows it, else dense up to 2048 rows, else tiled.
+        "auto", which `explain` explains.
       block: rows of a tile.
+      half_space: the mean over all pairs of W ∪ −W, so that opposite vectors repel too.
+      mesh: rows are spread over an axis of these devices, none of which ever holds all of them.
+      axis: name of that axis.
 
     Returns:
       Scalar, at least float32.
 
     Raises:
-      ValueError: W is not a matrix, `where` has another length, unknown metric or method,
+      ValueError: W is not a matrix, `where` has another length, unknown metric, method or axis,
         "closed" for a metric that is not affine.
       TypeError: `where` is not boolean.
 
@@ -90,8 +108,17 @@ def mean_energy(
     Reference: DH²L, §3.1 (E of a layer), Eqs. (7)-(10).
     """
     W, where = rows(W, where)
-    total = pair_sum(W, metric, where=where, method=method, block=block)
-    return total / jnp.maximum(pair_count(where), 1)
+    total = pair_sum(
+        W,
+        metric,
+        where=where,
+        method=method,
+        block=block,
+        half_space=half_space,
+        mesh=mesh,
+        axis=axis,
+    )
+    return total / jnp.maximum(pair_count(where, half_space=half_space), 1)
 
 
 def pair_sum(
@@ -100,21 +127,62 @@ def pair_sum(
     *,
     where: ArrayLike | None = None,
     method: str = "auto",
-    block: int = 1024,
+    block: int = BLOCK,
+    half_space: bool = False,
+    mesh: Mesh | None = None,
+    axis: str = "data",
 ) -> jax.Array:
     """Σ_{i<j} e(w_i, w_j) over the rows that take part. Arguments as in `mean_energy`."""
     metric = get_metric(metric)
     W, where = rows(W, where)
-    method = _choose(method, metric, W.shape[0])
-    if W.shape[0] < 2:
-        return jnp.zeros((), W.dtype)
-    if method == "closed":
-        return closed_sum(metric, W, where)
-    if method == "dense":
-        return dense_sum(metric, W, all_pairs(where))
+    method, _ = _choose(method, metric, W.shape[0], mesh, axis)
     if block < 1:
         raise ValueError(f"block must be ≥ 1, found {block}")
-    return tiled_sum(metric, min(block, W.shape[0]), W, where)
+    opposite = jnp.zeros((), W.dtype)
+    if half_space:
+        opposite = _opposite(metric) * jnp.sum(where, dtype=W.dtype)
+        metric = _with_opposites(metric)
+    if W.shape[0] < 2:
+        return opposite
+    block = min(block, W.shape[0])
+    if method == "closed":
+        return opposite + closed_sum(metric, W, where)
+    if method == "dense":
+        return opposite + dense_sum(metric, W, all_pairs(where))
+    if method == "ring":
+        assert mesh is not None
+        return opposite + ring_sum(metric, block, mesh, axis, W, where)
+    return opposite + tiled_sum(metric, block, W, where)
+
+
+def explain(
+    n: int, metric: MetricLike, *, method: str = "auto", mesh: Mesh | None = None, axis="data"
+) -> str:
+    """How `mean_energy` of n vectors will be computed, and why.
+
+    >>> explain(10_000, "d_hm_cos")
+    'tiled: d_hm_cos has no closed form, and 10,000 rows are more than 1,024'
+    >>> explain(10_000, "d_h_bin")
+    'closed: d_h_bin is affine in c and h'
+    """
+    chosen, why = _choose(method, get_metric(metric), n, mesh, axis)
+    return f"{chosen}: {why}"
+
+
+def _opposite(metric: Metric) -> jax.Array:
+    """e(w, −w): both similarities are −1, whatever the vector."""
+    return metric.energy(jnp.float32(-1), jnp.float32(-1))
+
+
+@functools.lru_cache(maxsize=256)
+def _with_opposites(metric: Metric) -> Metric:
+    """e(u, v) + e(−u, −v) + e(u, −v) + e(−u, v): for W ∪ −W no more similarities are needed."""
+    affine = metric.affine and (0.0, 0.0, 4 * metric.affine[2])
+
+    def energy(c: jax.Array, h: jax.Array) -> jax.Array:
+        return 2 * (metric.energy(c, h) + metric.energy(-c, -h))
+
+    return dataclasses.replace(metric, energy=energy, affine=affine)
 
 
 def rows(W: ArrayLike, where: ArrayLike | None = None) -> tuple[jax.Array, jax.Array]:
@@ -133,7 +201,12 @@ def rows(W: ArrayLike, where: ArrayLike | None = None) -> tuple[jax.Array, jax.A
 
 
 def group_pair_sums(
-    W: jax.Array, groups: np.ndarray, metric: MetricLike, where: jax.Array
+    W: jax.Array,
+    groups: np.ndarray,
+    metric: MetricLike,
+    where: jax.Array,
+    *,
+    half_space: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Sums and counts over the pairs inside each group of two or more members.
 
@@ -145,6 +218,7 @@ def group_pair_sums(
       groups: (n,) concrete integers, the group of each row.
       metric: a name, a `Metric` or a profile f(c, h).
       where: (n,) bool.
+      half_space: of the groups' W ∪ −W; a group then counts from two rows on, as without.
 
     Returns:
       Sums (k,) and pair counts (k,) of the k groups with two or more rows, in no special order.
@@ -152,38 +226,55 @@ def group_pair_sums(
 
     def group_sum(group: tuple[jax.Array, jax.Array]) -> jax.Array:
         members, present = group
-        return pair_sum(members, metric, where=present)
+        return pair_sum(members, metric, where=present, half_space=half_space)
 
     sums, counts = [jnp.zeros(0, W.dtype)], [jnp.zeros(0, jnp.float32)]
     for index in _stacks(groups):
         members = W.at[index].get(mode="fill", fill_value=0)
         present = where.at[index].get(mode="fill", fill_value=False)
         map_groups = jax.vmap if index.shape[1] <= MAP_WIDTH else _one_by_one
-        sums.append(map_groups(group_sum)((members, present)))
-        counts.append(pair_count(present))
+        several = jnp.sum(present, axis=1) > 1
+        sums.append(jnp.where(several, map_groups(group_sum)((members, present)), 0))
+        counts.append(jnp.where(several, pair_count(present, half_space=half_space), 0))
     return jnp.concatenate(sums), jnp.concatenate(counts)
 
 
-def weighted_pair_sum(W: jax.Array, weights: jax.Array, metric: MetricLike) -> jax.Array:
-    """Σ_{i<j} weights[i, j] e(w_i, w_j) for symmetric (n, n) weights, dense."""
-    return dense_sum(get_metric(metric), W, weights)
+def weighted_pair_sum(
+    W: jax.Array, weights: jax.Array, metric: MetricLike, *, opposites: jax.Array | None = None
+) -> jax.Array:
+    """Σ_{i<j} weights[i, j] e(w_i, w_j) for symmetric (n, n) weights, dense.
+
+    With `opposites`, (n,) weights of the pairs (w_i, −w_i), the rows are those of W ∪ −W.
+    """
+    metric = get_metric(metric)
+    if opposites is None:
+        return dense_sum(metric, W, weights)
+    return dense_sum(_with_opposites(metric), W, weights) + _opposite(metric) * jnp.sum(opposites)
 
 
 def _one_by_one(fn: Callable) -> Callable:
     return functools.partial(lax.map, fn)
 
 
-def _choose(method: str, metric: Metric, n: int) -> str:
+def _choose(method: str, metric: Metric, n: int, mesh: Mesh | None, axis: str) -> tuple[str, str]:
+    """The method, and why."""
     if method not in METHODS:
         raise ValueError(unknown_name("method", method, METHODS))
     if method == "closed" and metric.affine is None:
         affine = ", ".join(name for name, m in METRICS.items() if m.affine)
         raise ValueError(f"metric {metric.name!r} has no closed form; the affine ones are {affine}")
+    if mesh is not None and axis not in mesh.axis_names:
+        raise ValueError(unknown_name("axis", axis, mesh.axis_names))
+    if method in ("closed", "auto") and metric.affine is not None:
+        return "closed", f"{metric.name} is affine in c and h"
+    if mesh is not None:
+        return "ring", f"{n:,} rows go round {mesh.shape[axis]} devices"
     if method != "auto":
-        return method
-    if metric.affine is not None:
-        return "closed"
-    return "dense" if n <= DENSE_LIMIT else "tiled"
+        return method, "as asked for"
+    open_form = f"{metric.name} has no closed form"
+    if n <= DENSE_LIMIT:
+        return "dense", f"{open_form}, and {n:,} rows are at most {DENSE_LIMIT:,}"
+    return "tiled", f"{open_form}, and {n:,} rows are more than {DENSE_LIMIT:,}"
 
 
 def _stacks(groups: np.ndarray) -> Sequence[np.ndarray]:

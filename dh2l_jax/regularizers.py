@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -30,10 +31,17 @@ __all__ = [
 ]
 
 PAIRS = ("siblings", "all")
+FEW = 4  # present rows are gathered if there are at most n/4 of them
 
 
 def group_energy(
-    W: ArrayLike, groups: ArrayLike, metric: MetricLike, *, where: ArrayLike | None = None
+    W: ArrayLike,
+    groups: ArrayLike,
+    metric: MetricLike,
+    *,
+    where: ArrayLike | None = None,
+    max_present: int | None = None,
+    half_space: bool = False,
 ) -> jax.Array:
     """R_p: mean over groups with two or more members of the mean energy of the group's pairs.
 
@@ -45,6 +53,9 @@ def group_energy(
         are traced by jit cost n×n.
       metric: a name, a `Metric` or a profile f(c, h).
       where: (n,) bool, the rows that take part (the classes of a mini-batch).
+      max_present: an upper bound of the number of rows that take part, such as the size of the
+        mini-batch: of many rows only so many are then looked at.
+      half_space: as in `mean_energy`, in each group.
 
     Returns:
       Scalar; 0 if no group has two members.
@@ -59,17 +70,22 @@ def group_energy(
 
     Reference: DH²L, Eq. (5).
     """
+    metric = get_metric(metric)
     W, where = rows(W, where)
+    W, where, groups = _present_rows(W, where, groups, max_present)
     labels, traced = _groups(groups, W.shape[0])
     if traced is None:
-        sums, counts = group_pair_sums(W, labels, metric, where)
+        sums, counts = group_pair_sums(W, labels, metric, where, half_space=half_space)
         means = sums / jnp.maximum(counts, 1)
         return jnp.sum(means) / jnp.maximum(jnp.sum(counts > 0), 1)
     pairs = all_pairs(where) & (traced[:, None] == traced[None, :])
-    partners = jnp.sum(pairs, axis=1)  # n_g − 1, for each row
-    num_groups = jnp.sum(jnp.where(partners > 0, 1 / (partners + 1.0), 0))
-    weight = 2 / jnp.maximum((partners + 1) * partners, 1) / jnp.maximum(num_groups, 1)
-    return weighted_pair_sum(W, jnp.where(pairs, weight[:, None], 0), metric)
+    sizes = jnp.sum(pairs, axis=1) + 1.0  # n_g, for each row
+    shared = sizes > 1
+    num_groups = jnp.sum(jnp.where(shared, 1 / sizes, 0))
+    counts = sizes * (2 * sizes - 1) if half_space else sizes * (sizes - 1) / 2
+    weight = jnp.where(shared, 1 / jnp.maximum(counts, 1), 0) / jnp.maximum(num_groups, 1)
+    weights = jnp.where(pairs, weight[:, None], 0)
+    return weighted_pair_sum(W, weights, metric, opposites=weight if half_space else None)
 
 
 def center_energy(
@@ -78,6 +94,7 @@ def center_energy(
     *,
     groups: ArrayLike | None = None,
     where: ArrayLike | None = None,
+    max_present: int | None = None,
 ) -> jax.Array:
     """R_c: mean energy over the pairs of centres of a level, or over the pairs of siblings.
 
@@ -87,6 +104,7 @@ def center_energy(
       groups: (n,) int, the parent of each centre: only pairs with one parent count, all with the
         same weight. None: every pair counts.
       where: (n,) bool, the centres that take part.
+      max_present: as in `group_energy`.
 
     Returns:
       Scalar; 0 if there is no pair.
@@ -101,8 +119,11 @@ def center_energy(
     Reference: DH²L, Eq. (6).
     """
     C, where = rows(C, where)
+    anyone = np.zeros(C.shape[0], np.int32) if groups is None else groups
+    C, where, anyone = _present_rows(C, where, anyone, max_present)
     if groups is None:
         return mean_energy(C, metric, where=where)
+    groups = anyone
     labels, traced = _groups(groups, C.shape[0])
     if traced is None:
         sums, counts = group_pair_sums(C, labels, metric, where)
@@ -138,6 +159,7 @@ def weight_energy(
     include: Patterns = r"(^|/)kernel$",
     exclude: Patterns = (),
     method: str = "auto",
+    half_space: bool = False,
 ) -> jax.Array:
     """R_E: sum over layers of the mean energy of the layer's weight vectors.
 
@@ -151,6 +173,7 @@ def weight_energy(
       include: regular expressions of the paths to use.
       exclude: regular expressions of the paths to leave out.
       method: as in `mean_energy`.
+      half_space: as in `mean_energy`.
 
     Raises:
       ValueError: a pattern matches nothing, unknown metric or method.
@@ -167,8 +190,8 @@ def weight_energy(
         layers[matrix.shape].append(as_float(matrix))
     total = jnp.zeros(())
     for matrices in layers.values():
-        energies = jax.vmap(lambda W: mean_energy(W, metric, method=method))(jnp.stack(matrices))
-        total += jnp.sum(energies)
+        energy = functools.partial(mean_energy, metric=metric, method=method, half_space=half_space)
+        total += jnp.sum(jax.vmap(energy)(jnp.stack(matrices)))
     return total
 
 
@@ -191,6 +214,7 @@ def hierarchical(
     metric: MetricLike,
     *,
     where: ArrayLike | None = None,
+    max_present: int | None = None,
     weight: float | Mapping[int, float] = 1.0,
     pairs: str = "siblings",
     constraints: Mapping[str, float] | None = None,
@@ -206,6 +230,8 @@ def hierarchical(
       metric: a name, a `Metric` or a profile f(c, h).
       where: (C,) bool, the classes present in the mini-batch; an inner node and its group's
         centre take part when one class below them does. None: all ("global").
+      max_present: an upper bound of the number of classes present, such as the size of the
+        mini-batch; of a large tree only so many nodes of a level are then looked at.
       weight: λ_l, one for all levels or {level: λ}; levels not named have 0.
       pairs: centres of one level that make pairs: "siblings" or "all".
       constraints: {"C1": λ, "C2": λ, "C3": λ}, default none.
@@ -239,13 +265,17 @@ def hierarchical(
         nodes, groups = (None, None) if present is None else (present[number], present[number - 1])
         if level.vectors is not None:
             terms[f"R_p/{number}"] = group_energy(
-                level.vectors, hierarchy.parents(number), metric, where=nodes
+                level.vectors,
+                hierarchy.parents(number),
+                metric,
+                where=nodes,
+                max_present=max_present,
             )
             value += weights[number] * terms[f"R_p/{number}"]
         if level.center is not None:
             siblings = hierarchy.parents(number - 1) if pairs == "siblings" else None
             terms[f"R_c/{number}"] = center_energy(
-                level.center, metric, groups=siblings, where=groups
+                level.center, metric, groups=siblings, where=groups, max_present=max_present
             )
             value += weights[number] * terms[f"R_c/{number}"]
     active = _checked_constraints(constraints)
@@ -258,6 +288,19 @@ def hierarchical(
                 terms[key] = hinge(quantity, where=mask)
                 value += weight_k * terms[key]
     return value, terms
+
+
+def _present_rows(
+    W: jax.Array, where: jax.Array, groups: ArrayLike, max_present: int | None
+) -> tuple[jax.Array, jax.Array, ArrayLike]:
+    """The rows that take part, at most `max_present`, if that saves looking at many others."""
+    n = W.shape[0]
+    if max_present is None or FEW * max_present > n:
+        return W, where, groups
+    index = jnp.nonzero(where, size=max_present, fill_value=n)[0]
+    W = W.at[index].get(mode="fill", fill_value=0)
+    groups = jnp.asarray(groups).at[index].get(mode="fill", fill_value=0)
+    return W, index < n, groups
 
 
 def _groups(groups: ArrayLike, n: int) -> tuple[np.ndarray, jax.Array | None]:
