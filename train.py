@@ -4,6 +4,7 @@ python train.py                                        the main job, a few minut
 python train.py --set optim.lr=0.05 --set seed=1       with other options
 python train.py --config configs/NAME.py --workdir DIR another experiment, results in DIR
 python train.py --variant factored                     without R: the control of the comparison
+python train.py --profile DIR                          with a trace of the tenth step in DIR
 python train.py --eval-only --workdir DIR              evaluates a finished run again
 python train.py --test --workdir DIR                   one with held-out images, on the test set
 python train.py --export FILE --workdir DIR            writes its weights as torchvision's
@@ -47,6 +48,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--workdir", type=Path, metavar="DIR", help="new folder for the results (default: in runs/)"
     )
+    parser.add_argument(
+        "--profile",
+        type=Path,
+        metavar="DIR",
+        help="folder for the trace of the 10th step, or of the last of a shorter run; "
+        "the run goes on after it",
+    )
     finished = parser.add_argument_group("of the finished run in --workdir")
     finished.add_argument("--eval-only", action="store_true", help="evaluate the last state again")
     finished.add_argument(
@@ -62,7 +70,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     for flag in (flag for flag, given in flags.items() if given):
         if options.workdir is None:
             parser.error(f"{flag} needs --workdir, the folder of a finished run")
-        if options.config or options.variant or options.overrides:
+        if options.config or options.variant or options.overrides or options.profile:
             parser.error(f"{flag} takes the config of the run: leave out the other options")
     return options
 
@@ -99,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
     import jax
     from rich.console import Console
 
-    from dh2l_jax.training import config, logging, loop, memory, recipes
+    from dh2l_jax.training import config, logging, loop, memory, profiling, recipes
 
     console = Console(highlight=False)
     try:
@@ -112,6 +120,8 @@ def main(arguments: list[str] | None = None) -> int:
             run_config = config.override(run_config, assignment)
         if options.variant:
             run_config = recipes.with_variant(run_config, options.variant)
+        if options.profile:
+            profiling.check_folder(options.profile)
         experiment = loop.build(run_config, progress=True)
         now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         workdir = options.workdir or Path("runs") / f"{path.stem}-{now}"
@@ -122,7 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
     if jax.default_backend() == "cpu":
         memory.keep_freed_memory()
     loop.describe(experiment, console)
-    result = loop.train(experiment, workdir, console)
+    result = loop.train(experiment, workdir, console, profile=options.profile)
     logging.print_scores(console, result)
     loop.show_next_steps(workdir, result, console, command(options))
     return 0

@@ -25,9 +25,11 @@ from dh2l_jax.numerics import (
     CLIP,
     clip,
     clipped_arccos,
+    cos_pi,
     nonnegative,
     safe_normalize,
     safe_sqrt,
+    sin_pi,
 )
 from dh2l_jax.similarity import (
     check_code,
@@ -76,13 +78,28 @@ MetricLike = str | Metric | Profile
 # Profiles. a, b: two angles or two similarities in [0, 1].
 
 
+def _shares(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """a / (a + b) and b / (a + b) for a, b ≥ 0, with 0/0 = 0."""
+    total = a + b
+    positive = total > 0
+    inverse = 1 / jnp.where(positive, total, 1)
+    return jnp.where(positive, a * inverse, 0), jnp.where(positive, b * inverse, 0)
+
+
+@jax.custom_jvp
 def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:
     """ab / (a + b) for a, b ≥ 0, with 0/0 = 0 and finite derivatives."""
     a, b = nonnegative(a), nonnegative(b)
-    total = a + b
-    positive = total > 0
-    total = jnp.where(positive, total, 1)
-    return jnp.where(positive, (a / total) * b, 0)
+    return _shares(a, b)[0] * b
+
+
+@_ratio.defjvp
+def _ratio_jvp(primals, tangents):
+    # The squares of the shares: autodiff of the quotient takes several times as long.
+    a, b = (nonnegative(x) for x in primals)
+    of_a, of_b = _shares(a, b)
+    da, db = tangents
+    return of_a * b, of_b * of_b * da + of_a * of_a * db
 
 
 # As printed: the geometric mean has no root and the harmonic mean has 4 for 2. `std`: textbook.
@@ -107,7 +124,7 @@ def _angle_mean(mean: str, prime: bool, clamp: str) -> Profile:
 def _cos_of_mean(mean: str, prime: bool, clamp: str) -> Profile:
     """Eq. (9), normalised to [0, 1]: the cosine of the mean angle."""
     angle_mean = _angle_mean(mean, prime, clamp)
-    return lambda c, h: (jnp.cos(jnp.pi * angle_mean(c, h)) + 1) / 2
+    return lambda c, h: (cos_pi(angle_mean(c, h)) + 1) / 2
 
 
 def _mean_of_cos(mean: str, prime: bool) -> Profile:
@@ -117,7 +134,7 @@ def _mean_of_cos(mean: str, prime: bool) -> Profile:
     """
 
     def profile(c: jax.Array, h: jax.Array) -> jax.Array:
-        code_cos = h if prime else jnp.sin(jnp.pi / 2 * h)
+        code_cos = h if prime else sin_pi(h / 2)
         return _MEANS[mean]((code_cos + 1) / 2, (c + 1) / 2)
 
     return profile

@@ -18,11 +18,14 @@ __all__ = [
     "binary_sign",
     "clip",
     "clipped_arccos",
+    "cos_pi",
+    "inverse_norm",
     "nonnegative",
     "safe_arccos",
     "safe_norm",
     "safe_normalize",
     "safe_sqrt",
+    "sin_pi",
     "snap",
     "straight_through",
     "ternary_sign",
@@ -160,6 +163,11 @@ def _unit_jvp(axis, primals, tangents):
     return (u, inverse), (inverse * (dx - u * along), -inverse * (inverse * along))
 
 
+def inverse_norm(x: jax.Array) -> jax.Array:
+    """1/‖x‖ over the last axis, without overflow or underflow; 0 for a zero vector."""
+    return _unit(x, -1)[1][..., 0]
+
+
 def safe_norm(x: ArrayLike, axis: int = -1) -> jax.Array:
     """‖x‖ with a zero gradient at x = 0, without overflow or underflow.
 
@@ -234,10 +242,35 @@ def _nonnegative_jvp(primals, tangents):
     return nonnegative(*primals), tangents[0]
 
 
+# Polynomials of s² for |s| ≤ 1/2, fitted at Chebyshev nodes, with errors below 5e−9. CPUs compute
+# XLA's own arccos, sine and cosine of larger angles one number at a time: in a sum over all pairs
+# they would take more time than the matrix products.
+_ARCSIN = (1.0, 0.16666786, 0.074945346, 0.04553901, 0.023909364, 0.0425536)  # arcsin(s)/s
+_SIN_PI = (3.1415927, -5.1677128, 2.5501633, -0.5992522, 0.082050402, -0.0070283864)  # sin(πs)/s
+
+
+def _odd(s: jax.Array, square: jax.Array, coefficients: tuple[float, ...]) -> jax.Array:
+    powers = jnp.asarray(coefficients[::-1], s.dtype)
+    return s * jnp.polyval(powers, square, unroll=len(coefficients))
+
+
+def _arccos(x: jax.Array) -> jax.Array:
+    """arccos x, in float32 from square roots and products, to the library's accuracy."""
+    if x.dtype != jnp.float32:
+        return jnp.arccos(x)
+    size = jnp.abs(x)
+    steep = size > 0.5  # there arccos |x| = 2 arcsin √((1 − |x|)/2)
+    square = jnp.where(steep, (1 - size) / 2, size * size)
+    s = jnp.where(steep, jnp.sqrt(jnp.where(steep, square, 1)), size)
+    arcsin = _odd(s, square, _ARCSIN)
+    angle = jnp.where(steep, 2 * arcsin, jnp.pi / 2 - arcsin)
+    return jnp.where(x < 0, jnp.pi - angle, angle)
+
+
 @jax.custom_jvp
 def safe_arccos(x: jax.Array) -> jax.Array:
     """arccos x in radians for |x| ≤ 1; its derivative −1/√(1 − x²) is taken as 0 at ±1."""
-    return jnp.arccos(x)
+    return _arccos(x)
 
 
 @safe_arccos.defjvp
@@ -247,6 +280,42 @@ def _safe_arccos_jvp(primals, tangents):
     inside = square > 0
     slope = jnp.where(inside, -lax.rsqrt(jnp.where(inside, square, 1)), 0)
     return safe_arccos(x), slope * dx
+
+
+@jax.custom_jvp
+def sin_pi(x: jax.Array) -> jax.Array:
+    """sin(πx), to 1e−7 in float32.
+
+    >>> sin_pi(jnp.array([0.5, -1.0, 1.5])).tolist()
+    [1.0, 0.0, -1.0]
+    """
+    if x.dtype != jnp.float32:
+        return jnp.sin(jnp.pi * x)
+    turn = x - 2 * jnp.round(x / 2)  # in [−1, 1]
+    s = jnp.where(jnp.abs(turn) > 0.5, jnp.sign(turn) - turn, turn)
+    return jnp.clip(_odd(s, s * s, _SIN_PI), -1, 1)
+
+
+@sin_pi.defjvp
+def _sin_pi_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return sin_pi(x), jnp.pi * cos_pi(x) * dx
+
+
+@jax.custom_jvp
+def cos_pi(x: jax.Array) -> jax.Array:
+    """cos(πx), to 2e−7 in float32.
+
+    >>> cos_pi(jnp.array([0.0, 0.5, 1.0])).tolist()
+    [1.0, 0.0, -1.0]
+    """
+    return sin_pi(x + 0.5)
+
+
+@cos_pi.defjvp
+def _cos_pi_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return cos_pi(x), -jnp.pi * sin_pi(x) * dx
 
 
 def clipped_arccos(x: ArrayLike, limit: float = CLIP, clamp: str = "hard") -> jax.Array:

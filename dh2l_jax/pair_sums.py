@@ -8,27 +8,36 @@ gradient is one product per Gram matrix, formed in the forward pass without a ta
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dh2l_jax.metrics import Metric, Profile
-from dh2l_jax.numerics import safe_normalize, snap
+from dh2l_jax.metrics import Metric
+from dh2l_jax.numerics import inverse_norm, safe_normalize, snap
+from dh2l_jax.profiles import Affine, similarities_used
 from dh2l_jax.similarity import code_length, encode
 
 __all__ = [
     "all_pairs",
     "closed_sum",
-    "cross_gradients",
+    "cross_cotangents",
     "dense_sum",
     "pair_count",
     "scale_gradient",
-    "tiled_gradient",
+    "tiled_cotangent",
+    "tiled_pull",
     "tiled_sum",
 ]
+
+T = TypeVar("T")
+Start = jax.Array | int
+
+CODES_BLOCK = 128  # rows whose codes are summed at once
+PANEL = 512  # rows of a dense sum whose similarities with later rows are one product
 
 
 def pair_count(where: jax.Array, *, half_space: bool = False) -> jax.Array:
@@ -49,30 +58,27 @@ def all_pairs(where: jax.Array) -> jax.Array:
 # Similarities of blocks of rows, and the profile with its slopes.
 
 
-def _features(metric: Metric, W: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Unit vectors and their codes; h is the product of the codes over `code_length`."""
+class _Features(NamedTuple):
+    """Unit vectors U and their codes S, both (rows, d)."""
+
+    U: jax.Array
+    S: jax.Array
+
+
+def _features(metric: Metric, W: jax.Array) -> _Features:
     U = safe_normalize(W)
-    return U, encode(U, metric.code, metric.threshold)
+    return _Features(U, encode(U, metric.code, metric.threshold))
 
 
-def _grams(metric: Metric, left, right) -> tuple[jax.Array, jax.Array]:
-    """(c, h) of every row of `left` with every row of `right`, both (U, S)."""
-    (U, S), (V, T) = left, right
-    return _product(U, V.T), snap(_product(S, T.T) / code_length(U.shape[1], metric.threshold))
+def _grams(metric: Metric, left: _Features, right: _Features) -> tuple[jax.Array, jax.Array]:
+    """(c, h) of every row of `left` with every row of `right`."""
+    h = _product(left.S, right.S.T) / code_length(left.U.shape[1], metric.threshold)
+    return _product(left.U, right.U.T), snap(h)
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:
     # Full float32: accelerators' default would round c to a few digits.
     return jnp.dot(a, b, precision=lax.Precision.HIGHEST)
-
-
-@functools.lru_cache(maxsize=256)
-def _depends_on(profile: Profile) -> tuple[bool, bool]:
-    """Whether a profile uses c and h; what it does not use needs no Gram product."""
-    jaxpr = jax.make_jaxpr(profile)(0.0, 0.0).jaxpr
-    used = [v for eqn in jaxpr.eqns for v in eqn.invars] + list(jaxpr.outvars)
-    uses_c, uses_h = (any(v is u for u in used) for v in jaxpr.invars)
-    return uses_c, uses_h
 
 
 def _energy_and_slopes(metric: Metric, c: jax.Array, h: jax.Array, weights: jax.Array):
@@ -83,36 +89,128 @@ def _energy_and_slopes(metric: Metric, c: jax.Array, h: jax.Array, weights: jax.
     return jnp.sum(jnp.where(used, weights * e, 0)), *slopes
 
 
-def _pull_to_rows(metric: Metric, dc: jax.Array, dh: jax.Array, other):
-    """Cotangents of (U, S) given the slopes against the rows of `other`; None is not used."""
-    V, T = other
-    uses_c, uses_h = _depends_on(metric.energy)
-    dU = _product(dc, V) if uses_c else jnp.zeros((dc.shape[0], V.shape[1]), V.dtype)
-    if not uses_h:
-        return dU, jnp.zeros_like(dU)
-    return dU, _product(dh, T) / code_length(T.shape[1], metric.threshold)
+def _pull_to_unit(
+    metric: Metric, dc: jax.Array, dh: jax.Array, rows: _Features, other: _Features
+) -> jax.Array:
+    """The cotangent of the unit vectors `rows.U`, given the slopes against the rows of `other`."""
+    uses = similarities_used(metric.energy)
+    dU = _product(dc, other.U) if uses.c else jnp.zeros_like(rows.U)
+    if not uses.h:
+        return dU
+    dS = _product(dh, other.S) / code_length(rows.U.shape[1], metric.threshold)
+    return dU + _pull_code(metric, rows.U, dS)
 
 
-# Closed form.
+def _pull_code(metric: Metric, U: jax.Array, dS: jax.Array) -> jax.Array:
+    """The cotangent of the unit vectors, given that of their codes."""
+    code = functools.partial(encode, code=metric.code, threshold=metric.threshold)
+    return jax.vjp(code, U)[1](dS)[0]
 
 
-def closed_sum(metric: Metric, W: jax.Array, where: jax.Array) -> jax.Array:
+def _pull_to_rows(W: jax.Array, dU: jax.Array) -> jax.Array:
+    """The cotangent of the rows, given that of their unit vectors."""
+    return jax.vjp(safe_normalize, W)[1](dU)[0]
+
+
+def scale_gradient(*args):
+    """The backward pass of a sum whose forward pass has formed the gradient."""
+    *_, gradient, g = args
+    return g * gradient, None
+
+
+# Blocks of rows.
+
+
+def _over_blocks(step: Callable[..., T], carry: T, n: int, block: int) -> T:
+    """Folds step(carry, start, own) over blocks of n rows.
+
+    A ragged last block starts early instead of being padded; `own`, (block,) bool, leaves out the
+    rows that it shares with the block before.
+    """
+    if n <= block:
+        return step(carry, 0, jnp.ones(n, bool))
+    return lax.fori_loop(
+        0, -(-n // block), lambda i, carry: step(carry, *_block(n, block, i * block)), carry
+    )
+
+
+def _block(n: int, block: int, first: jax.Array) -> tuple[jax.Array, jax.Array]:
+    start = jnp.minimum(first, n - block)
+    return start, start + jnp.arange(block) >= first
+
+
+def _rows(W: jax.Array, where: jax.Array, start: Start, own: jax.Array):
+    """The rows of a block, and which of them it stands for and are present."""
+    rows, present = (lax.dynamic_slice_in_dim(X, start, own.shape[0]) for X in (W, where))
+    return rows, own & present
+
+
+def _write_rows(target: jax.Array, start: Start, own: jax.Array, rows: jax.Array) -> jax.Array:
+    old = lax.dynamic_slice_in_dim(target, start, own.shape[0])
+    return lax.dynamic_update_slice_in_dim(target, jnp.where(own[:, None], rows, old), start, 0)
+
+
+def _add_rows(target: jax.Array, start: Start, rows: jax.Array) -> jax.Array:
+    old = lax.dynamic_slice_in_dim(target, start, rows.shape[0])
+    return lax.dynamic_update_slice_in_dim(target, old + rows, start, 0)
+
+
+# Closed form: sums over rows and products with vectors, nothing of the size of W.
+
+
+def closed_sum(metric: Metric, affine: Affine, W: jax.Array, where: jax.Array) -> jax.Array:
     """a Σc + b Σh + k·pairs, with Σ_{i<j} x_i·x_j = (‖Σx‖² − Σ‖x‖²)/2 in O(nd)."""
-    assert metric.affine is not None
-    a, b, k = metric.affine
-    U, S = _features(metric, W)
+    a, b, k = affine
+    b /= code_length(W.shape[1], metric.threshold)
+    pairs = k * pair_count(where).astype(W.dtype)
+    if b and metric.threshold:
+        U, S = (jnp.where(where[:, None], X, 0) for X in _features(metric, W))
+        return pairs + a * _sum_of_products(U) + b * _sum_of_products(S)
+    return jnp.add(pairs, _closed_sum(metric, (a, b), W, where))
 
-    def sum_of_products(X: jax.Array) -> jax.Array:
-        X = jnp.where(where[:, None], X, 0)
-        total = jnp.sum(X, axis=0)
-        return (jnp.dot(total, total, precision="highest") - jnp.sum(X * X)) / 2
 
-    value = k * pair_count(where).astype(W.dtype)
-    if a:
-        value += a * sum_of_products(U)
-    if b:
-        value += b * sum_of_products(S) / code_length(W.shape[1], metric.threshold)
-    return value
+def _sum_of_products(X: jax.Array) -> jax.Array:
+    total = jnp.sum(X, axis=0)
+    return (_product(total, total) - jnp.sum(X * X)) / 2
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _closed_sum(
+    metric: Metric, slopes: tuple[float, float], W: jax.Array, where: jax.Array
+) -> jax.Array:
+    """Σ_{i<j} a u_i·u_j + b s_i·s_j for codes without a dead zone, in O(n + d) of memory."""
+    return _closed_fwd(metric, slopes, W, where)[0]
+
+
+def _closed_fwd(metric: Metric, slopes: tuple[float, float], W: jax.Array, where: jax.Array):
+    a, b = slopes
+    where &= jnp.sum(where) > 1  # one row is no pair: exactly 0, without a rounding error
+    r = jnp.where(where, inverse_norm(W), 0)  # u_i = r_i w_i
+    sum_u, num_u = _product(r, W), jnp.sum(r > 0)
+    sum_s, num_s = _sum_of_codes(metric, W, where) if b else (jnp.zeros_like(sum_u), 0.0)
+    value = a * (_product(sum_u, sum_u) - num_u) + b * (_product(sum_s, sum_s) - num_s)
+    # The cotangent of u_i is total − b s_i, less a multiple of u_i that the pull to w_i removes.
+    total = a * sum_u + b * sum_s
+    S = encode(W, metric.code) if b else jnp.zeros_like(W)
+    along = r * (_product(W, total) - b * jnp.sum(W * S, axis=1))
+    # r·along first: r² is out of range for very short vectors.
+    gradient = r[:, None] * (total[None, :] - b * S - (r * along)[:, None] * W)
+    return value / 2, gradient
+
+
+def _sum_of_codes(metric: Metric, W: jax.Array, where: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Σ s, (d,), and Σ‖s‖², a block at a time: a sum over columns would write all codes first."""
+
+    def step(sums, start, own):
+        rows, present = _rows(W, where, start, own)
+        S = jnp.where(present[:, None], encode(rows, metric.code), 0)
+        return sums[0] + jnp.sum(S, axis=0), sums[1] + jnp.sum(S * S)
+
+    zeros = jnp.zeros(W.shape[1], W.dtype), jnp.zeros((), W.dtype)
+    return _over_blocks(step, zeros, W.shape[0], CODES_BLOCK)
+
+
+_closed_sum.defvjp(_closed_fwd, scale_gradient)
 
 
 # Dense: value and gradient in one pass.
@@ -122,22 +220,50 @@ def closed_sum(metric: Metric, W: jax.Array, where: jax.Array) -> jax.Array:
 def dense_sum(metric: Metric, W: jax.Array, weights: jax.Array) -> jax.Array:
     """Σ_{i<j} weights[i, j] e(w_i, w_j), weights symmetric (n, n)."""
     features = _features(metric, W)
-    e = metric.energy(*_grams(metric, features, features))
-    return jnp.sum(jnp.where(weights != 0, weights * e, 0)) / 2
+    total = jnp.zeros((), W.dtype)
+    for panel in _panels(metric, features, weights):
+        e = metric.energy(panel.c, panel.h)
+        total += jnp.sum(jnp.where(panel.weights != 0, panel.weights * e, 0))
+    return total
 
 
 def _dense_fwd(metric: Metric, W: jax.Array, weights: jax.Array):
-    features, pull = jax.vjp(functools.partial(_features, metric), W)
-    grams = _grams(metric, features, features)
-    twice, dc, dh = _energy_and_slopes(metric, *grams, weights)
-    # dc and dh are symmetric: half the sum over i ≠ j has the gradient dc·U, one product.
-    return twice / 2, pull(_pull_to_rows(metric, dc, dh, features))[0]
+    features = _features(metric, W)
+    total, slopes = jnp.zeros((), W.dtype), []
+    for panel in _panels(metric, features, weights):
+        value, *panel_slopes = _energy_and_slopes(metric, panel.c, panel.h, panel.weights)
+        total += value
+        slopes.append(panel_slopes)
+    dc, dh = (_symmetric(panels) for panels in zip(*slopes, strict=True))
+    dU = _pull_to_unit(metric, dc, dh, features, features)
+    return total, _pull_to_rows(W, dU)
 
 
-def scale_gradient(*args):
-    """The backward pass of a sum whose forward pass has formed the gradient."""
-    *_, gradient, g = args
-    return g * gradient, None
+class _Panel(NamedTuple):
+    """Similarities and weights of some rows with themselves and all later ones, (rows, later).
+
+    The weights of pairs i ≥ j are 0.
+    """
+
+    c: jax.Array
+    h: jax.Array
+    weights: jax.Array
+
+
+def _panels(metric: Metric, features: _Features, weights: jax.Array) -> Iterator[_Panel]:
+    n = weights.shape[0]
+    for start in range(0, n, PANEL):
+        rows = _Features(*(X[start : start + PANEL] for X in features))
+        later = _Features(*(X[start:] for X in features))
+        upper = jnp.triu(weights[start : start + PANEL, start:], k=1)
+        yield _Panel(*_grams(metric, rows, later), upper)
+
+
+def _symmetric(panels: Sequence[jax.Array]) -> jax.Array:
+    """T + Tᵀ of a strictly upper triangular T, given its panels."""
+    n = panels[0].shape[1]
+    upper = jnp.concatenate([jnp.pad(panel, ((0, 0), (n - panel.shape[1], 0))) for panel in panels])
+    return upper + upper.T
 
 
 dense_sum.defvjp(_dense_fwd, scale_gradient)
@@ -151,94 +277,122 @@ def tiled_sum(metric: Metric, block: int, W: jax.Array, where: jax.Array) -> jax
     """Σ_{i<j} e(w_i, w_j) with O(block·(block + d)) of temporaries."""
 
     def step(total, tile):
-        left, right, pairs = _triangle_tile(W, where, block, *tile)
-        grams = _grams(metric, _features(metric, left.rows), _features(metric, right.rows))
-        return total + jnp.sum(jnp.where(pairs, metric.energy(*grams), 0)), None
+        left, right = (_side(metric, W, where, block, first) for first in tile)
+        e = metric.energy(*_grams(metric, left.features, right.features))
+        return total + jnp.sum(jnp.where(_pairs(left, right, ordered=True), e, 0)), None
 
-    return lax.scan(step, jnp.zeros((), W.dtype), _upper_tiles(W.shape[0], block))[0]
+    i, j = np.triu_indices(-(-W.shape[0] // block))
+    tiles = jnp.asarray(i * block, jnp.int32), jnp.asarray(j * block, jnp.int32)
+    return lax.scan(step, jnp.zeros((), W.dtype), tiles)[0]
 
 
-def tiled_gradient(
+def _tiled_fwd(metric: Metric, block: int, W: jax.Array, where: jax.Array):
+    total, dU = tiled_cotangent(metric, block, W, where)
+    return total, tiled_pull(block, W, dU)
+
+
+tiled_sum.defvjp(_tiled_fwd, scale_gradient)
+
+
+def tiled_cotangent(
     metric: Metric, block: int, W: jax.Array, where: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """`tiled_sum` and its gradient, in one pass."""
+    """`tiled_sum`, and the cotangent of the unit vectors of all rows."""
+    blocks = -(-W.shape[0] // block)
 
-    def step(carry, tile):
-        total, gradient = carry
-        left, right, pairs = _triangle_tile(W, where, block, *tile)
-        value, gi, gj = _tile_gradients(metric, left.rows, right.rows, pairs)
-        gradient = _add_rows(_add_rows(gradient, left.start, gi), right.start, gj)
-        return (total + value, gradient), None
+    def step(i, carry):
+        total, dU = carry
+        left = _side(metric, W, where, block, i * block)
+        value, dU_left, dU = _row_of_tiles(
+            metric, block, left, W, where, dU, tiles=(i, blocks), ordered=True
+        )
+        return total + value, _add_rows(dU, left.start, dU_left)
 
-    start = (jnp.zeros((), W.dtype), jnp.zeros_like(W))
-    return lax.scan(step, start, _upper_tiles(W.shape[0], block))[0]
-
-
-tiled_sum.defvjp(tiled_gradient, scale_gradient)
+    return lax.fori_loop(0, blocks, step, (jnp.zeros((), W.dtype), jnp.zeros_like(W)))
 
 
-def cross_gradients(
-    metric: Metric, block: int, W: jax.Array, where: jax.Array, V: jax.Array, V_where: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Σ_{ij} e(w_i, v_j) of two matrices, and its gradients with respect to both."""
+def cross_cotangents(
+    metric: Metric,
+    block: int,
+    W: jax.Array,
+    where: jax.Array,
+    V: jax.Array,
+    V_where: jax.Array,
+    cotangents: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Σ_{ij} e(w_i, v_j) of two matrices, and its cotangents added to those of both."""
+    blocks = -(-W.shape[0] // block), -(-V.shape[0] // block)
 
-    def step(carry, tile):
-        total, gradient, V_gradient = carry
-        left, right = _side(W, where, block, tile[0]), _side(V, V_where, block, tile[1])
-        pairs = left.own[:, None] & right.own[None, :]
-        value, gi, gj = _tile_gradients(metric, left.rows, right.rows, pairs)
-        gradient = _add_rows(gradient, left.start, gi)
-        return (total + value, gradient, _add_rows(V_gradient, right.start, gj)), None
+    def step(i, carry):
+        total, (dU, dV) = carry
+        left = _side(metric, W, where, block, i * block)
+        value, dU_left, dV = _row_of_tiles(
+            metric, block, left, V, V_where, dV, tiles=(0, blocks[1]), ordered=False
+        )
+        return total + value, (_add_rows(dU, left.start, dU_left), dV)
 
-    starts = (jnp.arange(0, X.shape[0], block, dtype=jnp.int32) for X in (W, V))
-    i, j = (index.reshape(-1) for index in jnp.meshgrid(*starts, indexing="ij"))
-    start = (jnp.zeros((), W.dtype), jnp.zeros_like(W), jnp.zeros_like(V))
-    return lax.scan(step, start, (i, j))[0]
+    return lax.fori_loop(0, blocks[0], step, (jnp.zeros((), W.dtype), cotangents))
 
 
-def _tile_gradients(metric: Metric, wi: jax.Array, wj: jax.Array, pairs: jax.Array):
-    """The sum over the pairs of a tile, and its gradients with respect to both sides."""
-    features = functools.partial(_features, metric)
-    left, pull_left = jax.vjp(features, wi)
-    right, pull_right = jax.vjp(features, wj)
-    value, dc, dh = _energy_and_slopes(metric, *_grams(metric, left, right), pairs)
-    (gi,) = pull_left(_pull_to_rows(metric, dc, dh, right))
-    (gj,) = pull_right(_pull_to_rows(metric, dc.T, dh.T, left))
-    return value, gi, gj
+def tiled_pull(block: int, W: jax.Array, dU: jax.Array) -> jax.Array:
+    """The pull to the rows, a block at a time in the memory of dU."""
+
+    def step(gradient, start, own):
+        rows, cotangent = (lax.dynamic_slice_in_dim(X, start, block) for X in (W, gradient))
+        return _write_rows(gradient, start, own, _pull_to_rows(rows, cotangent))
+
+    return _over_blocks(step, dU, W.shape[0], block)
 
 
 class _Side(NamedTuple):
-    """One side of a tile.
-
-    A ragged last block starts early instead of being padded; `own` leaves out the rows that it
-    shares with the block before.
-    """
+    """One side of a tile: a block of rows."""
 
     start: jax.Array
-    rows: jax.Array
-    index: jax.Array
+    features: _Features
     own: jax.Array
 
 
-def _side(W: jax.Array, where: jax.Array, block: int, first: jax.Array) -> _Side:
-    start = jnp.minimum(first, W.shape[0] - block)
-    index = start + jnp.arange(block)
-    own = (index >= first) & lax.dynamic_slice_in_dim(where, start, block)
-    return _Side(start, lax.dynamic_slice_in_dim(W, start, block), index, own)
+def _side(metric: Metric, W: jax.Array, where: jax.Array, block: int, first: jax.Array) -> _Side:
+    start, own = _block(W.shape[0], block, first)
+    rows, present = _rows(W, where, start, own)
+    return _Side(start, _features(metric, rows), present)
 
 
-def _upper_tiles(n: int, block: int) -> tuple[jax.Array, jax.Array]:
-    i, j = np.triu_indices(-(-n // block))
-    return jnp.asarray(i * block, jnp.int32), jnp.asarray(j * block, jnp.int32)
-
-
-def _triangle_tile(W: jax.Array, where: jax.Array, block: int, i: jax.Array, j: jax.Array):
-    """Both sides of a tile, and the (block, block) mask of its pairs i < j."""
-    left, right = _side(W, where, block, i), _side(W, where, block, j)
+def _pairs(left: _Side, right: _Side, *, ordered: bool) -> jax.Array:
+    """(block, block) bool: the pairs of a tile that count, of the ordered ones those with i < j."""
     pairs = left.own[:, None] & right.own[None, :]
-    return left, right, pairs & (left.index[:, None] < right.index[None, :])
+    if not ordered:
+        return pairs
+    i, j = (side.start + jnp.arange(side.own.shape[0]) for side in (left, right))
+    return pairs & (i[:, None] < j[None, :])
 
 
-def _add_rows(target: jax.Array, start: jax.Array, update: jax.Array) -> jax.Array:
-    old = lax.dynamic_slice_in_dim(target, start, update.shape[0])
-    return lax.dynamic_update_slice_in_dim(target, old + update, start, 0)
+def _row_of_tiles(
+    metric: Metric,
+    block: int,
+    left: _Side,
+    V: jax.Array,
+    where: jax.Array,
+    dV: jax.Array,
+    *,
+    tiles: tuple[jax.Array | int, int],
+    ordered: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The sum over one block of rows and a range of blocks of V.
+
+    Returns:
+      The sum, the cotangent of the left unit vectors, and dV with those of the right ones added.
+    """
+
+    def step(j, carry):
+        total, dU, dV = carry
+        right = _side(metric, V, where, block, j * block)
+        c, h = _grams(metric, left.features, right.features)
+        pairs = _pairs(left, right, ordered=ordered)
+        value, dc, dh = _energy_and_slopes(metric, c, h, pairs)
+        dU += _pull_to_unit(metric, dc, dh, left.features, right.features)
+        dV_right = _pull_to_unit(metric, dc.T, dh.T, right.features, left.features)
+        return total + value, dU, _add_rows(dV, right.start, dV_right)
+
+    start = jnp.zeros((), V.dtype), jnp.zeros_like(left.features.U), dV
+    return lax.fori_loop(*tiles, step, start)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +22,10 @@ from dh2l_jax.messages import unknown_name
 from dh2l_jax.metrics import METRICS, Metric, MetricLike, get_metric
 from dh2l_jax.numerics import as_float
 from dh2l_jax.pair_sums import all_pairs, closed_sum, dense_sum, pair_count, tiled_sum
+from dh2l_jax.profiles import Affine, separate
 from dh2l_jax.ring_sums import ring_sum
 
 __all__ = [
-    "explain",
     "group_pair_sums",
     "mean_energy",
     "pair_sum",
@@ -67,6 +68,31 @@ def pairwise(fn: PairFn, U: ArrayLike, V: ArrayLike | None = None) -> jax.Array:
     return jax.vmap(jax.vmap(fn, in_axes=(None, 0)), in_axes=(0, None))(U, V)
 
 
+class _Options(TypedDict, total=False):
+    where: ArrayLike | None
+    method: str
+    block: int
+    half_space: bool
+    mesh: Mesh | None
+    axis: str
+
+
+@overload
+def mean_energy(
+    W: ArrayLike, metric: MetricLike, *, explain: Literal[True], **options: Unpack[_Options]
+) -> tuple[jax.Array, str]: ...
+
+
+@overload
+def mean_energy(
+    W: ArrayLike,
+    metric: MetricLike,
+    *,
+    explain: Literal[False] = False,
+    **options: Unpack[_Options],
+) -> jax.Array: ...
+
+
 def mean_energy(
     W: ArrayLike,
     metric: MetricLike,
@@ -77,7 +103,8 @@ def mean_energy(
     half_space: bool = False,
     mesh: Mesh | None = None,
     axis: str = "data",
-) -> jax.Array:
+    explain: bool = False,
+) -> jax.Array | tuple[jax.Array, str]:
     """Mean over pairs i < j of e(w_i, w_j); 0 where there is no pair.
 
         2 / (n(n−1)) Σ_{i<j} e(w_i, w_j)
@@ -86,15 +113,16 @@ def mean_energy(
       W: (n, d), a vector a row.
       metric: a name, a `Metric` or a profile f(c, h).
       where: (n,) bool, True for the rows that take part; equal to dropping the others.
-      method: "closed" (affine metrics, O(nd)), "dense" (n×n), "tiled" (O(block·n) memory), or
-        "auto", which `explain` explains.
+      method: "closed" (affine metrics, O(nd)), "dense" (n×n), "tiled" (memory for a few tiles),
+        or "auto", which chooses by metric and size; see `explain`.
       block: rows of a tile.
       half_space: the mean over all pairs of W ∪ −W, so that opposite vectors repel too.
       mesh: rows are spread over an axis of these devices, none of which ever holds all of them.
       axis: name of that axis.
+      explain: say also how it was computed, and why.
 
     Returns:
-      Scalar, at least float32.
+      Scalar, at least float32; with `explain` (scalar, text).
 
     Raises:
       ValueError: W is not a matrix, `where` has another length, unknown metric, method or axis,
@@ -104,6 +132,8 @@ def mean_energy(
     >>> W = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
     >>> round(float(mean_energy(W, "cosine")), 4)
     -0.3333
+    >>> mean_energy(W, "d_am_cos", explain=True)[1]
+    'dense: 3 rows are at most 1,024; in closed form what is affine in c'
 
     Reference: DH²L, §3.1 (E of a layer), Eqs. (7)-(10).
     """
@@ -118,7 +148,10 @@ def mean_energy(
         mesh=mesh,
         axis=axis,
     )
-    return total / jnp.maximum(pair_count(where, half_space=half_space), 1)
+    mean = total / jnp.maximum(pair_count(where, half_space=half_space), 1)
+    if not explain:
+        return mean
+    return mean, _plan(method, get_metric(metric), W.shape[0], mesh, axis).why
 
 
 def pair_sum(
@@ -135,38 +168,26 @@ def pair_sum(
     """Σ_{i<j} e(w_i, w_j) over the rows that take part. Arguments as in `mean_energy`."""
     metric = get_metric(metric)
     W, where = rows(W, where)
-    method, _ = _choose(method, metric, W.shape[0], mesh, axis)
     if block < 1:
         raise ValueError(f"block must be ≥ 1, found {block}")
-    opposite = jnp.zeros((), W.dtype)
+    total = jnp.zeros((), W.dtype)
     if half_space:
-        opposite = _opposite(metric) * jnp.sum(where, dtype=W.dtype)
+        total += _opposite(metric) * jnp.sum(where, dtype=W.dtype)
         metric = _with_opposites(metric)
+    plan = _plan(method, metric, W.shape[0], mesh, axis)
     if W.shape[0] < 2:
-        return opposite
+        return total
+    if any(plan.affine):
+        total += closed_sum(metric, plan.affine, W, where)
     block = min(block, W.shape[0])
-    if method == "closed":
-        return opposite + closed_sum(metric, W, where)
-    if method == "dense":
-        return opposite + dense_sum(metric, W, all_pairs(where))
-    if method == "ring":
+    if plan.method == "dense":
+        total = jnp.add(total, dense_sum(plan.rest, W, all_pairs(where)))
+    elif plan.method == "tiled":
+        total = jnp.add(total, tiled_sum(plan.rest, block, W, where))
+    elif plan.method == "ring":
         assert mesh is not None
-        return opposite + ring_sum(metric, block, mesh, axis, W, where)
-    return opposite + tiled_sum(metric, block, W, where)
-
-
-def explain(
-    n: int, metric: MetricLike, *, method: str = "auto", mesh: Mesh | None = None, axis="data"
-) -> str:
-    """How `mean_energy` of n vectors will be computed, and why.
-
-    >>> explain(10_000, "d_hm_cos")
-    'tiled: d_hm_cos has no closed form, and 10,000 rows are more than 1,024'
-    >>> explain(10_000, "d_h_bin")
-    'closed: d_h_bin is affine in c and h'
-    """
-    chosen, why = _choose(method, get_metric(metric), n, mesh, axis)
-    return f"{chosen}: {why}"
+        total = jnp.add(total, ring_sum(plan.rest, block, mesh, axis, W, where))
+    return total
 
 
 def _opposite(metric: Metric) -> jax.Array:
@@ -249,32 +270,48 @@ def weighted_pair_sum(
     metric = get_metric(metric)
     if opposites is None:
         return dense_sum(metric, W, weights)
-    return dense_sum(_with_opposites(metric), W, weights) + _opposite(metric) * jnp.sum(opposites)
+    pairs = _opposite(metric) * jnp.sum(opposites)
+    return jnp.add(pairs, dense_sum(_with_opposites(metric), W, weights))
 
 
 def _one_by_one(fn: Callable) -> Callable:
     return functools.partial(lax.map, fn)
 
 
-def _choose(method: str, metric: Metric, n: int, mesh: Mesh | None, axis: str) -> tuple[str, str]:
-    """The method, and why."""
+class _Plan(NamedTuple):
+    """How a sum is done: an affine part in closed form, the rest by a method."""
+
+    method: str
+    affine: Affine
+    rest: Metric
+    why: str
+
+
+def _plan(method: str, metric: Metric, n: int, mesh: Mesh | None, axis: str) -> _Plan:
     if method not in METHODS:
         raise ValueError(unknown_name("method", method, METHODS))
-    if method == "closed" and metric.affine is None:
-        affine = ", ".join(name for name, m in METRICS.items() if m.affine)
-        raise ValueError(f"metric {metric.name!r} has no closed form; the affine ones are {affine}")
     if mesh is not None and axis not in mesh.axis_names:
         raise ValueError(unknown_name("axis", axis, mesh.axis_names))
-    if method in ("closed", "auto") and metric.affine is not None:
-        return "closed", f"{metric.name} is affine in c and h"
-    if mesh is not None:
-        return "ring", f"{n:,} rows go round {mesh.shape[axis]} devices"
+    affine, rest = separate(metric)
+    if rest is None and method in ("auto", "closed"):
+        return _Plan("closed", affine, metric, f"closed: {metric.name} is affine in c and h")
+    if method == "closed":
+        names = ", ".join(name for name, m in METRICS.items() if m.affine)
+        raise ValueError(f"metric {metric.name!r} has no closed form; the affine ones are {names}")
+    if rest is None:
+        affine, rest = (0.0, 0.0, 0.0), metric
     if method != "auto":
-        return method, "as asked for"
-    open_form = f"{metric.name} has no closed form"
-    if n <= DENSE_LIMIT:
-        return "dense", f"{open_form}, and {n:,} rows are at most {DENSE_LIMIT:,}"
-    return "tiled", f"{open_form}, and {n:,} rows are more than {DENSE_LIMIT:,}"
+        why = f"{method}: as asked for"
+    elif mesh is not None:
+        method, why = "ring", f"ring: {n:,} rows go round {mesh.shape[axis]} devices"
+    elif n <= DENSE_LIMIT:
+        method, why = "dense", f"dense: {n:,} rows are at most {DENSE_LIMIT:,}"
+    else:
+        method, why = "tiled", f"tiled: {n:,} rows are more than {DENSE_LIMIT:,}"
+    linear = [name for name, slope in zip("ch", affine, strict=False) if slope]
+    if linear:
+        why += f"; in closed form what is affine in {' and '.join(linear)}"
+    return _Plan(method, affine, rest, why)
 
 
 def _stacks(groups: np.ndarray) -> Sequence[np.ndarray]:

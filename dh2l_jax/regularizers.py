@@ -219,6 +219,7 @@ def hierarchical(
     pairs: str = "siblings",
     constraints: Mapping[str, float] | None = None,
     outer_radius: float = 1.0,
+    half_space: bool = False,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """R: every level's R_p and R_c, weighted by λ_l, and the constraints that are switched on.
 
@@ -236,6 +237,7 @@ def hierarchical(
       pairs: centres of one level that make pairs: "siblings" or "all".
       constraints: {"C1": λ, "C2": λ, "C3": λ}, default none.
       outer_radius: r^(0) of the constraints.
+      half_space: R_p of each group's W ∪ −W, as in `mean_energy`.
 
     Returns:
       (R, terms): terms holds each mean before its λ, under "R_p/<level>", "R_c/<level>",
@@ -270,6 +272,7 @@ def hierarchical(
                 metric,
                 where=nodes,
                 max_present=max_present,
+                half_space=half_space,
             )
             value += weights[number] * terms[f"R_p/{number}"]
         if level.center is not None:

@@ -15,7 +15,12 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from dh2l_jax.metrics import Metric
-from dh2l_jax.pair_sums import cross_gradients, scale_gradient, tiled_gradient
+from dh2l_jax.pair_sums import (
+    cross_cotangents,
+    scale_gradient,
+    tiled_cotangent,
+    tiled_pull,
+)
 
 __all__ = ["ring_sum"]
 
@@ -59,23 +64,23 @@ def _on_one_device(
     metric: Metric, block: int, axis: str, devices: int, W: jax.Array, where: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The sum over all devices, and the gradient of this device's rows."""
-    value, gradient = tiled_gradient(metric, block, W, where)
+    value, dU = tiled_cotangent(metric, block, W, where)
     half = devices // 2
     towards = [(p, (p - 1) % devices) for p in range(devices)]
     home = [(p, (p + half) % devices) for p in range(devices)]
     place = lax.axis_index(axis)
 
     def step(distance, carry):
-        value, gradient, visitor = carry
-        V, V_where, V_gradient = visitor = lax.ppermute(visitor, axis, towards)
+        value, dU, visitor = carry
+        V, V_where, dV = lax.ppermute(visitor, axis, towards)
         # Half way round an even ring two devices meet each other's blocks: one of them counts.
-        counts = (2 * distance != devices) | (place < half)
-        more, mine, theirs = cross_gradients(metric, block, W, where & counts, V, V_where)
-        return value + more, gradient + mine, (V, V_where, V_gradient + theirs)
+        counts = where & ((2 * distance != devices) | (place < half))
+        more, (dU, dV) = cross_cotangents(metric, block, W, counts, V, V_where, (dU, dV))
+        return value + more, dU, (V, V_where, dV)
 
     visitor = W, where, jnp.zeros_like(W)
-    value, gradient, visitor = lax.fori_loop(1, half + 1, step, (value, gradient, visitor))
-    return lax.psum(value, axis), gradient + lax.ppermute(visitor[2], axis, home)
+    value, dU, (_, _, dV) = lax.fori_loop(1, half + 1, step, (value, dU, visitor))
+    return lax.psum(value, axis), tiled_pull(block, W, dU + lax.ppermute(dV, axis, home))
 
 
 ring_sum.defvjp(_ring_fwd, scale_gradient)

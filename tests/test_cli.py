@@ -25,9 +25,11 @@ def fails(capsys, arguments):
 
 
 def test_trains_evaluates_again_and_is_never_overwritten(tmp_path, capsys):
-    workdir = tmp_path / "ein Lauf ü"
-    assert train.main([*TINY, "--workdir", str(workdir)]) == 0
+    workdir, profile = tmp_path / "ein Lauf ü", tmp_path / "profile"
+    assert train.main([*TINY, "--workdir", str(workdir), "--profile", str(profile)]) == 0
     shown = capsys.readouterr().out
+    assert f"profile of step 10: open {profile}" in shown
+    assert len(list(profile.rglob("*.xplane.pb"))) == 1
     result = json.loads((workdir / "result.json").read_text("utf-8"))
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert len(result["accuracy"]) == 3
@@ -178,6 +180,7 @@ def test_bad_files_and_folders(tmp_path, capsys):
         ["--sets", "a=1"],
         ["--eval-only", "--set", "epochs=1", "--workdir", "x"],
         ["--export", "x", "--variant", "l2", "--workdir", "x"],
+        ["--test", "--profile", "y", "--workdir", "x"],
     ],
 )
 def test_bad_arguments_exit_with_2(arguments):

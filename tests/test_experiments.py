@@ -18,6 +18,7 @@ from oracle_tables import Fake, Killed, cells_of, check_reports, recompute, writ
 
 from dh2l_jax.experiments import __main__ as command
 from dh2l_jax.experiments import runner, tables
+from dh2l_jax.experiments.settings import Options, Setting, Weights, config_of
 from dh2l_jax.training import loop, memory
 
 
@@ -71,7 +72,7 @@ def test_killed_again_and_again(tmp_path, monkeypatch):
         break
     assert starts == 8
     assert len(finished) == len(set(finished)) == 15
-    check_reports(tmp_path, "table-fashion", tables.table("table-fashion"), (4, 2))
+    check_reports(tmp_path, "table-fashion-seeds4-2", tables.table("table-fashion"), (4, 2))
 
 
 def test_more_seeds_and_rows_reuse_what_there_is(tmp_path, monkeypatch):
@@ -84,7 +85,8 @@ def test_more_seeds_and_rows_reuse_what_there_is(tmp_path, monkeypatch):
     ):
         assert run(tmp_path, "table-fashion", *more, trainer=trainer) == 0
     assert len(trainer.trained) == len(set(trainer.trained)) == 2 * 2 + 2 * (3 + 3 + 5)
-    _, cells = check_reports(tmp_path, "table-fashion", tables.table("table-fashion"), (0, 1))
+    stem = "table-fashion-seeds0-1"
+    _, cells = check_reports(tmp_path, stem, tables.table("table-fashion"), (0, 1))
     assert {row for row, _ in cells} == {"baseline", "l2", "cosine", "d_am"}
 
 
@@ -115,23 +117,23 @@ def test_a_failed_run_is_told_and_tried_again(tmp_path, capsys, monkeypatch):
     assert run(tmp_path, *arguments, trainer=trainer) == 1
     assert len(trainer.trained) == 15
     assert "1 runs failed" in capsys.readouterr().err
-    text = (tmp_path / "table-fashion.md").read_text("utf-8")
+    text = (tmp_path / "table-fashion-seeds0-1.md").read_text("utf-8")
     assert "- resnet20 baseline, seed 1: J is not finite\n" in text
     assert cells_of(text)["baseline", "E"]["n"] == "1"
     assert cells_of(text)["cosine", "E"]["n"] == "2"
     error = (tmp_path / "runs" / trainer.trained[1] / "error.txt").read_text()
     assert "FloatingPointError" in error
     assert run(tmp_path, *arguments, trainer=Fake()) == 0
-    assert "## Failed runs" not in (tmp_path / "table-fashion.md").read_text("utf-8")
+    assert "## Failed runs" not in (tmp_path / "table-fashion-seeds0-1.md").read_text("utf-8")
 
 
 def test_an_interrupt_leaves_a_report_and_a_hint(tmp_path, capsys):
     arguments = ["table-fashion", "--rows", "l2", "--seeds", "0", "1"]
     assert run(tmp_path, *arguments, trainer=Fake(stop_at=3, error=KeyboardInterrupt())) == 130
     assert "interrupted: the same command goes on" in capsys.readouterr().err
-    cells = cells_of((tmp_path / "table-fashion.md").read_text("utf-8"))
+    cells = cells_of((tmp_path / "table-fashion-seeds0-1.md").read_text("utf-8"))
     assert [cell["n"] for cell in cells.values()] == ["2", "0"]
-    assert (tmp_path / "table-fashion.png").is_file()
+    assert (tmp_path / "table-fashion-seeds0-1.png").is_file()
 
 
 def test_without_matplotlib_there_is_no_picture(tmp_path, capsys, monkeypatch):
@@ -139,15 +141,40 @@ def test_without_matplotlib_there_is_no_picture(tmp_path, capsys, monkeypatch):
     arguments = ["table-fashion", "--rows", "l2", "--seeds", "0", "1"]
     assert run(tmp_path, *arguments, trainer=Fake()) == 0
     assert "pip install 'dh2l_jax[tables]'" in capsys.readouterr().err
-    check_reports(tmp_path, "table-fashion", tables.table("table-fashion"), (0, 1))
-    assert not (tmp_path / "table-fashion.png").exists()
+    check_reports(tmp_path, "table-fashion-seeds0-1", tables.table("table-fashion"), (0, 1))
+    assert not (tmp_path / "table-fashion-seeds0-1.png").exists()
+
+
+def test_reports_of_other_figures_have_other_names(tmp_path, monkeypatch):
+    """Each keeps its file beside the others; the defaults spelt out are the same report."""
+    monkeypatch.setattr(command.Job, "_draw", lambda job: None)
+    wholes = [
+        [],
+        ["--seeds", "2", "1", "0"],
+        ["--seeds", *map(str, range(40))],
+        ["--set", "optim.lr=0.3"],
+        ["--set", "optim.lr=0.3", "--set", "epochs=2"],
+        ["--set", f"data.cache_dir={tmp_path}/a"],
+        ["--set", f"data.cache_dir={tmp_path}/b"],
+        ["--model", "resnet8"],
+        ["--budget", "0.5"],
+    ]
+    for number, arguments in enumerate(wholes, 1):
+        arguments = ["table-fashion", "--rows", "l2", *arguments]
+        assert run(tmp_path, *arguments, trainer=Fake()) == 0
+        assert len(list(tmp_path.glob("*.md"))) == number
+        assert len(list(tmp_path.glob("*.csv"))) == number
+    arguments = ["table-fashion", "--rows", "l2", "--seeds", "0", "1", "2"]
+    assert run(tmp_path, *arguments, trainer=Fake()) == 0
+    assert len(list(tmp_path.glob("*.md"))) == len(wholes)
+    assert {len(path.name) < 120 for path in tmp_path.glob("*.md")} == {True}
 
 
 def test_a_trial_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(command.Job, "_draw", lambda job: None)
     options = ["--seeds", "0", "--rows", "(l2, l2)", "--budget", "0.1"]
     assert run(tmp_path, "table4", *options, "--set", "optim.lr=0.3", trainer=Fake()) == 0
-    text = (tmp_path / "table4-budget0.1.md").read_text("utf-8")
+    text = (tmp_path / "table4-budget0.1-seeds0-optim.lr=0.3.md").read_text("utf-8")
     assert "# Table 4: CIFAR-100, resnet20 (trial run, budget 0.1)" in text
     assert "30 epochs on 10 % of the images of each class" in text
     assert "Changed options: optim.lr=0.3" in text
@@ -280,10 +307,24 @@ def test_training_for_real(tmp_path, monkeypatch, own_process_settings):
         run(tmp_path, *arguments)
     assert run(tmp_path, *arguments) == 0
     assert calls == 2 * fake.trained[1:]
-    stem = "table-fashion-resnet8-budget0.01"
+    stem = "table-fashion-resnet8-budget0.01-seeds0"
     text, _ = check_reports(tmp_path, stem, tables.table("table-fashion", model="resnet8"), (0,))
     assert "(trial run, budget 0.01)" in text
     assert list((tmp_path / "compiled").iterdir())
+
+
+def test_another_seed_compiles_nothing(tmp_path, own_process_settings):
+    """Seeds hold out other images: other means, weights and orders, but the same programs."""
+    command._prepare_jax(tmp_path)
+    setting, options = Setting("fashion_mnist_mini", "resnet8", "l2"), Options(budget=0.01)
+    trainer, programs, results = runner.LoopTrainer(), [], []
+    for seed in (0, 1):
+        config = config_of(setting, Weights(0, 0), seed, options)
+        results.append(trainer.train(config, tmp_path / str(seed)))
+        programs.append({path.name for path in (tmp_path / "compiled").glob("*-cache")})
+    assert len(programs[0]) > 10
+    assert programs[1] == programs[0]
+    assert results[0]["last_epoch"] != results[1]["last_epoch"]
 
 
 @pytest.mark.slow
@@ -306,7 +347,7 @@ def test_a_killed_process_goes_on(tmp_path):
     assert all(path.read_bytes() == content for path, content in first.items())
     plan, stem = (
         tables.table("table-fashion", model="resnet8"),
-        "table-fashion-full-resnet8-budget0.001",
+        "table-fashion-full-resnet8-budget0.001-seeds0",
     )
     _, cells = check_reports(out, stem, plan, (0,))
     assert len(cells) == 5

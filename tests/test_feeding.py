@@ -23,8 +23,9 @@ from dh2l_jax.data.pipeline import (
     training_plan,
 )
 from dh2l_jax.data.streaming import crop_image, stream
+from dh2l_jax.evaluation import summarize
 from dh2l_jax.training.feeding import Cut, Resident, Streamed, check_sizes, make_feed
-from dh2l_jax.training.steps import TrainState, evaluate, make_eval_step, make_train_step
+from dh2l_jax.training.steps import TrainState, last, make_eval_step, make_train_step, tallies
 
 KEY = jax.random.key(7)
 CUT = Cut((9, 8), pad=1, flip=True, batch_size=4)
@@ -119,6 +120,18 @@ def test_both_feeds_give_the_same_batches(images, devices):
             np.testing.assert_array_equal(pixels[i], crop_loop(images[index], *crop, (9, 8)))
 
 
+def test_a_streamed_evaluation_fetches_nothing(monkeypatch):
+    """What is on the device comes after the steps that were sent before, so it is not asked for."""
+    feed, get = Streamed(ragged(), np.zeros(14, np.int32), CUT, mesh_of()), jax.device_get
+
+    def checked(tree):
+        assert not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tree))
+        return get(tree)
+
+    monkeypatch.setattr(jax, "device_get", checked)
+    assert len(list(feed.evaluation(6))) == 3
+
+
 class Linear(nn.Module):
     """A classifier of pixels, quick to compile."""
 
@@ -148,7 +161,8 @@ def test_both_feeds_train_to_the_same_weights_and_scores():
             state, terms = step(state, *batch)
             losses.append(float(terms["L"]))
         eval_step = make_eval_step(model, dataset, feed)
-        scores = evaluate(eval_step, state, feed, dataset.hierarchy, 8)
+        total = last(tallies(eval_step, state, feed, dataset.hierarchy, 8))
+        scores = summarize(total, dataset.hierarchy)
         ends.append((losses, jax.device_get(state), scores))
     (losses, first, scores), (other_losses, second, other_scores) = ends
     np.testing.assert_allclose(losses, other_losses, rtol=1e-6)

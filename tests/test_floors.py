@@ -19,6 +19,8 @@ FLOORS = {
     "metrics": 1,
     "pair_sums": 1,
     "pairwise": 1,
+    "profiles": 1,
+    "ring_sums": 1,
     "spheres": 1,
     "kernels": 1,
     "regularizers": 2,

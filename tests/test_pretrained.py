@@ -11,6 +11,7 @@ import pth_files
 import pytest
 from fixtures import make_torchvision_fixture as reference
 from helpers import assert_close
+from PIL import Image
 from pth_files import MAKERS
 
 import dh2l_jax as dh2l
@@ -21,6 +22,8 @@ from dh2l_jax.models.pretrained import (
     load_state_dict,
     torchvision_state_dict,
 )
+from dh2l_jax.training import experiment
+from dh2l_jax.training.config import Config, DataConfig, ModelConfig
 
 PARAMETERS = {18: 11_689_512, 50: 25_557_032}
 TREE = dh2l.Hierarchy.two_level([0, 0, 1, 1, 1])
@@ -135,6 +138,29 @@ def test_a_hierarchical_head_stays():
     after = load_state_dict(imagenet(18), before)
     assert_same_bits(after["params"]["head"], before["params"]["head"])
     assert_same_bits(layers(after), layers(load_state_dict(imagenet(18), filled(18, 0))))
+
+
+def test_a_run_reads_the_file_once(tmp_path):
+    """What is built has the weights in it: the file may be gone when they are needed."""
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (32, 32)).save(tmp_path / "images" / name / f"{i}.png")
+    file, folders = tmp_path / "resnet.pth", {"data_dir": "images", "cache_dir": "cache"}
+    file.write_bytes(MAKERS["zip"](imagenet(18)))
+    folders = {name: str(tmp_path / folder) for name, folder in folders.items()}
+    run = Config(
+        batch_size=2,
+        data=DataConfig(name="folder", **folders),
+        model=ModelConfig(name="resnet18", pretrained=str(file)),
+    )
+    built = experiment.build(run)
+    file.unlink()
+    kernel = built.init(abstract=True).params["stem"]["conv"]["kernel"]
+    np.testing.assert_array_equal(kernel, imagenet(18)["conv1.weight"].transpose(2, 3, 1, 0))
+    assert experiment.build(run, training=False).pretrained is None
+    with pytest.raises(OSError, match=r"resnet\.pth"):
+        experiment.build(run)
 
 
 # What does not fit.

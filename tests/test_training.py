@@ -3,6 +3,8 @@
 import collections
 import dataclasses
 import functools
+import gzip
+import json
 
 import chex
 import jax
@@ -14,11 +16,13 @@ import pytest
 import dh2l_jax as dh2l
 from dh2l_jax.data.datasets import Dataset
 from dh2l_jax.data.pipeline import epoch_order
-from dh2l_jax.training import checkpoint, config, loop, optim
+from dh2l_jax.evaluation import summarize
+from dh2l_jax.training import checkpoint, config, loop, optim, profiling
+from dh2l_jax.training import objective as objective_module
 from dh2l_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig, RegConfig
 from dh2l_jax.training.feeding import Cut, Resident
 from dh2l_jax.training.objective import make_objective, make_regularizer
-from dh2l_jax.training.steps import evaluate, make_eval_step, make_train_step
+from dh2l_jax.training.steps import last, make_eval_step, make_train_step, one_late, tallies
 
 TREE = dh2l.Hierarchy.from_parents(([0, 0, 1], [0, 0, 1, 2, 2, 2]))
 
@@ -113,7 +117,7 @@ GOLDEN = {
 def test_one_trace_over_many_batches():
     steps_of(7)
     assert TRACES[2, Resident] == 1
-    assert compiled(2, Resident)[2]._cache_size() == 1
+    assert compiled(2, Resident)[2].func._cache_size() == 1
 
 
 def test_one_device_equals_two():
@@ -182,12 +186,17 @@ def test_plain_head_energy_is_conv_plus_head():
     np.testing.assert_allclose(float(value), 0.1 * float(conv + head), rtol=1e-6)
 
 
-def test_only_classes_of_the_batch_take_part():
+def test_only_classes_of_the_batch_take_part(monkeypatch):
     model = dh2l.models.create("resnet8", hierarchy=TREE)
     images = jnp.zeros((4, 8, 8, 1))
     variables = init_variables(model)
     labels = jnp.array([3, 4, 3, 0])  # one pair of siblings: classes 3 and 4
-    found = {}
+    found, bounds, whole = {}, [], objective_module.hierarchical
+    monkeypatch.setattr(
+        objective_module,
+        "hierarchical",
+        lambda *args, **kwargs: bounds.append(kwargs["max_present"]) or whole(*args, **kwargs),
+    )
     for presence in ("batch", "global"):
         objective = make_objective(model, TREE, RegConfig(presence=presence))
         found[presence] = jax.jit(objective)(
@@ -198,6 +207,43 @@ def test_only_classes_of_the_batch_take_part():
     alone = dh2l.energy(w[3], w[4], "d_am_cos")
     np.testing.assert_allclose(float(found["batch"]), float(alone), rtol=1e-5)
     assert abs(float(found["global"]) - float(alone)) > 1e-4
+    assert bounds == [4, None]  # no more classes than images
+
+
+def test_half_space_of_every_layer():
+    """A plain head: both its metrics see each vector and its opposite."""
+    generator = np.random.default_rng(0)
+    params = {
+        "stem": {"kernel": generator.normal(size=(3, 3, 2, 5)).astype(np.float32)},
+        "head": {"kernel": generator.normal(size=(7, 4)).astype(np.float32)},
+    }
+    reg = RegConfig(conv_metric="d_am_cos", fc_metric="angular2", half_space=True)
+    value, _ = make_regularizer(None, TREE, reg)(params, None)
+    expected = 0.0
+    for rows, metric in (
+        (params["stem"]["kernel"].reshape(-1, 5).T, "d_am_cos"),
+        (params["head"]["kernel"].T, "angular2"),
+    ):
+        expected += dh2l.mean_energy(np.concatenate([rows, -rows]), metric)
+    np.testing.assert_allclose(float(value), 0.1 * float(expected), rtol=1e-5)
+
+
+def test_the_trace_of_a_step_names_its_phases(tmp_path):
+    exp, feed, step = compiled(2, Resident)
+    recorded = profiling.record(step, 2, tmp_path, lambda line: None)
+    state, order = exp.init(), epoch_order(0, 0, len(DATA.train_labels))
+    key = jax.random.wrap_key_data(state.key.copy())
+    for number, batch in enumerate(feed.training(key, order, 0, 3), 1):
+        state, _ = recorded(number, state, *batch)
+    assert int(state.step) == 3
+    (file,) = tmp_path.rglob("perfetto_trace.json.gz")
+    trace = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
+    operations = [event["name"] for event in trace if "hlo_op" in event.get("args", {})]
+    phases = collections.Counter(name.split("/")[0] for name in operations)
+    for phase in ("augment", "jvp(forward)", "jvp(regulariser)", "optimiser"):
+        assert phases[phase] > 0
+    assert phases["transpose(jvp(forward))"] > 0
+    assert phases["transpose(jvp(regulariser))"] > 0
 
 
 def test_every_image_counts_once():
@@ -205,8 +251,11 @@ def test_every_image_counts_once():
     state = exp.init()
     feed = Resident(DATA.test_images, DATA.test_labels, CUT, exp.mesh)
     step = make_eval_step(exp.model, DATA, feed)
-    scores = [evaluate(step, state, feed, TREE, size) for size in (2, 8, 18, 64)]
-    assert step._cache_size() == 4, "one program a batch size"
+    scores = [
+        summarize(last(one_late(tallies(step, state, feed, TREE, size))), TREE)
+        for size in (2, 8, 18, 64)
+    ]
+    assert step.func._cache_size() == 4, "one program a batch size"
     for other in scores[1:]:
         assert other["accuracy"] == scores[0]["accuracy"]
         np.testing.assert_allclose(other["loss"], scores[0]["loss"], rtol=1e-5)

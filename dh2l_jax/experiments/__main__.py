@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,6 +29,7 @@ from dh2l_jax.experiments.settings import DATA, WEIGHT_FILES, Options
 from dh2l_jax.experiments.tables import FASHION, TABLES, Table, count_runs, table
 
 PROGRAM = "python -m dh2l_jax.experiments"
+SEEDS = [0, 1, 2]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -47,7 +50,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("table", metavar="TABLE", help="one of the tables below")
     add("--data", default="", metavar="DIR", help="data.data_dir of the runs")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
+    add("--seeds", type=int, nargs="+", default=SEEDS, metavar="N", help="default: 0 1 2")
     add("--out", type=Path, default=Path("runs/tables"), metavar="DIR", help="default: runs/tables")
     add("--budget", type=float, default=1.0, metavar="F", help="part of epochs and images, a trial")
     add(
@@ -148,11 +151,22 @@ def _pretrained(options: argparse.Namespace, plan: Table) -> str:
 
 
 def _stem(options: argparse.Namespace, plan: Table) -> str:
-    """Name of the reports; another data set, network or budget has its own."""
+    """Name of the reports; whatever gives other figures gives another name."""
     full = ["full"] if plan.data == "fashion_mnist" else []
     model = [options.model] if options.model else []
     budget = [f"budget{options.budget:g}"] if options.budget < 1 else []
-    return "-".join([plan.name, *full, *model, *budget])
+    random = ["random"] if options.pretrained == "none" else []
+    seeds = [] if options.seeds == SEEDS else ["seeds" + _label(map(str, options.seeds))]
+    changes = [_label(options.overrides)] if options.overrides else []
+    return "-".join([plan.name, *full, *model, *budget, *random, *seeds, *changes])
+
+
+def _label(words: Iterable[str]) -> str:
+    """The words as part of a file's name: a hash if they are long or would not do."""
+    text = "-".join(words)
+    if re.fullmatch(r"[\w.=,-]{1,60}", text, re.ASCII):
+        return text
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _prepare_jax(out: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,13 @@ from dh2l_jax.models.pth import read_state_dict
 from dh2l_jax.models.pth_pickle import quote
 from dh2l_jax.models.torchvision_resnet import BLOCKS, FIRST_BOTTLENECK
 
-__all__ = ["export_safetensors", "load_pretrained", "load_state_dict", "torchvision_state_dict"]
+__all__ = [
+    "export_safetensors",
+    "load_pretrained",
+    "load_state_dict",
+    "read_pretrained",
+    "torchvision_state_dict",
+]
 
 _LAYER = re.compile(
     r"(?:params|batch_stats)/(?:stem|block_(?P<stage>\d+)_(?P<block>\d+))"
@@ -60,11 +66,20 @@ def load_pretrained(path: str | Path, variables: Any) -> Any:
 
     Reference: DH²L, §5 (ResNet-18 and ResNet-50 start from ImageNet weights).
     """
+    return read_pretrained(path)(variables)
+
+
+def read_pretrained(path: str | Path) -> Callable[[Any], Any]:
+    """`load_pretrained` of a file that is read here: a function variables → variables."""
     state = read_state_dict(path)
-    try:
-        return load_state_dict(state, variables)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+
+    def load(variables: Any) -> Any:
+        try:
+            return load_state_dict(state, variables)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    return load
 
 
 def load_state_dict(state: Mapping[str, np.ndarray], variables: Any) -> Any:

@@ -113,6 +113,7 @@ class RegConfig(_Checked):
       conv_metric: metric of E on the convolutions.
       fc_metric: metric of the head: R of a hierarchical one, E of a plain one.
       clamp: gradient of the arccos beyond ±0.99: "hard" or "straight_through".
+      half_space: E and R_p of the vectors together with their opposites, w and −w.
       lambda_e: λ_e of E.
       lambda_l: λ_l of R, all levels.
       lambda_o: λ_o of the orthogonality of the centres.
@@ -128,6 +129,7 @@ class RegConfig(_Checked):
     conv_metric: str = "d_am_cos"
     fc_metric: str = "d_am_cos"
     clamp: str = _field("hard", choices=("hard", "straight_through"))
+    half_space: bool = False
     lambda_e: float = _field(0.1, low=0)
     lambda_l: float = _field(0.1, low=0)
     lambda_o: float = _field(1e-4, low=0)

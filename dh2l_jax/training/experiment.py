@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +42,7 @@ class Experiment:
       tx: the optimiser.
       schedule: its learning rate.
       mesh: all devices, axis "data".
-      pretrained: file of the weights to start from; empty for random ones.
+      pretrained: replaces random weights by those of `model.pretrained`; None keeps them.
     """
 
     config: Config
@@ -50,7 +52,7 @@ class Experiment:
     tx: optax.GradientTransformation
     schedule: optax.Schedule
     mesh: jax.sharding.Mesh
-    pretrained: str = ""
+    pretrained: Callable[[Any], Any] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -79,11 +81,8 @@ class Experiment:
         )
         if not self.pretrained:
             return state
-        # Imported late: only this needs the reader of weights.
-        from dh2l_jax.models.pretrained import load_pretrained
-
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        return dataclasses.replace(state, **load_pretrained(self.pretrained, variables))
+        return dataclasses.replace(state, **self.pretrained(variables))
 
     def feeds(self) -> tuple[Feed, Feed]:
         """The feeds of training and of evaluation."""
@@ -133,13 +132,23 @@ def build(
     tx = optim.optimizer(config.optim, schedule)
     # Explicit axes, the default of newer JAX, refuse the gather by a sharded index.
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    pretrained = config.model.pretrained if training else ""
+    pretrained = _pretrained(config) if training else None
     experiment = Experiment(config, dataset, split, model, tx, schedule, mesh, pretrained)
     check_sizes(dataset.train_images, experiment.crop, config.data.pad)
     check_sizes(dataset.test_images, experiment.crop)
     if training:
         experiment.init(abstract=True)  # ends here if images or weights do not fit the network
     return experiment
+
+
+def _pretrained(config: Config) -> Callable[[Any], Any] | None:
+    """The weights to start from, read once."""
+    if not config.model.pretrained:
+        return None
+    # Imported late: only this needs the reader of weights.
+    from dh2l_jax.models.pretrained import read_pretrained
+
+    return read_pretrained(config.model.pretrained)
 
 
 def _dataset(config: Config, split: str, progress: bool) -> Dataset:

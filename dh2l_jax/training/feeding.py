@@ -121,6 +121,8 @@ class Streamed:
         self.replicated = NamedSharding(mesh, PartitionSpec())
         self._over_devices = NamedSharding(mesh, PartitionSpec("data"))
         self._plan = jax.jit(jax.vmap(cut.plan, in_axes=(None, 0, None, None)))
+        # Fetched here: in the middle of a run it would wait for the steps that have been sent.
+        self._central = jax.device_get(center_crops(jnp.asarray(self._size), cut.crop))
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -128,7 +130,11 @@ class Streamed:
     def training(
         self, key: jax.Array, order: jax.Array, first_step: int, steps: int
     ) -> Iterator[tuple[Any, ...]]:
-        """Batches of `steps` steps of one epoch, the first of them step `first_step` of the run."""
+        """Batches of `steps` steps of one epoch, the first of them step `first_step` of the run.
+
+        The plan is sent to the device at once and fetched with the first batch: call it an epoch
+        ahead, and no step is waited for.
+        """
         return self._batches(self._plan(key, first_step + jnp.arange(steps), order, self._size))
 
     def training_crops(
@@ -140,9 +146,9 @@ class Streamed:
     def evaluation(self, batch_size: int) -> Iterator[tuple[tuple[Any, ...], np.ndarray]]:
         """Batches in which every image counts once, each with its mask."""
         index, where = padded_batches(len(self), batch_size)
-        crops = center_crops(jnp.asarray(self._size[index.reshape(-1)]), self._cut.crop)
-        crops = jax.tree.map(lambda values: values.reshape(index.shape), crops)
-        return zip(self._batches(Plan(jnp.asarray(index), crops)), where, strict=True)
+        crops = jax.tree.map(lambda values: values[index], self._central)
+        plan = Plan(index, crops)  # pyright: ignore[reportArgumentType]
+        return zip(self._batches(plan), where, strict=True)
 
     def evaluation_crops(self, pixels: jax.Array, labels: jax.Array) -> Crops:
         """In jit: the batch as it came."""

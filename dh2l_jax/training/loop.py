@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import shlex
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 
 from dh2l_jax.constraints import constraint_values, satisfaction
-from dh2l_jax.data.pipeline import epoch_order
 from dh2l_jax.models import TORCHVISION, HierarchicalHead, TorchvisionResNet
-from dh2l_jax.training import checkpoint
+from dh2l_jax.training import checkpoint, profiling
 from dh2l_jax.training.config import Config, from_dict, to_dict
+from dh2l_jax.training.epochs import METRICS, Evaluator, keep_better, run_epochs
 from dh2l_jax.training.experiment import Experiment, build
 from dh2l_jax.training.feeding import Feed
-from dh2l_jax.training.logging import Log, append_json, versions, write_json
-from dh2l_jax.training.objective import Terms, head_levels, make_objective, make_regularizer
-from dh2l_jax.training.steps import TrainState, evaluate, make_eval_step, make_train_step
+from dh2l_jax.training.logging import Log, versions, write_json
+from dh2l_jax.training.objective import head_levels, make_objective, make_regularizer
+from dh2l_jax.training.steps import TrainState, make_train_step
 
 __all__ = [
     "Experiment",
@@ -38,9 +37,7 @@ __all__ = [
     "train",
 ]
 
-Evaluator = Callable[[TrainState], dict[str, Any]]
-
-CONFIG, METRICS, RESULT, TEST = "config.json", "metrics.jsonl", "result.json", "test.json"
+CONFIG, RESULT, TEST = "config.json", "result.json", "test.json"
 CONFUSION = "confusion.csv"
 
 
@@ -57,11 +54,19 @@ def make_workdir(path: Path, config: Config) -> None:
     write_json(path / CONFIG, to_dict(config))
 
 
-def train(experiment: Experiment, workdir: Path, console: Console) -> dict[str, Any]:
+def train(
+    experiment: Experiment, workdir: Path, console: Console, *, profile: Path | None = None
+) -> dict[str, Any]:
     """Trains, saves the last state, evaluates it, and writes result.json.
 
     Where images are held out, the state with the highest validation accuracy on the classes (of
     those evaluated, the earliest) is saved too.
+
+    Args:
+      experiment: what to train.
+      workdir: of the run.
+      console: where progress is shown.
+      profile: folder for the trace of one step; the run goes on after it.
 
     Returns:
       The result: accuracy at every level, every term, parameter count, seconds, versions.
@@ -69,12 +74,16 @@ def train(experiment: Experiment, workdir: Path, console: Console) -> dict[str, 
     start = time.perf_counter()
     train_feed, test_feed = experiment.feeds()
     scores_of = make_evaluator(experiment, test_feed)
-    state, losses, best = _train(experiment, train_feed, workdir, console, scores_of)
+    step = _train_step(experiment, train_feed, console, profile)
+    config = experiment.config
+    steps = config.epochs * experiment.steps_per_epoch
+    with Log(steps, config.batch_size, console=console) as log:
+        state, losses, best = run_epochs(experiment, train_feed, scores_of, step, workdir, log)
     checkpoint.save(workdir, state)
     scores = scores_of(state)
     _write_confusion(workdir, scores)
     if experiment.split == "validation":
-        best = _keep_better(workdir, state, experiment.config.epochs, scores, best)
+        best = keep_better(workdir, state, config.epochs, scores, best)
     result = {
         **scores,
         **({"best": best} if best else {}),
@@ -174,17 +183,7 @@ def _read_config(workdir: Path) -> Config:
 
 def make_evaluator(experiment: Experiment, feed: Feed | None = None) -> Evaluator:
     """A function state → scores, on the test images or on those held out for validation."""
-    feed = feed or experiment.feeds()[1]
-    eval_step = make_eval_step(experiment.model, experiment.dataset, feed)
-    batch_size = experiment.config.eval_batch_size
-    tree = experiment.dataset.hierarchy
-    nodes = [tree.size(level) for level in range(1, tree.num_levels + 1)]
-
-    def scores_of(state: TrainState) -> dict[str, Any]:
-        scores = evaluate(eval_step, state, feed, tree, batch_size)
-        return {"split": experiment.split, "nodes": nodes, **scores}
-
-    return scores_of
+    return Evaluator(experiment, feed or experiment.feeds()[1])
 
 
 def describe(experiment: Experiment, console: Console) -> None:
@@ -214,64 +213,18 @@ def show_next_steps(
     console.print("\n".join(lines), soft_wrap=True, markup=False)
 
 
-def _train(
-    experiment: Experiment, feed: Feed, workdir: Path, console: Console, scores_of: Evaluator
-) -> tuple[TrainState, dict[str, float], dict[str, Any]]:
-    """All epochs; one line of metrics.jsonl each.
-
-    Returns:
-      The state, the last epoch's means, and the best evaluation before the last epoch.
-    """
+def _train_step(
+    experiment: Experiment, feed: Feed, console: Console, profile: Path | None
+) -> profiling.Step:
+    """The train step, one call of which is recorded if there is a folder for its profile."""
     config, dataset = experiment.config, experiment.dataset
-    steps = experiment.steps_per_epoch
     objective = make_objective(experiment.model, dataset.hierarchy, config.reg)
-    train_step = make_train_step(objective, experiment.tx, dataset, feed)
-    state, means, best = experiment.init(), {}, {}
-    # Copied: the state is donated to the first step.
-    key = jax.random.wrap_key_data(state.key.copy())
-    with Log(config.epochs * steps, config.batch_size, console=console) as log:
-        for epoch in range(1, config.epochs + 1):
-            begin = time.perf_counter()
-            order = epoch_order(config.seed, epoch - 1, len(feed))
-            history = []
-            for batch in feed.training(key, order, (epoch - 1) * steps, steps):
-                state, terms = train_step(state, *batch)
-                history.append(terms)
-                # Wait for the step before, never for the one just sent: the device stays busy.
-                jax.block_until_ready(history[max(len(history) - 2, 0)])
-                log.step(epoch)
-            means = _means(history, config.batch_size)
-            record = {"epoch": epoch, "step": epoch * steps, **means}
-            record["lr"] = np.asarray(experiment.schedule(epoch * steps - 1)).item()
-            record["images_per_second"] = round(
-                steps * config.batch_size / (time.perf_counter() - begin), 1
-            )
-            if config.eval_every and epoch % config.eval_every == 0 and epoch < config.epochs:
-                scores = scores_of(state)
-                record |= {k: v for k, v in scores.items() if not k.startswith("confusion")}
-                if experiment.split == "validation":
-                    best = _keep_better(workdir, state, epoch, scores, best)
-            append_json(workdir / METRICS, record)
-            log.epoch(record, config.epochs)
-    return state, means, best
-
-
-def _keep_better(
-    workdir: Path, state: TrainState, epoch: int, scores: dict[str, Any], best: dict[str, Any]
-) -> dict[str, Any]:
-    """Saves the state if its accuracy on the classes is the highest so far; returns the best."""
-    if best and scores["accuracy"][-1] <= best["accuracy"][-1]:
-        return best
-    checkpoint.save(workdir, state, checkpoint.BEST)
-    return {"epoch": epoch, "accuracy": scores["accuracy"]}
-
-
-def _means(history: list[Terms], batch_size: int) -> dict[str, float]:
-    """Means over the steps of an epoch; the hits become the accuracy in training."""
-    values = jax.device_get(history)
-    means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
-    means["train_accuracy"] = means.pop("hits") / batch_size
-    return means
+    step = make_train_step(objective, experiment.tx, dataset, feed)
+    if profile is None:
+        return profiling.annotate(step)
+    recorded = min(profiling.PROFILED, config.epochs * experiment.steps_per_epoch)
+    tell = functools.partial(console.print, soft_wrap=True, markup=False)
+    return profiling.record(step, recorded, profile, tell)
 
 
 def _final_terms(experiment: Experiment, state: TrainState) -> dict[str, Any]:

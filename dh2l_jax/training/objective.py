@@ -5,6 +5,7 @@ J = L + λ_e R_E + Σ_l λ_l (R_p/l + R_c/l) + λ_o R_o + Σ_k λ_k C_k/l
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -29,9 +30,10 @@ HEAD = r"^head/"
 def make_regularizer(
     head: Any, hierarchy: Hierarchy, reg: RegConfig
 ) -> Callable[..., tuple[jax.Array, Terms]]:
-    """A function (params, where, *, everything=False) → (Σ λ·terms, terms before their λ).
+    """A function (params, where, *, max_present=None, everything=False) → (Σ λ·terms, terms).
 
-    Terms whose λ is 0 are left out, unless `everything` asks for their values.
+    The terms are those before their λ. Where λ is 0 they are left out, unless `everything` asks
+    for their values. `where` and `max_present` are those of `hierarchical`.
     """
     conv_metric = get_metric(reg.conv_metric, clamp=reg.clamp)
     fc_metric = get_metric(reg.fc_metric, clamp=reg.clamp)
@@ -39,10 +41,17 @@ def make_regularizer(
     in_tree = isinstance(head, HierarchicalHead)
 
     def energy(params: Any) -> jax.Array:
-        value = weight_energy(params, conv_metric, exclude=() if in_tree else HEAD)
-        return value if in_tree else value + weight_energy(params, fc_metric, include=HEAD)
+        of = functools.partial(weight_energy, params, half_space=reg.half_space)
+        value = of(conv_metric, exclude=() if in_tree else HEAD)
+        return value if in_tree else value + of(fc_metric, include=HEAD)
 
-    def regularizer(params: Any, where: jax.Array | None, *, everything: bool = False):
+    def regularizer(
+        params: Any,
+        where: jax.Array | None,
+        *,
+        max_present: int | None = None,
+        everything: bool = False,
+    ):
         value, terms = jnp.zeros(()), {}
         if reg.lambda_e or everything:
             terms["R_E"] = energy(params)
@@ -56,6 +65,8 @@ def make_regularizer(
                 hierarchy,
                 fc_metric,
                 where=where,
+                max_present=max_present,
+                half_space=reg.half_space,
                 weight=reg.lambda_l,
                 pairs=reg.pairs,
                 constraints=constraints,
@@ -83,15 +94,19 @@ def make_objective(
 
     def objective(params, batch_stats, images, labels):
         variables = {"params": params, "batch_stats": batch_stats}
-        features, updates = model.apply(
-            variables, images, True, method=model.features, mutable=["batch_stats"]
-        )
-        logits = cast(
-            jax.Array, model.apply({"params": params}, features, method=lambda m, x: m.head(x))
-        )
-        L = _cross_entropy(logits, labels)
-        where = classes_present(labels, hierarchy.num_classes) if reg.presence == "batch" else None
-        R, terms = regularizer(params, where)
+        with jax.named_scope("forward"):
+            features, updates = model.apply(
+                variables, images, True, method=model.features, mutable=["batch_stats"]
+            )
+            logits = cast(
+                jax.Array, model.apply({"params": params}, features, method=lambda m, x: m.head(x))
+            )
+            L = _cross_entropy(logits, labels)
+        with jax.named_scope("regulariser"):
+            where = max_present = None
+            if reg.presence == "batch":
+                where, max_present = classes_present(labels, hierarchy.num_classes), len(labels)
+            R, terms = regularizer(params, where, max_present=max_present)
         J = L + R
         if reg.parent_ce_weight and isinstance(head, HierarchicalHead):
             L_parent = _parent_cross_entropy(params, head, features, labels)

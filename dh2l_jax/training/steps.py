@@ -6,9 +6,11 @@ and batch statistics are those of the global batch.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from collections.abc import Callable
-from typing import Any, cast
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dh2l_jax.data.datasets import Dataset
 from dh2l_jax.data.pipeline import normalize
-from dh2l_jax.evaluation import Tally, summarize, tally
+from dh2l_jax.evaluation import Tally, tally
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.models import Network
 from dh2l_jax.training.feeding import Feed
@@ -25,11 +27,18 @@ from dh2l_jax.training.objective import Terms
 
 __all__ = [
     "TrainState",
-    "evaluate",
+    "ahead",
     "init_state",
+    "last",
     "make_eval_step",
     "make_train_step",
+    "one_late",
+    "tallies",
 ]
+
+T = TypeVar("T")
+
+Scale = tuple[jax.Array, jax.Array]  # mean and standard deviation of the pixels, each (c,)
 
 # Classes up to which evaluation counts the confusion matrix, 16 MB.
 MAX_CONFUSION = 2_000
@@ -69,8 +78,8 @@ def init_state(
     With `abstract`, shapes, dtypes and placement alone, which takes no compilation.
     """
 
-    def init() -> TrainState:
-        params_key, run_key = jax.random.split(jax.random.key(seed))
+    def init(key: jax.Array) -> TrainState:
+        params_key, run_key = jax.random.split(key)
         variables = model.init(params_key, jnp.zeros((1, *image_shape)), train=False)
         params = variables["params"]
         # Keys are stored as raw words, which every checkpoint format can hold.
@@ -82,7 +91,9 @@ def init_state(
     # It runs once: on CPU, optimising it would take longer than the compilation of the train step.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     jitted = jax.jit(init, out_shardings=replicated, compiler_options=options)
-    return jitted.eval_shape() if abstract else jitted()
+    # The key is an argument, as the constants of the steps are: all seeds share one program.
+    key = jax.random.key(seed)
+    return jitted.eval_shape(key) if abstract else jitted(key)
 
 
 def make_train_step(
@@ -91,47 +102,96 @@ def make_train_step(
     dataset: Dataset,
     feed: Feed,
 ) -> Callable[..., tuple[TrainState, Terms]]:
-    """A jitted function (state, *batch of the feed) → (state, terms).
+    """A function (state, *batch of the feed) → (state, terms): a jitted one, of one `scale`.
 
     The state is donated: the caller's copy is used up.
     """
 
-    def train_step(state: TrainState, *batch: Any):
-        key = jax.random.wrap_key_data(state.key)
-        pixels, labels = feed.training_crops(key, state.step, *batch)
-        images = normalize(pixels, dataset.mean, dataset.std)
+    def train_step(state: TrainState, *batch: Any, scale: Scale):
+        with jax.named_scope("augment"):
+            key = jax.random.wrap_key_data(state.key)
+            pixels, labels = feed.training_crops(key, state.step, *batch)
+            images = normalize(pixels, *scale)
         (_, (batch_stats, terms)), gradients = jax.value_and_grad(objective, has_aux=True)(
             state.params, state.batch_stats, images, labels
         )
-        updates, opt_state = tx.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("optimiser"):
+            updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, batch_stats, opt_state, state.key), terms
 
-    return jax.jit(train_step, donate_argnums=0)
+    jitted = jax.jit(train_step, donate_argnums=0)
+    return functools.partial(jitted, scale=_scale(dataset, feed))
 
 
 def make_eval_step(model: Network, dataset: Dataset, feed: Feed) -> Callable[..., Tally]:
-    """A jitted function (state, tally so far, where, *batch of the feed) → tally."""
+    """A function (state, tally so far, where, *batch of the feed) → tally, as the train step."""
     tree = dataset.hierarchy
     confusion = tree.num_classes <= MAX_CONFUSION
 
-    def eval_step(state: TrainState, total: Tally, where: jax.Array, *batch: Any) -> Tally:
+    def eval_step(
+        state: TrainState, total: Tally, where: jax.Array, *batch: Any, scale: Scale
+    ) -> Tally:
         pixels, labels = feed.evaluation_crops(*batch)
-        images = normalize(pixels, dataset.mean, dataset.std)
+        images = normalize(pixels, *scale)
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         logits = cast(jax.Array, model.apply(variables, images, train=False))
         return total + tally(logits, labels, tree, where=where, confusion=confusion)
 
-    return jax.jit(eval_step, donate_argnums=1, out_shardings=feed.replicated)
+    # The tally is not donated: `one_late` waits for it after it has been added to.
+    jitted = jax.jit(eval_step, out_shardings=feed.replicated)
+    return functools.partial(jitted, scale=_scale(dataset, feed))
 
 
-def evaluate(
+def _scale(dataset: Dataset, feed: Feed) -> Scale:
+    """Mean and standard deviation of the pixels, on the device.
+
+    They are arguments of the jitted steps: runs that differ by them alone, such as seeds with
+    other held-out images, share one program.
+    """
+    return jax.device_put((dataset.mean, dataset.std), feed.replicated)
+
+
+def tallies(
     eval_step: Callable, state: TrainState, feed: Feed, hierarchy: Hierarchy, batch_size: int
-) -> dict[str, Any]:
-    """The scores of `evaluation.summarize`; every image counts once, the host waits once."""
+) -> Iterator[Tally]:
+    """The tally so far after each batch; every image counts once. Taking one sends a step."""
     zero = Tally.zero(hierarchy, confusion=hierarchy.num_classes <= MAX_CONFUSION)
     # Placed as every later total is: another placement would compile the step twice.
     total = jax.device_put(zero, feed.replicated)
     for batch, where in feed.evaluation(batch_size):
         total = eval_step(state, total, where, *batch)
-    return summarize(total, hierarchy)
+        yield total
+
+
+def one_late(sent: Iterable[T]) -> Iterator[T]:
+    """Each item once its arrays are ready, and not before the next one has been taken.
+
+    Where taking an item sends a step, the device always has a step to do while the host looks at
+    the results of the one before, and the host is never further ahead than that.
+
+    >>> sent = (print(f"sent {step}") or step for step in range(3))
+    >>> for step in one_late(sent):
+    ...     print(f"looked at {step}")
+    sent 0
+    sent 1
+    looked at 0
+    sent 2
+    looked at 1
+    looked at 2
+    """
+    return map(jax.block_until_ready, ahead(sent))
+
+
+def ahead(items: Iterable[T]) -> Iterator[T]:
+    """Each item, but not before the next one has been taken."""
+    before: list[T] = []
+    for item in items:
+        yield from before
+        before = [item]
+    yield from before
+
+
+def last(items: Iterable[T]) -> T:
+    """The last of at least one item; the others are let go."""
+    return collections.deque(items, maxlen=1).pop()

@@ -1,0 +1,102 @@
+"""The trace of one step of a run, for Perfetto and XProf."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+__all__ = ["PROFILED", "Step", "annotate", "check_folder", "record"]
+
+PROFILED = 10
+"""The step that is recorded: by then a run has compiled, and its buffers go round."""
+
+Step = Callable[..., Any]  # (number of the step, counted from 1, *arguments) → results
+
+# An operation of a compiled program, and the place in the code that it comes from.
+_OPERATION = re.compile(
+    r'^\s*(?:ROOT )?%?([\w.-]+) = .*op_name="(?:jit\(\w+\)/)?([^";]+)', re.MULTILINE
+)
+
+
+def check_folder(folder: Path) -> None:
+    """Raises an `OSError` if no trace can be written to the folder; nothing is made yet."""
+    path = folder.absolute()
+    existing = next(place for place in (path, *path.parents) if place.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"profile folder {folder}: {existing} is no folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(f"profile folder {folder}: {existing} can't be written to")
+
+
+def annotate(step: Callable[..., Any]) -> Step:
+    """The step, which then stands under its number in whatever trace is being recorded."""
+
+    def annotated(number: int, *arguments: Any) -> Any:
+        with jax.profiler.StepTraceAnnotation("train", step_num=number):
+            return step(*arguments)
+
+    return annotated
+
+
+def record(
+    step: Callable[..., Any], recorded: int, folder: Path, tell: Callable[[str], None]
+) -> Step:
+    """The step as `annotate` gives it, but call `recorded` leaves a trace of itself alone.
+
+    Args:
+      step: a jitted function, or a partial one of it.
+      recorded: number of the call.
+      folder: where the trace goes, below `plugins/profile`, as TensorBoard expects it.
+      tell: called with a line on how to look at it.
+
+    Returns:
+      The annotated step.
+    """
+    usual, whole = annotate(step), annotate(lambda *args: jax.block_until_ready(step(*args)))
+
+    def wrapped(number: int, *arguments: Any) -> Any:
+        if number != recorded:
+            return usual(number, *arguments)
+        program = _program(step, arguments)
+        jax.block_until_ready(arguments)  # the steps before have no part in the trace
+        options = jax.profiler.ProfileOptions()
+        options.python_tracer_level = 0  # what it would show is this module
+        with jax.profiler.trace(folder, create_perfetto_trace=True, profiler_options=options):
+            results = whole(number, *arguments)
+        _name_operations(folder, program)
+        tell(
+            f"profile of step {number}: open {folder}/plugins/profile/*/perfetto_trace.json.gz in "
+            f"https://ui.perfetto.dev, or pip install xprof and xprof --logdir {folder}"
+        )
+        return results
+
+    return wrapped
+
+
+def _program(step: Callable[..., Any], arguments: tuple[Any, ...]) -> str:
+    """The compiled step as text; what is compiled here is not compiled again by a call."""
+    bound = functools.partial(step, *arguments)  # of a partial function it is one, not two
+    return bound.func.lower(*bound.args, **bound.keywords).compile().as_text()
+
+
+def _name_operations(folder: Path, program: str) -> None:
+    """Names the operations of the newest Perfetto trace by the code, as XProf does by itself.
+
+    On CPU the profiler knows them as `fusion.12`; here they become `jvp(forward)/stem/conv/...`.
+    """
+    files = folder.glob("plugins/profile/*/perfetto_trace.json.gz")
+    file = max(files, key=lambda path: path.stat().st_mtime)
+    trace, names = json.loads(gzip.decompress(file.read_bytes())), dict(_OPERATION.findall(program))
+    for event in trace["traceEvents"]:
+        operation = event.get("args", {}).get("hlo_op")
+        if operation in names and event["name"] == operation:
+            event["name"] = names[operation]
+    file.write_bytes(gzip.compress(json.dumps(trace).encode()))
