@@ -220,7 +220,7 @@ def get_metric(
 
     Args:
       name: a key of `METRICS`, a `Metric`, or a callable f(c, h), which then serves as both the
-        distance and the energy.
+        distance and the energy; it returns floats and closes over no value that jit traces.
       clamp: gradient of the arccos beyond ±0.99: "hard" (none) or "straight_through".
       code: "binary" or "ternary" instead of the metric's own.
       threshold: dead zone of the ternary code, in units of mean|w|.

@@ -97,14 +97,11 @@ def _pull_to_unit(
     dU = _product(dc, other.U) if uses.c else jnp.zeros_like(rows.U)
     if not uses.h:
         return dU
-    dS = _product(dh, other.S) / code_length(rows.U.shape[1], metric.threshold)
-    return dU + _pull_code(metric, rows.U, dS)
-
-
-def _pull_code(metric: Metric, U: jax.Array, dS: jax.Array) -> jax.Array:
-    """The cotangent of the unit vectors, given that of their codes."""
-    code = functools.partial(encode, code=metric.code, threshold=metric.threshold)
-    return jax.vjp(code, U)[1](dS)[0]
+    dS = _product(dh / code_length(rows.U.shape[1], metric.threshold), other.S)
+    if metric.threshold:
+        code = functools.partial(encode, code=metric.code, threshold=metric.threshold)
+        return dU + jax.vjp(code, rows.U)[1](dS)[0]
+    return dU + dS  # the estimator passes all of it: no entry of a unit vector is beyond ±1
 
 
 def _pull_to_rows(W: jax.Array, dU: jax.Array) -> jax.Array:
@@ -183,19 +180,37 @@ def _closed_sum(
 
 
 def _closed_fwd(metric: Metric, slopes: tuple[float, float], W: jax.Array, where: jax.Array):
+    linear = _linear(metric, slopes, W, where)
+    b = slopes[1]
+    r = jnp.where(linear.where, inverse_norm(W), 0)
+    S = encode(W, metric.code) if b else jnp.zeros_like(W)
+    # w·s = Σ|w|, written so that XLA keeps no |W| for this sum and the norm's maximum.
+    length = jnp.sum(jnp.maximum(W, -W), axis=1) if b else 0.0
+    along = r * (_product(W, linear.total) - b * length)
+    # r·along first: r² is out of range for very short vectors.
+    gradient = r[:, None] * (linear.total[None, :] - b * S - (r * along)[:, None] * W)
+    return linear.value, gradient
+
+
+class _Linear(NamedTuple):
+    """What the pairs of a form affine in c and h add up to.
+
+    The cotangent of u_i is total − b s_i, less a multiple of u_i that the pull to w_i removes.
+    """
+
+    value: jax.Array
+    total: jax.Array
+    where: jax.Array
+
+
+def _linear(metric: Metric, slopes: tuple[float, float], W: jax.Array, where: jax.Array) -> _Linear:
     a, b = slopes
     where &= jnp.sum(where) > 1  # one row is no pair: exactly 0, without a rounding error
     r = jnp.where(where, inverse_norm(W), 0)  # u_i = r_i w_i
     sum_u, num_u = _product(r, W), jnp.sum(r > 0)
     sum_s, num_s = _sum_of_codes(metric, W, where) if b else (jnp.zeros_like(sum_u), 0.0)
     value = a * (_product(sum_u, sum_u) - num_u) + b * (_product(sum_s, sum_s) - num_s)
-    # The cotangent of u_i is total − b s_i, less a multiple of u_i that the pull to w_i removes.
-    total = a * sum_u + b * sum_s
-    S = encode(W, metric.code) if b else jnp.zeros_like(W)
-    along = r * (_product(W, total) - b * jnp.sum(W * S, axis=1))
-    # r·along first: r² is out of range for very short vectors.
-    gradient = r[:, None] * (total[None, :] - b * S - (r * along)[:, None] * W)
-    return value / 2, gradient
+    return _Linear(value / 2, a * sum_u + b * sum_s, where)
 
 
 def _sum_of_codes(metric: Metric, W: jax.Array, where: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -242,7 +257,7 @@ def _dense_fwd(metric: Metric, W: jax.Array, weights: jax.Array):
 class _Panel(NamedTuple):
     """Similarities and weights of some rows with themselves and all later ones, (rows, later).
 
-    The weights of pairs i ≥ j are 0.
+    Pairs i ≥ j have weight 0; where one panel holds all pairs, i < j and i > j have half of it.
     """
 
     c: jax.Array
@@ -252,6 +267,9 @@ class _Panel(NamedTuple):
 
 def _panels(metric: Metric, features: _Features, weights: jax.Array) -> Iterator[_Panel]:
     n = weights.shape[0]
+    if n <= PANEL:
+        yield _Panel(*_grams(metric, features, features), weights * 0.5)
+        return
     for start in range(0, n, PANEL):
         rows = _Features(*(X[start : start + PANEL] for X in features))
         later = _Features(*(X[start:] for X in features))
@@ -260,9 +278,14 @@ def _panels(metric: Metric, features: _Features, weights: jax.Array) -> Iterator
 
 
 def _symmetric(panels: Sequence[jax.Array]) -> jax.Array:
-    """T + Tᵀ of a strictly upper triangular T, given its panels."""
+    """T + Tᵀ, given the panels of an upper triangular T or a symmetric T as one panel."""
+    if len(panels) == 1:
+        return 2 * panels[0]
     n = panels[0].shape[1]
-    upper = jnp.concatenate([jnp.pad(panel, ((0, 0), (n - panel.shape[1], 0))) for panel in panels])
+    upper = jnp.zeros((n, n), panels[0].dtype)
+    for panel in panels:
+        start = n - panel.shape[1]
+        upper = lax.dynamic_update_slice(upper, panel, (start, start))
     return upper + upper.T
 
 
@@ -272,43 +295,63 @@ dense_sum.defvjp(_dense_fwd, scale_gradient)
 # Tiled: the upper triangle of tiles, one at a time.
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def tiled_sum(metric: Metric, block: int, W: jax.Array, where: jax.Array) -> jax.Array:
-    """Σ_{i<j} e(w_i, w_j) with O(block·(block + d)) of temporaries."""
+def tiled_sum(
+    metric: Metric, affine: Affine, block: int, W: jax.Array, where: jax.Array
+) -> jax.Array:
+    """Σ_{i<j} of e and of an affine form, with O(block·(block + d)) of temporaries."""
+    a, b, k = affine
+    assert not (b and metric.threshold), "codes with a dead zone have no linear part"
+    b /= code_length(W.shape[1], metric.threshold)
+    pairs = k * pair_count(where).astype(W.dtype)
+    return jnp.add(pairs, _tiled_sum(metric, (a, b), block, W, where))
 
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _tiled_sum(
+    metric: Metric, slopes: tuple[float, float], block: int, W: jax.Array, where: jax.Array
+) -> jax.Array:
     def step(total, tile):
         left, right = (_side(metric, W, where, block, first) for first in tile)
         e = metric.energy(*_grams(metric, left.features, right.features))
         return total + jnp.sum(jnp.where(_pairs(left, right, ordered=True), e, 0)), None
 
-    i, j = np.triu_indices(-(-W.shape[0] // block))
-    tiles = jnp.asarray(i * block, jnp.int32), jnp.asarray(j * block, jnp.int32)
-    return lax.scan(step, jnp.zeros((), W.dtype), tiles)[0]
+    total, _ = lax.scan(step, jnp.zeros((), W.dtype), _upper_tiles(W.shape[0], block))
+    return total + _linear(metric, slopes, W, where).value if any(slopes) else total
 
 
-def _tiled_fwd(metric: Metric, block: int, W: jax.Array, where: jax.Array):
+def _tiled_fwd(
+    metric: Metric, slopes: tuple[float, float], block: int, W: jax.Array, where: jax.Array
+):
     total, dU = tiled_cotangent(metric, block, W, where)
-    return total, tiled_pull(block, W, dU)
+    if not any(slopes):
+        return total, tiled_pull(block, W, dU)
+    linear = _linear(metric, slopes, W, where)
+
+    # Added on the way to the rows: a gradient of its own would be another n×d.
+    def cotangent(rows: jax.Array, present: jax.Array) -> jax.Array:
+        S = slopes[1] * encode(rows, metric.code)
+        return jnp.where(present[:, None], linear.total[None, :] - S, 0)
+
+    return total + linear.value, tiled_pull(block, W, dU, linear.where, cotangent)
 
 
-tiled_sum.defvjp(_tiled_fwd, scale_gradient)
+_tiled_sum.defvjp(_tiled_fwd, scale_gradient)
 
 
 def tiled_cotangent(
     metric: Metric, block: int, W: jax.Array, where: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """`tiled_sum`, and the cotangent of the unit vectors of all rows."""
-    blocks = -(-W.shape[0] // block)
+    """The sum over the upper triangle of tiles, and the cotangent of all unit vectors."""
 
-    def step(i, carry):
+    def step(carry, tile):
         total, dU = carry
-        left = _side(metric, W, where, block, i * block)
-        value, dU_left, dU = _row_of_tiles(
-            metric, block, left, W, where, dU, tiles=(i, blocks), ordered=True
-        )
-        return total + value, _add_rows(dU, left.start, dU_left)
+        left, right = (_side(metric, W, where, block, first) for first in tile)
+        value, dU_left, dU_right = _tile(metric, left, right, ordered=True)
+        dU = _add_rows(_add_rows(dU, left.start, dU_left), right.start, dU_right)
+        return (total + value, dU), None
 
-    return lax.fori_loop(0, blocks, step, (jnp.zeros((), W.dtype), jnp.zeros_like(W)))
+    zeros = jnp.zeros((), W.dtype), jnp.zeros_like(W)
+    return lax.scan(step, zeros, _upper_tiles(W.shape[0], block))[0]
 
 
 def cross_cotangents(
@@ -321,24 +364,44 @@ def cross_cotangents(
     cotangents: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Σ_{ij} e(w_i, v_j) of two matrices, and its cotangents added to those of both."""
-    blocks = -(-W.shape[0] // block), -(-V.shape[0] // block)
 
-    def step(i, carry):
+    def step(carry, tile):
         total, (dU, dV) = carry
-        left = _side(metric, W, where, block, i * block)
-        value, dU_left, dV = _row_of_tiles(
-            metric, block, left, V, V_where, dV, tiles=(0, blocks[1]), ordered=False
+        left, right = (
+            _side(metric, W, where, block, tile[0]),
+            _side(metric, V, V_where, block, tile[1]),
         )
-        return total + value, (_add_rows(dU, left.start, dU_left), dV)
+        value, dU_left, dV_right = _tile(metric, left, right, ordered=False)
+        cotangents = _add_rows(dU, left.start, dU_left), _add_rows(dV, right.start, dV_right)
+        return (total + value, cotangents), None
 
-    return lax.fori_loop(0, blocks[0], step, (jnp.zeros((), W.dtype), cotangents))
+    starts = (np.arange(0, X.shape[0], block, dtype=np.int32) for X in (W, V))
+    tiles = tuple(jnp.asarray(index.reshape(-1)) for index in np.meshgrid(*starts, indexing="ij"))
+    return lax.scan(step, (jnp.zeros((), W.dtype), cotangents), tiles)[0]
 
 
-def tiled_pull(block: int, W: jax.Array, dU: jax.Array) -> jax.Array:
-    """The pull to the rows, a block at a time in the memory of dU."""
+def _upper_tiles(n: int, block: int) -> tuple[jax.Array, jax.Array]:
+    """First rows of both sides of the tiles of the upper triangle."""
+    i, j = np.triu_indices(-(-n // block))
+    return jnp.asarray(i * block, jnp.int32), jnp.asarray(j * block, jnp.int32)
+
+
+def tiled_pull(
+    block: int,
+    W: jax.Array,
+    dU: jax.Array,
+    where: jax.Array | None = None,
+    more: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+) -> jax.Array:
+    """The pull of dU to the rows, a block at a time in the memory of dU.
+
+    `more` gives what is to be added to dU, from the rows of a block and whether they are present.
+    """
 
     def step(gradient, start, own):
         rows, cotangent = (lax.dynamic_slice_in_dim(X, start, block) for X in (W, gradient))
+        if more is not None and where is not None:
+            cotangent += more(*_rows(W, where, start, own))
         return _write_rows(gradient, start, own, _pull_to_rows(rows, cotangent))
 
     return _over_blocks(step, dU, W.shape[0], block)
@@ -367,32 +430,11 @@ def _pairs(left: _Side, right: _Side, *, ordered: bool) -> jax.Array:
     return pairs & (i[:, None] < j[None, :])
 
 
-def _row_of_tiles(
-    metric: Metric,
-    block: int,
-    left: _Side,
-    V: jax.Array,
-    where: jax.Array,
-    dV: jax.Array,
-    *,
-    tiles: tuple[jax.Array | int, int],
-    ordered: bool,
+def _tile(
+    metric: Metric, left: _Side, right: _Side, *, ordered: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The sum over one block of rows and a range of blocks of V.
-
-    Returns:
-      The sum, the cotangent of the left unit vectors, and dV with those of the right ones added.
-    """
-
-    def step(j, carry):
-        total, dU, dV = carry
-        right = _side(metric, V, where, block, j * block)
-        c, h = _grams(metric, left.features, right.features)
-        pairs = _pairs(left, right, ordered=ordered)
-        value, dc, dh = _energy_and_slopes(metric, c, h, pairs)
-        dU += _pull_to_unit(metric, dc, dh, left.features, right.features)
-        dV_right = _pull_to_unit(metric, dc.T, dh.T, right.features, left.features)
-        return total + value, dU, _add_rows(dV, right.start, dV_right)
-
-    start = jnp.zeros((), V.dtype), jnp.zeros_like(left.features.U), dV
-    return lax.fori_loop(*tiles, step, start)
+    """The sum over the pairs of a tile, and the cotangents of the unit vectors of both sides."""
+    grams = _grams(metric, left.features, right.features)
+    value, dc, dh = _energy_and_slopes(metric, *grams, _pairs(left, right, ordered=ordered))
+    dU_left = _pull_to_unit(metric, dc, dh, left.features, right.features)
+    return value, dU_left, _pull_to_unit(metric, dc.T, dh.T, right.features, left.features)

@@ -37,6 +37,7 @@ __all__ = [
 METHODS = ("auto", "closed", "dense", "tiled")
 BLOCK = 512  # rows of a tile, whose n×n intermediates then take a megabyte each
 DENSE_LIMIT = 1024  # above it the tiles' bookkeeping costs less than the lower triangle
+SEPARATE_FROM = 256  # below, a Gram product costs less than compiling what makes up for it
 CHEAP_PAIRS = 2**16  # stacks of fewer pairs cost less to compute than to compile
 MAP_WIDTH = 256  # groups wider than this are summed one after the other to bound memory
 
@@ -133,7 +134,7 @@ def mean_energy(
     >>> round(float(mean_energy(W, "cosine")), 4)
     -0.3333
     >>> mean_energy(W, "d_am_cos", explain=True)[1]
-    'dense: 3 rows are at most 1,024; in closed form what is affine in c'
+    'dense: 3 rows are at most 1,024'
 
     Reference: DH²L, §3.1 (E of a layer), Eqs. (7)-(10).
     """
@@ -177,13 +178,13 @@ def pair_sum(
     plan = _plan(method, metric, W.shape[0], mesh, axis)
     if W.shape[0] < 2:
         return total
+    block = min(block, W.shape[0])
+    if plan.method == "tiled":
+        return jnp.add(total, tiled_sum(plan.rest, plan.affine, block, W, where))
     if any(plan.affine):
         total += closed_sum(metric, plan.affine, W, where)
-    block = min(block, W.shape[0])
     if plan.method == "dense":
         total = jnp.add(total, dense_sum(plan.rest, W, all_pairs(where)))
-    elif plan.method == "tiled":
-        total = jnp.add(total, tiled_sum(plan.rest, block, W, where))
     elif plan.method == "ring":
         assert mesh is not None
         total = jnp.add(total, ring_sum(plan.rest, block, mesh, axis, W, where))
@@ -298,7 +299,7 @@ def _plan(method: str, metric: Metric, n: int, mesh: Mesh | None, axis: str) -> 
     if method == "closed":
         names = ", ".join(name for name, m in METRICS.items() if m.affine)
         raise ValueError(f"metric {metric.name!r} has no closed form; the affine ones are {names}")
-    if rest is None:
+    if rest is None or metric.threshold or n < SEPARATE_FROM:
         affine, rest = (0.0, 0.0, 0.0), metric
     if method != "auto":
         why = f"{method}: as asked for"

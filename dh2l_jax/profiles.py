@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,12 +34,63 @@ def similarities_used(profile: Profile) -> Used:
     >>> similarities_used(lambda c, h: c**2)
     Used(c=True, h=False)
     """
-    jaxpr = jax.make_jaxpr(profile)(0.0, 0.0).jaxpr
-    needed = {v for v in jaxpr.outvars if not hasattr(v, "val")}
+    jaxpr = _trace(profile)
+    needed = _variables(jaxpr.outvars)
     for eqn in reversed(jaxpr.eqns):
         if needed.intersection(eqn.outvars):
-            needed.update(v for v in eqn.invars if not hasattr(v, "val"))
+            needed |= _variables(eqn.invars)
     return Used(*(v in needed for v in jaxpr.invars))
+
+
+def _linear_in(profile: Profile) -> Used:
+    """In which similarities a profile is affine, with a slope that depends on neither.
+
+    What is asked is whether its own trace takes a similarity through sums and multiples alone: a
+    derivative that does not change proves nothing, as that of a step or of an estimator.
+    """
+    jaxpr = _trace(profile)
+    return Used(
+        *(
+            _passes_linearly(jaxpr, argument)
+            and not any(similarities_used(jax.grad(profile, argument)))
+            for argument in (0, 1)
+        )
+    )
+
+
+def _passes_linearly(jaxpr: Any, argument: int) -> bool:
+    depends = {jaxpr.invars[argument]}
+    for eqn in jaxpr.eqns:
+        inputs = [not hasattr(v, "val") and v in depends for v in eqn.invars]
+        if not any(inputs):
+            continue
+        if not _is_linear(eqn, inputs):
+            return False
+        depends |= set(eqn.outvars)
+    return True
+
+
+def _is_linear(eqn: Any, depends: list[bool]) -> bool:
+    """Whether an operation is linear in the operands marked, taken together."""
+    match eqn.primitive.name:
+        case "add" | "add_any" | "sub" | "neg":
+            return True
+        case "mul":
+            return not all(depends)
+        case "div":
+            return not depends[1]
+        case "convert_element_type":
+            return jnp.issubdtype(eqn.params["new_dtype"], jnp.floating)
+    return False
+
+
+def _trace(profile: Profile) -> Any:
+    similarity = jax.ShapeDtypeStruct((), jnp.float32)
+    return jax.make_jaxpr(profile)(similarity, similarity).jaxpr
+
+
+def _variables(atoms: Any) -> set[Any]:
+    return {v for v in atoms if not hasattr(v, "val")}
 
 
 @functools.lru_cache(maxsize=256)
@@ -57,9 +108,7 @@ def separate(metric: Metric) -> tuple[Affine, Metric | None]:
     if metric.affine is not None:
         return metric.affine, None
     energy = metric.energy
-    linear_c, linear_h = (
-        not any(similarities_used(jax.grad(energy, argument))) for argument in (0, 1)
-    )
+    linear_c, linear_h = _linear_in(energy)
     a, b, k = _at_zero(energy) if linear_c or linear_h else (0.0, 0.0, 0.0)
     if linear_c and linear_h:
         return (a, b, k), None
