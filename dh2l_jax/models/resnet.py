@@ -1,7 +1,8 @@
 """The ResNets of the light experiments: 6n+2 layers on small images, in Flax Linen.
 
-Blocks are unrolled in Python: `lax.scan` over them would compile faster, but on CPU a convolution
-inside a loop runs many times slower than the same convolution outside.
+Every convolution goes through `convolution`, looked up here at call time. Blocks are unrolled in
+Python: `lax.scan` over them would compile faster, but on CPU a convolution's gradient inside a loop
+runs many times slower than outside.
 
 Reference: DH²L, §5; He et al., "Deep Residual Learning for Image Recognition", 2015, §4.2.
 """
@@ -14,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
-from jax import lax
+
+from dh2l_jax.models.convolutions import convolution
 
 __all__ = [
     "CHANNELS",
@@ -37,29 +39,6 @@ MIN_IMAGE_SIZE = 8
 
 # He normal: variance 2 / (kh·kw·cout), torchvision's kaiming_normal_(mode="fan_out").
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-
-
-def convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Convolves with explicit symmetric padding (k−1)/2, as torch does.
-
-    XLA's "SAME" pads only at the far edge at stride 2, which is another network. Every
-    convolution of the networks goes through this function, looked up at call time: replace it to
-    compute the gradient in another way.
-
-    Args:
-      x: (batch, height, width, cin).
-      kernel: (kh, kw, cin, cout), kh and kw odd.
-      stride: the same in both directions.
-
-    Returns:
-      (batch, ⌈height/stride⌉, ⌈width/stride⌉, cout).
-
-    Reference: DH²L, §5.
-    """
-    padding = [((size - 1) // 2, (size - 1) // 2) for size in kernel.shape[:2]]
-    return lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
 
 
 def shortcut_a(x: jax.Array, channels: int, stride: int) -> jax.Array:
