@@ -69,7 +69,7 @@ def check(found, expected, rtol=2e-5):
     assert_close(found[1], expected[1], rtol=rtol, atol=3e-7)
 
 
-@every_metric
+@pytest.mark.parametrize("name", ["cosine", "d_h_ter", "angular2", "d_am", "d_cos_hm", "d_gm_cos"])
 def test_half_space_is_the_mean_over_w_and_minus_w(name):
     W = rows(3, n=7, d=6)
     expected = with_opposites(W, oracle.unordered_pairs(7, WHERE), name)

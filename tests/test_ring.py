@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import ring_checks
 
-pytestmark = pytest.mark.xdist_group("ring")
+pytestmark = [pytest.mark.xdist_group("ring"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

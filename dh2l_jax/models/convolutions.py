@@ -20,7 +20,7 @@ __all__ = ["convolution"]
 TAPS = 3  # only kernels of 3×3 have a gradient of their own
 
 # Images whose shifted copies fit into the second-level caches are treated at a time, but no fewer
-# than MIN_IMAGES: the devices of a mesh share the images of a chunk.
+# than MIN_IMAGES.
 CHUNK_BYTES = 3 << 20
 MIN_IMAGES = 8
 
@@ -67,7 +67,8 @@ def _backward(stride: int, residuals: Any, g: jax.Array) -> tuple[jax.Array, jax
         return jax.vjp(lambda kernel: _convolve(x, kernel, stride), kernel)[1](g)[0]
 
     def shifted(x: jax.Array, g: jax.Array) -> jax.Array:
-        return _kernel_gradient(x, g, stride).astype(kernel.dtype)
+        images = len(x) if _several_devices() else _images_at_a_time(x, g)
+        return _kernel_gradient(x, g, stride, images).astype(kernel.dtype)
 
     if kernel.shape[:2] != (TAPS, TAPS):
         return x_gradient(g)[0], plain(x, g)
@@ -77,25 +78,31 @@ def _backward(stride: int, residuals: Any, g: jax.Array) -> tuple[jax.Array, jax
 convolution.defvjp(_forward, _backward)
 
 
-def _kernel_gradient(x: jax.Array, g: jax.Array, stride: int) -> jax.Array:
+def _several_devices() -> bool:
+    """Whether devices may share the batch: sums that meet inside of loops can lock each other out.
+
+    XLA runs the loops of several layers at a time, on each device in an order of its own.
+    """
+    return jax.device_count() > 1
+
+
+def _kernel_gradient(x: jax.Array, g: jax.Array, stride: int, images: int) -> jax.Array:
     """The gradient of a 3×3 kernel, summed over chunks of the batch.
 
     Args:
       x: (batch, height, width, cin).
       g: (batch, ⌈height/stride⌉, ⌈width/stride⌉, cout), the gradient of the result.
       stride: of the convolution.
+      images: of a chunk.
 
     Returns:
       (3, 3, cin, cout), at least float32.
     """
-    images = _images_at_a_time(x, g)
     if len(x) % images:
         images = len(x)
     chunks = len(x) // images
     if chunks == 1:
         return _products(x, g, stride)
-    # A chunk takes every chunks-th image: where devices share the batch, each has its part of
-    # every chunk, and nothing but the sums travels.
     x = x.reshape(images, chunks, *x.shape[1:])
     g = g.reshape(images, chunks, *g.shape[1:])
 
