@@ -329,11 +329,12 @@ def _tiled_fwd(
     linear = _linear(metric, slopes, W, where)
 
     # Added on the way to the rows: a gradient of its own would be another n×d.
-    def cotangent(rows: jax.Array, present: jax.Array) -> jax.Array:
+    def more(start: Start, own: jax.Array) -> jax.Array:
+        rows, present = _rows(W, linear.where, start, own)
         S = slopes[1] * encode(rows, metric.code)
         return jnp.where(present[:, None], linear.total[None, :] - S, 0)
 
-    return total + linear.value, tiled_pull(block, W, dU, linear.where, cotangent)
+    return total + linear.value, tiled_pull(block, W, dU, more)
 
 
 _tiled_sum.defvjp(_tiled_fwd, scale_gradient)
@@ -391,18 +392,17 @@ def tiled_pull(
     block: int,
     W: jax.Array,
     dU: jax.Array,
-    where: jax.Array | None = None,
-    more: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    more: Callable[[Start, jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """The pull of dU to the rows, a block at a time in the memory of dU.
 
-    `more` gives what is to be added to dU, from the rows of a block and whether they are present.
+    `more`, called with the start of a block and its own rows, gives what is to be added to dU.
     """
 
     def step(gradient, start, own):
         rows, cotangent = (lax.dynamic_slice_in_dim(X, start, block) for X in (W, gradient))
-        if more is not None and where is not None:
-            cotangent += more(*_rows(W, where, start, own))
+        if more is not None:
+            cotangent += more(start, own)
         return _write_rows(gradient, start, own, _pull_to_rows(rows, cotangent))
 
     return _over_blocks(step, dU, W.shape[0], block)

@@ -119,12 +119,11 @@ def center_energy(
     Reference: DH²L, Eq. (6).
     """
     C, where = rows(C, where)
-    anyone = np.zeros(C.shape[0], np.int32) if groups is None else groups
-    C, where, anyone = _present_rows(C, where, anyone, max_present)
+    parents = np.zeros(C.shape[0], np.int32) if groups is None else groups
+    C, where, parents = _present_rows(C, where, parents, max_present)
     if groups is None:
         return mean_energy(C, metric, where=where)
-    groups = anyone
-    labels, traced = _groups(groups, C.shape[0])
+    labels, traced = _groups(parents, C.shape[0])
     if traced is None:
         sums, counts = group_pair_sums(C, labels, metric, where)
         return jnp.sum(sums) / jnp.maximum(jnp.sum(counts), 1)
