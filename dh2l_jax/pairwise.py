@@ -139,20 +139,9 @@ def mean_energy(
     Reference: DH²L, §3.1 (E of a layer), Eqs. (7)-(10).
     """
     W, where = rows(W, where)
-    total = pair_sum(
-        W,
-        metric,
-        where=where,
-        method=method,
-        block=block,
-        half_space=half_space,
-        mesh=mesh,
-        axis=axis,
-    )
+    total, why = _sum(W, where, get_metric(metric), method, block, half_space, mesh, axis)
     mean = total / jnp.maximum(pair_count(where, half_space=half_space), 1)
-    if not explain:
-        return mean
-    return mean, _plan(method, get_metric(metric), W.shape[0], mesh, axis).why
+    return (mean, why) if explain else mean
 
 
 def pair_sum(
@@ -167,8 +156,21 @@ def pair_sum(
     axis: str = "data",
 ) -> jax.Array:
     """Σ_{i<j} e(w_i, w_j) over the rows that take part. Arguments as in `mean_energy`."""
-    metric = get_metric(metric)
     W, where = rows(W, where)
+    return _sum(W, where, get_metric(metric), method, block, half_space, mesh, axis)[0]
+
+
+def _sum(
+    W: jax.Array,
+    where: jax.Array,
+    metric: Metric,
+    method: str,
+    block: int,
+    half_space: bool,
+    mesh: Mesh | None,
+    axis: str,
+) -> tuple[jax.Array, str]:
+    """The sum over cleaned rows, and how it was done."""
     if block < 1:
         raise ValueError(f"block must be ≥ 1, found {block}")
     total = jnp.zeros((), W.dtype)
@@ -177,10 +179,11 @@ def pair_sum(
         metric = _with_opposites(metric)
     plan = _plan(method, metric, W.shape[0], mesh, axis)
     if W.shape[0] < 2:
-        return total
+        return total, plan.why
     block = min(block, W.shape[0])
     if plan.method == "tiled":
-        return jnp.add(total, tiled_sum(plan.rest, plan.affine, block, W, where))
+        total = jnp.add(total, tiled_sum(plan.rest, plan.affine, block, W, where))
+        return total, plan.why
     if any(plan.affine):
         total += closed_sum(metric, plan.affine, W, where)
     if plan.method == "dense":
@@ -188,7 +191,7 @@ def pair_sum(
     elif plan.method == "ring":
         assert mesh is not None
         total = jnp.add(total, ring_sum(plan.rest, block, mesh, axis, W, where))
-    return total
+    return total, plan.why
 
 
 def _opposite(metric: Metric) -> jax.Array:
