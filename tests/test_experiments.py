@@ -316,6 +316,7 @@ def test_training_for_real(tmp_path, monkeypatch, own_process_settings):
 def test_another_seed_compiles_nothing(tmp_path, own_process_settings):
     """Seeds hold out other images: other means, weights and orders, but the same programs."""
     command._prepare_jax(tmp_path)
+    jax.clear_caches()  # what tests before have compiled would not be written to the folder
     setting, options = Setting("fashion_mnist_mini", "resnet8", "l2"), Options(budget=0.01)
     trainer, programs, results = runner.LoopTrainer(), [], []
     for seed in (0, 1):
