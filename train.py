@@ -3,17 +3,23 @@
 python train.py                                        the main job, a few minutes on a laptop
 python train.py --set optim.lr=0.05 --set seed=1       with other options
 python train.py --config configs/NAME.py --workdir DIR another experiment, results in DIR
+python train.py --workdir DIR                          goes on with a run that was interrupted
 python train.py --variant factored                     without R: the control of the comparison
 python train.py --profile DIR                          with a trace of the tenth step in DIR
 python train.py --eval-only --workdir DIR              evaluates a finished run again
 python train.py --test --workdir DIR                   one with held-out images, on the test set
 python train.py --export FILE --workdir DIR            writes its weights as torchvision's
+
+Exit codes: 0 finished, 2 bad input, 3 NaN or infinity in training, 4 something can't be written,
+5 another process of the run was lost, 130 and 143 stopped by SIGINT and SIGTERM with all saved.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
+import functools
 import shlex
 import sys
 from pathlib import Path
@@ -21,6 +27,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from dh2l_jax.training.config import Config
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_CONFIG = ROOT / "configs" / "fashion_mnist_mini.py"
@@ -46,7 +54,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="what the paper compares: baseline, l2, E, factored or E+H; applied last",
     )
     parser.add_argument(
-        "--workdir", type=Path, metavar="DIR", help="new folder for the results (default: in runs/)"
+        "--workdir",
+        type=Path,
+        metavar="DIR",
+        help="folder of the results (default: a new one in runs/); a run in it goes on",
     )
     parser.add_argument(
         "--profile",
@@ -89,52 +100,100 @@ def use_finished(options: argparse.Namespace, console: Console) -> None:
     """Evaluates, tests or exports the run in `--workdir`."""
     from dh2l_jax.training import logging, loop
 
+    tell = functools.partial(console.print, soft_wrap=True, markup=False)
     if options.eval_only:
-        logging.print_scores(console, loop.eval_only(options.workdir))
+        logging.print_scores(console, loop.eval_only(options.workdir, tell))
     if options.test:
-        for name, scores in loop.test(options.workdir).items():
+        for name, scores in loop.test(options.workdir, tell).items():
             console.print(f"{name.replace('_', ' ')}:")
             logging.print_scores(console, scores)
     if options.export:
-        path = loop.export(options.workdir, options.export)
-        console.print(f"written: {path}", markup=False, soft_wrap=True)
+        path = loop.export(options.workdir, options.export, tell)
+        tell(f"written: {path}")
+
+
+def read_config(options: argparse.Namespace) -> Config:
+    """The config of the options or, where there are none, of the run in `--workdir`."""
+    from dh2l_jax.training import config, recipes, workdir
+
+    given = options.config or options.overrides or options.variant
+    if options.workdir and not given and workdir.is_run(options.workdir):
+        return workdir.read_config(options.workdir)
+    run_config = config.load(options.config or DEFAULT_CONFIG)
+    for assignment in options.overrides:
+        run_config = config.override(run_config, assignment)
+    if options.variant:
+        run_config = recipes.with_variant(run_config, options.variant)
+    return run_config
+
+
+def default_workdir(options: argparse.Namespace) -> Path:
+    """A new folder, named by the config file and the time."""
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{(options.config or DEFAULT_CONFIG).stem}-{now}"
+
+
+def fail(error: BaseException, code: int) -> int:
+    """One line on what went wrong; the exit code."""
+    print(f"train.py: error: {error}", file=sys.stderr)
+    return code
+
+
+def train(options: argparse.Namespace, console: Console) -> int:
+    """Trains, or goes on with, the run of the options; the exit code."""
+    # Imported late: another process may have to be found before a device is asked for.
+    import jax
+
+    from dh2l_jax.training import logging, loop, memory, profiling, workdir
+    from dh2l_jax.training.finite import NotFiniteError
+    from dh2l_jax.training.signals import Stopped
+
+    folder = options.workdir or default_workdir(options)
+    with contextlib.ExitStack() as stack:
+        try:
+            run_config = read_config(options)
+            workdir.check(folder, run_config)
+            if workdir.is_finished(folder):
+                loop.show_result(folder, console)
+                return 0
+            if options.profile:
+                profiling.check_folder(options.profile)
+            experiment = loop.build(run_config, progress=True)
+            stack.enter_context(workdir.opened(folder, run_config))
+        except (ValueError, TypeError, OSError, ImportError) as error:
+            return fail(error, 2)
+        if jax.default_backend() == "cpu":
+            memory.keep_freed_memory()
+        loop.describe(experiment, console)
+        try:
+            result = loop.train(experiment, folder, console, profile=options.profile)
+        except Stopped as stopped:
+            print(f"train.py: {stopped}: the same command goes on", file=sys.stderr)
+            return 128 + stopped.signal
+        except ValueError as error:
+            return fail(error, 2)
+        except NotFiniteError as error:
+            return fail(error, 3)
+        except OSError as error:
+            return fail(error, 4)
+    logging.print_scores(console, result)
+    loop.show_next_steps(folder, result, console, command(options))
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; 0 if all went well, 2 for bad input."""
+    """Runs the command line; the exit code."""
     options = parse_arguments(arguments)
     # Imported late, so that --help and a wrong option answer at once.
-    import jax
     from rich.console import Console
 
-    from dh2l_jax.training import config, logging, loop, memory, profiling, recipes
-
     console = Console(highlight=False)
+    if not (options.eval_only or options.test or options.export):
+        return train(options, console)
     try:
-        if options.eval_only or options.test or options.export:
-            use_finished(options, console)
-            return 0
-        path = options.config or DEFAULT_CONFIG
-        run_config = config.load(path)
-        for assignment in options.overrides:
-            run_config = config.override(run_config, assignment)
-        if options.variant:
-            run_config = recipes.with_variant(run_config, options.variant)
-        if options.profile:
-            profiling.check_folder(options.profile)
-        experiment = loop.build(run_config, progress=True)
-        now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        workdir = options.workdir or Path("runs") / f"{path.stem}-{now}"
-        loop.make_workdir(workdir, run_config)
+        use_finished(options, console)
     except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
-        return 2
-    if jax.default_backend() == "cpu":
-        memory.keep_freed_memory()
-    loop.describe(experiment, console)
-    result = loop.train(experiment, workdir, console, profile=options.profile)
-    logging.print_scores(console, result)
-    loop.show_next_steps(workdir, result, console, command(options))
+        return fail(error, 2)
     return 0
 
 

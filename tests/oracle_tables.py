@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import shutil
 import statistics as plain
 
 import numpy as np
@@ -31,7 +32,7 @@ class Fake:
 
     def train(self, config, workdir):
         """Writes config.json and result.json."""
-        assert not workdir.exists()
+        shutil.rmtree(workdir, ignore_errors=True)  # of a run that ended early
         workdir.mkdir(parents=True)
         self.trained.append(workdir.name)
         text = json.dumps(to_dict(config))

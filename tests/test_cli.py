@@ -10,7 +10,7 @@ from PIL import Image
 
 import train
 from dh2l_jax.models import dense_kernel
-from dh2l_jax.training import checkpoint, config, loop
+from dh2l_jax.training import checkpoint, config, loop, workdir
 from dh2l_jax.training.config import Config
 
 TINY = ["--set", "model.name=resnet8", "--set", "epochs=1", "--set", "eval_batch_size=250"]
@@ -24,14 +24,20 @@ def fails(capsys, arguments):
     return captured.err
 
 
+def make_workdir(path, run_config):
+    """The folder of a run that has saved nothing yet."""
+    with workdir.opened(path, run_config):
+        pass
+
+
 def test_trains_evaluates_again_and_is_never_overwritten(tmp_path, capsys):
-    workdir, profile = tmp_path / "ein Lauf ü", tmp_path / "profile"
-    assert train.main([*TINY, "--workdir", str(workdir), "--profile", str(profile)]) == 0
+    folder, profile = tmp_path / "ein Lauf ü", tmp_path / "profile"
+    assert train.main([*TINY, "--workdir", str(folder), "--profile", str(profile)]) == 0
     shown = capsys.readouterr().out
     assert f"profile of step 10: open {profile}" in shown
     assert len(list(profile.rglob("*.xplane.pb"))) == 1
-    result = json.loads((workdir / "result.json").read_text("utf-8"))
-    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    result = json.loads((folder / "result.json").read_text("utf-8"))
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert len(result["accuracy"]) == 3
     assert result["accuracy"] == sorted(result["accuracy"], reverse=True)
     assert result["accuracy"][-1] > 0.3  # chance is 0.1
@@ -42,17 +48,21 @@ def test_trains_evaluates_again_and_is_never_overwritten(tmp_path, capsys):
     assert terms <= set(result["terms"])
     assert set(result["constraints"]) == {"C1/3", "C2/3", "C3/3"}
     assert {"parameters", "seconds", "versions", "last_epoch"} <= set(result)
-    assert config.from_dict(json.loads((workdir / "config.json").read_text())).epochs == 1
+    assert config.from_dict(json.loads((folder / "config.json").read_text())).epochs == 1
 
     table = [line for line in shown.splitlines() if "%" in line and "│" in line]
-    assert train.main(["--eval-only", "--workdir", str(workdir)]) == 0
+    assert train.main(["--eval-only", "--workdir", str(folder)]) == 0
     assert [line for line in capsys.readouterr().out.splitlines() if "│" in line] == table
 
-    before = {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file()}
-    assert "exists already and is never overwritten" in fails(
-        capsys, [*TINY, "--workdir", str(workdir)]
-    )
-    assert before == {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file()}
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    for arguments in ([], TINY):
+        assert train.main([*arguments, "--workdir", str(folder)]) == 0
+        shown = capsys.readouterr().out
+        assert "finished already" in shown
+        assert [line for line in shown.splitlines() if "│" in line] == table
+    line = fails(capsys, [*TINY, "--set", "optim.lr=0.3", "--workdir", str(folder)])
+    assert "holds a run with other options: optim.lr is 0.05 in the saved config, 0.3" in line
+    assert before == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 @pytest.mark.parametrize(
@@ -87,10 +97,10 @@ def test_trains_evaluates_again_and_is_never_overwritten(tmp_path, capsys):
     ],
 )
 def test_bad_options(tmp_path, capsys, assignment, message):
-    workdir = tmp_path / "run"
-    line = fails(capsys, ["--set", assignment, "--workdir", str(workdir)])
+    folder = tmp_path / "run"
+    line = fails(capsys, ["--set", assignment, "--workdir", str(folder)])
     assert message in line
-    assert not workdir.exists()
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("head", ["plain", "hierarchical"])
@@ -109,7 +119,7 @@ def test_export_of_a_run(tmp_path, capsys, head):
         ),
         model=config.ModelConfig(name="resnet18", head=head),
     )
-    loop.make_workdir(tmp_path / "run", run)
+    make_workdir(tmp_path / "run", run)
     experiment = loop.build(run)
     state = experiment.init()
     checkpoint.save(tmp_path / "run", state)
@@ -128,14 +138,14 @@ def test_export_of_a_run(tmp_path, capsys, head):
 
 
 def test_only_networks_of_torchvision_are_exported(tmp_path, capsys):
-    loop.make_workdir(tmp_path / "run", Config())
+    make_workdir(tmp_path / "run", Config())
     arguments = ["--export", str(tmp_path / "file"), "--workdir", str(tmp_path / "run")]
     assert "torchvision has no resnet20; those that it has: resnet18" in fails(capsys, arguments)
     assert not (tmp_path / "file").exists()
 
 
 def test_only_a_run_with_held_out_images_is_tested(tmp_path, capsys):
-    loop.make_workdir(tmp_path / "run", Config())
+    make_workdir(tmp_path / "run", Config())
     line = fails(capsys, ["--test", "--workdir", str(tmp_path / "run")])
     assert "expected a run with data.holdout" in line
 

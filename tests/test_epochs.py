@@ -11,8 +11,10 @@ import pytest
 
 from dh2l_jax.training import epochs, steps
 from dh2l_jax.training.config import Config
-from dh2l_jax.training.epochs import run_epochs
-from dh2l_jax.training.steps import TrainState, one_late, tallies
+from dh2l_jax.training.epochs import Epochs, Progress
+from dh2l_jax.training.finite import NotFiniteError
+from dh2l_jax.training.signals import Stop, Stopped
+from dh2l_jax.training.steps import Stepped, TrainState, one_late, tallies
 
 STEPS = 3
 
@@ -105,7 +107,7 @@ class Evaluator:
 
 def state_of(step=0):
     params, key = jnp.arange(2.0), jax.random.key_data(jax.random.key(0)).copy()
-    return TrainState(jnp.asarray(step), params, {}, (), key)
+    return TrainState(jnp.asarray(step), params + step, {}, (), key, jnp.ones(()))
 
 
 @jax.jit
@@ -116,32 +118,62 @@ def advance(state):
 donating = jax.jit(advance, donate_argnums=0)
 
 
+class Bench:
+    """A run on a tape: what it shows, and what it saves."""
+
+    def __init__(self, folder, monkeypatch, num_steps=STEPS, *, split="test", sign=1, **options):
+        self.tape, self.shown, self.saved, self.best = Tape(), [], [], []
+        self.feed, self.evaluator = Feed(self.tape), Evaluator(self.tape, sign)
+        self.stop, self.folder = Stop(), folder
+        self.experiment = types.SimpleNamespace(
+            config=Config(batch_size=2, **options),
+            steps_per_epoch=num_steps,
+            schedule=lambda step: jnp.asarray(step, jnp.float32) / 8,
+            split=split,
+        )
+        monkeypatch.setattr(epochs.checkpoint, "save", self.save)
+
+    def save(self, _, state, progress=None, folder=epochs.checkpoint.LAST, *, keep=3):
+        """Keeps what a checkpoint would."""
+        state = jax.device_get(state)
+        if folder == epochs.checkpoint.BEST:
+            self.best.append(state)
+        else:
+            self.saved.append((state, json.loads(json.dumps(progress))))
+
+    def step(self, number, state, batch):
+        """Counts."""
+        assert batch == number - 1 == int(state.step)
+        terms = {"J": self.tape.send(float(number)), "hits": np.int32(1)}
+        return donating(state), Stepped(terms, {"weights": True}, None)
+
+    def run(self, state, progress):
+        """Goes on from there."""
+        log = types.SimpleNamespace(
+            start=lambda step: None,
+            step=lambda epoch: self.shown.append(epoch),
+            epoch=lambda record, _: self.shown.append(record),
+        )
+        run = Epochs(
+            self.experiment, self.feed, self.evaluator, self.step, self.folder, log, self.stop
+        )
+        return run(state, progress)
+
+    def lines(self):
+        """The records on disk."""
+        text = (self.folder / "metrics.jsonl").read_text()
+        return [json.loads(line) for line in text.splitlines()]
+
+
 @pytest.mark.parametrize(("num_epochs", "eval_every"), [(4, 0), (4, 1), (5, 2), (1, 1)])
 @pytest.mark.parametrize("split", ["test", "validation"])
 @pytest.mark.parametrize("num_steps", [1, STEPS])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_run(tmp_path, monkeypatch, num_epochs, eval_every, split, num_steps, sign):
-    tape, shown, saved = Tape(), [], []
-    feed, evaluator = Feed(tape), Evaluator(tape, sign)
-    experiment = types.SimpleNamespace(
-        config=Config(epochs=num_epochs, eval_every=eval_every, batch_size=2),
-        steps_per_epoch=num_steps,
-        schedule=lambda step: jnp.asarray(step, jnp.float32) / 8,
-        split=split,
-        init=state_of,
-    )
-    log = types.SimpleNamespace(
-        step=lambda epoch: shown.append(epoch), epoch=lambda record, _: shown.append(record)
-    )
-    monkeypatch.setattr(
-        epochs.checkpoint, "save", lambda _, state, folder: saved.append(jax.device_get(state))
-    )
-
-    def step(number, state, batch):
-        assert batch == number - 1 == int(state.step)
-        return donating(state), {"J": tape.send(number), "hits": np.float32(1)}
-
-    state, means, best = run_epochs(experiment, feed, evaluator, step, tmp_path, log)
+    options = {"epochs": num_epochs, "eval_every": eval_every, "split": split, "sign": sign}
+    bench, progress = Bench(tmp_path, monkeypatch, num_steps, **options), Progress()
+    tape, evaluator = bench.tape, bench.evaluator
+    state = bench.run(state_of(), progress)
 
     evaluated = [e for e in range(1, num_epochs) if eval_every and e % eval_every == 0]
     warm = bool(evaluated)  # the first evaluation step is sent once before all others
@@ -154,7 +186,7 @@ def test_a_run(tmp_path, monkeypatch, num_epochs, eval_every, split, num_steps, 
         steps_before = epoch * num_steps + len(evaluator) * sum(e <= epoch for e in evaluated)
         assert plans[epoch + 1] < tape.events.index(("sent", steps_before + warm + 1))
 
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = bench.lines()
     numbers = np.arange(1, num_epochs * num_steps + 1).reshape(num_epochs, num_steps)
     assert [line["J"] for line in lines] == numbers.mean(axis=1).tolist()
     assert [line["lr"] for line in lines] == [(n - 1) / 8 for n in numbers[:, -1].tolist()]
@@ -162,18 +194,81 @@ def test_a_run(tmp_path, monkeypatch, num_epochs, eval_every, split, num_steps, 
     scores = {line["epoch"]: line["accuracy"] for line in lines if "accuracy" in line}
     assert scores == {e: [sign * e * num_steps] for e in evaluated}
     assert {line["train_accuracy"] for line in lines} == {0.5}
-    assert shown == [x for line in lines for x in [*[line["epoch"]] * num_steps, line]]
+    assert bench.shown == [x for line in lines for x in [*[line["epoch"]] * num_steps, line]]
 
     assert int(state.step) == num_epochs * num_steps
-    assert means == {"J": lines[-1]["J"], "train_accuracy": 0.5}
+    assert progress.last_epoch == {"J": lines[-1]["J"], "train_accuracy": 0.5}
     better = evaluated if sign > 0 else evaluated[:1]
     better = better if split == "validation" else []
-    assert [int(s.step) for s in saved] == [e * num_steps for e in better]
+    assert [int(s.step) for s in bench.best] == [e * num_steps for e in better]
     # What is saved is the state of its epoch, whatever has been sent since.
-    assert [s.params[0] for s in saved] == [e * num_steps for e in better]
-    assert best == (
+    assert [s.params[0] for s in bench.best] == [e * num_steps for e in better]
+    assert [int(s.step) for s, _ in bench.saved] == numbers[:, -1].tolist()
+    assert [s.params[0] for s, _ in bench.saved] == numbers[:, -1].tolist()
+    assert progress.best == (
         {"epoch": better[-1], "accuracy": [sign * better[-1] * num_steps]} if better else {}
     )
+
+
+@pytest.mark.parametrize("every", [0, 1, 2, 5])
+def test_goes_on_from_every_checkpoint(tmp_path, monkeypatch, every):
+    """From each of them the rest of the run is the same, steps, evaluations and records."""
+    options = {"epochs": 4, "eval_every": 2, "split": "validation", "checkpoint_every": every}
+    (tmp_path / "whole").mkdir()
+    whole = Bench(tmp_path / "whole", monkeypatch, **options)
+    end = whole.run(state_of(), Progress())
+    numbers = [n for n in range(1, 13) if n % STEPS == 0 or (every and n % every == 0)]
+    assert [int(state.step) for state, _ in whole.saved] == numbers
+    for state, progress in whole.saved:
+        assert len(progress["history"]) == state.step % STEPS
+        folder = tmp_path / str(state.step)
+        folder.mkdir()
+        rest = Bench(folder, monkeypatch, **options)
+        again = rest.run(jax.device_put(state), Progress(**progress))
+        jax.tree.map(np.testing.assert_array_equal, again, end)
+        assert [p for _, p in rest.saved] == [p for s, p in whole.saved if s.step > state.step]
+        known = [{**line, "images_per_second": 0} for line in whole.lines()]
+        lines = [{**line, "images_per_second": 0} for line in rest.lines()] if rest.shown else []
+        assert lines == [line for line in known if line["step"] > state.step]
+
+
+@pytest.mark.parametrize("asked", range(1, 12))
+@pytest.mark.parametrize("eval_every", [0, 1])
+def test_stops_soon_with_all_saved(tmp_path, monkeypatch, asked, eval_every):
+    """Whenever a signal comes, at most two more steps are done, and the last of them is saved."""
+    bench = Bench(tmp_path, monkeypatch, epochs=4, eval_every=eval_every)
+    step = bench.step
+
+    def interrupted(number, *arguments):
+        if number == asked:
+            bench.stop.signal = 15
+        return step(number, *arguments)
+
+    bench.step = interrupted
+    with pytest.raises(Stopped, match="stopped by SIGTERM after step") as stopped:
+        bench.run(state_of(), Progress())
+    assert stopped.value.signal == 15
+    state, progress = bench.saved[-1]
+    assert state.step == stopped.value.step
+    assert asked - 1 <= state.step <= asked + 2  # what is looked at is a step late
+    assert len(progress["history"]) == state.step % STEPS
+
+
+@pytest.mark.parametrize("bad", [1, 2, 3, 7])
+def test_nothing_is_saved_of_a_step_that_blows_up(tmp_path, monkeypatch, bad):
+    bench = Bench(tmp_path, monkeypatch, epochs=4, checkpoint_every=1)
+    step = bench.step
+
+    def exploding(number, *arguments):
+        state, stepped = step(number, *arguments)
+        if number == bad:
+            stepped = stepped._replace(terms={**stepped.terms, "J": np.float32("nan")})
+        return state, stepped
+
+    bench.step = exploding
+    with pytest.raises(NotFiniteError, match=f"^step {bad}: J is nan$"):
+        bench.run(state_of(), Progress())
+    assert [int(state.step) for state, _ in bench.saved] == list(range(1, bad))
 
 
 def test_an_evaluation_is_one_step_ahead(monkeypatch):

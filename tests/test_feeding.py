@@ -155,11 +155,12 @@ def test_both_feeds_train_to_the_same_weights_and_scores():
         feed = kind(dataset.train_images, dataset.train_labels, CUT, mesh_of())
         params = model.init(KEY, jnp.zeros((1, 9, 8, 3)), train=False)["params"]
         key = jax.random.key_data(KEY).copy()  # it is donated
-        state = TrainState(jnp.zeros((), int), params, {}, tx.init(params), key)
+        rate = jnp.ones(())
+        state = TrainState(jnp.zeros((), int), params, {}, tx.init(params), key, rate)
         step, losses = make_train_step(objective, tx, dataset, feed), []
         for batch in feed.training(KEY, epoch_order(0, 0, 12), 0, 3):
-            state, terms = step(state, *batch)
-            losses.append(float(terms["L"]))
+            state, stepped = step(state, *batch)
+            losses.append(float(stepped.terms["L"]))
         eval_step = make_eval_step(model, dataset, feed)
         total = last(tallies(eval_step, state, feed, dataset.hierarchy, 8))
         scores = summarize(total, dataset.hierarchy)

@@ -29,7 +29,7 @@ class Trainer(Protocol):
         ...
 
     def train(self, config: Config, workdir: Path) -> Any:
-        """Trains in a folder that does not exist yet; writes config.json and result.json."""
+        """Trains in a folder, which may hold an interrupted run; writes config and result."""
         ...
 
     def test(self, workdir: Path) -> Any:
@@ -52,14 +52,18 @@ class LoopTrainer:
         loop.build(config, progress=True)
 
     def train(self, config: Config, workdir: Path) -> Any:
-        """Builds, trains, writes result.json."""
+        """Builds, trains from where an interrupted run got to, writes result.json."""
         from rich.console import Console
 
         from dh2l_jax.training import loop
+        from dh2l_jax.training.workdir import check, opened
 
         experiment = loop.build(config)
-        loop.make_workdir(workdir, config)
-        with (workdir / LOG).open("w", encoding="utf-8") as file:
+        try:
+            check(workdir, config)
+        except ValueError:  # what is there is no run, or another one
+            shutil.rmtree(workdir)
+        with opened(workdir, config), (workdir / LOG).open("a", encoding="utf-8") as file:
             console = Console(file=file, highlight=False, width=120)
             return loop.train(experiment, workdir, console)
 
@@ -187,8 +191,6 @@ class Runner:
     def _train(self, run: Run) -> Outcome:
         workdir, start = self.folder / run.name, time.perf_counter()
         try:
-            if workdir.exists():  # of a run that ended early
-                shutil.rmtree(workdir)
             outcome = Outcome(run, check_result(self.trainer.train(run.config, workdir)))
         except Exception as error:  # the other cells don't depend on this run
             return self._failed(Outcome(run), error)

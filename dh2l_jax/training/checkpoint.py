@@ -1,63 +1,342 @@
-"""The state of a run on disk, stored by Orbax."""
+"""The state of a run on disk: stored by Orbax, and held against its manifest before it is used.
+
+A save is written apart and appears under its step in one rename, complete with its manifest. So
+whatever ends a save, a kill or a full disk, the steps before it stay as they were.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import errno
+import json
+import os
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
+from dh2l_jax.training import manifest
 from dh2l_jax.training.steps import TrainState
 
-__all__ = ["BEST", "LAST", "restore", "save"]
+__all__ = ["BEST", "LAST", "NoCheckpoint", "Saved", "forget_after", "restore", "save", "steps"]
+
+T = TypeVar("T")
 
 LAST, BEST = "checkpoints", "checkpoints_best"
-"""Folders of the last state of a run, and of the best on held-out images."""
+"""Folders of the last states of a run, and of the best on held-out images."""
+
+# Below a folder of steps: what is being written, and what is being deleted.
+_UNFINISHED = "unfinished"
 
 
-def save(workdir: Path, state: TrainState, folder: str = LAST) -> Path:
-    """Writes the state under its step; returns when it is on disk."""
-    with _manager(workdir / folder, create=True) as manager:
-        step = int(state.step)
-        manager.save(step, args=ocp.args.StandardSave(_tree(state)))
-        manager.wait_until_finished()
-    return workdir / folder / str(step)
+class Saved(NamedTuple):
+    """What a step holds.
+
+    Attributes:
+      state: the state after so many steps.
+      progress: JSON values on the position of the run: of the epoch, of its data, the best so far.
+    """
+
+    state: TrainState
+    progress: dict[str, Any]
 
 
-def restore(workdir: Path, like: TrainState, folder: str = LAST) -> TrainState:
-    """The newest state in a folder, with the structure, shapes and devices of `like`.
+class NoCheckpoint(ValueError):
+    """Nothing has been saved yet: a run may start anew."""
 
-    `like` may be abstract.
+
+_ERRORS = {kind.__name__: kind for kind in (NoCheckpoint, ValueError, TypeError, OSError)}
+
+
+def save(
+    workdir: Path,
+    state: TrainState,
+    progress: dict[str, Any] | None = None,
+    folder: str = LAST,
+    *,
+    keep: int = 3,
+) -> Path:
+    """Writes a state and the progress of its run under its step; returns when all is on disk.
+
+    A step of the same number is replaced. Of the older ones the newest stay; newer ones, which
+    belong to a future that was given up, go. All processes call it, the first one writes.
+
+    Args:
+      workdir: of the run.
+      state: replicated over the devices.
+      progress: JSON values; floats come back in every bit.
+      folder: of the steps.
+      keep: how many steps stay, this one among them.
+
+    Returns:
+      The folder of the step.
 
     Raises:
-      ValueError: there is no checkpoint, or it belongs to another model.
+      OSError: it cannot be written; the line names the reason and the newest step that is intact.
+    """
+    path, step = workdir / folder, int(state.step)
+    _on_first(lambda: _save(path, step, jax.device_get(_tree(state)), progress or {}, keep))
+    return path / str(step)
+
+
+def steps(workdir: Path, folder: str = LAST) -> list[int]:
+    """The steps saved in a folder, ascending; none if there is no folder."""
+    return _on_first(lambda: _steps(workdir / folder))
+
+
+def forget_after(workdir: Path, step: int, folder: str = BEST) -> None:
+    """Removes the steps after one: a run that goes back to it will save them again.
+
+    Raises:
+      OSError: they cannot be removed.
     """
     path = workdir / folder
-    if not path.is_dir():
-        raise ValueError(f"no checkpoint in {workdir}: expected the folder {path}")
-    with _manager(path, create=False) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise ValueError(f"no checkpoint in {path}: the run did not get to its end")
-        template = jax.tree.map(ocp.utils.to_shape_dtype_struct, _tree(like))
+    _on_first(lambda: _discard(path, [other for other in _steps(path) if other > step]))
+
+
+def restore(
+    workdir: Path,
+    like: TrainState,
+    folder: str = LAST,
+    *,
+    tell: Callable[[str], object] | None = None,
+    before: int | None = None,
+) -> Saved:
+    """The newest intact step of a folder, bit for bit as it was saved.
+
+    All processes call it, the first one reads.
+
+    Args:
+      workdir: of the run.
+      like: a state of the structure, shapes, dtypes and placement to return; it may be abstract.
+      folder: of the steps.
+      tell: called with a line for each damaged step that is passed over; by default a warning.
+      before: consider only steps before this one.
+
+    Raises:
+      NoCheckpoint: there is no step.
+      ValueError: every step is damaged, or the newest intact one belongs to another model.
+    """
+    path, template = workdir / folder, _tree(like)
+    arrays = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
+
+    def read() -> dict[str, Any]:
+        nonlocal arrays
+        arrays, progress = _newest_intact(path, arrays, tell or _warn, before)
+        return progress
+
+    progress = _on_first(read)
+    if jax.process_count() > 1:
+        arrays = _of_first(arrays)
+    return Saved(TrainState(**jax.tree.map(_place, arrays, template)), progress)
+
+
+def _save(path: Path, step: int, tree: Any, progress: dict[str, Any], keep: int) -> None:
+    unfinished, target = path / _UNFINISHED, path / str(step)
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a save that was cut off
+        unfinished.mkdir(parents=True, exist_ok=True)
+        _check_space(unfinished, tree)
+        # A new place each time: threads of a save that failed may still write to theirs.
+        place = Path(tempfile.mkdtemp(dir=unfinished))
+        with _manager(place) as manager:
+            state = ocp.args.StandardSave(tree)
+            args = ocp.args.Composite(state=state, progress=ocp.args.JsonSave(progress))
+            manager.save(step, args=args)
+        manifest.write(place / str(step))
+        _put(place / str(step), target, place / "replaced")
+        kept = [other for other in _steps(path) if other <= step][-keep:]
+        _discard(path, set(_steps(path)) - set(kept))
+    except (OSError, ValueError) as error:
+        reason = _storage_reason(error)
+        if reason is None:
+            raise
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise OSError(f"cannot save {target}: {reason}; {_what_is_kept(path)}") from error
+
+
+def _check_space(path: Path, tree: Any) -> None:
+    """Fails where a save cannot fit, before it is begun: Orbax, cut off, would print pages."""
+    leaves = jax.tree.leaves(tree)
+    needed = 2**17 + sum(leaf.nbytes + 1024 for leaf in leaves)  # and what Orbax says of each
+    if shutil.disk_usage(path).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _put(new: Path, target: Path, aside: Path) -> None:
+    """Moves a folder to its place, and what is there aside."""
+    if target.exists():
+        target.rename(aside)
+    try:
+        new.rename(target)
+    except OSError:
+        if aside.exists():
+            aside.rename(target)
+        raise
+    manifest.sync(target.parent)
+
+
+def _discard(path: Path, gone: Iterable[int]) -> None:
+    """Removes steps, each from its place in one rename: none is ever seen half deleted."""
+    unfinished = path / _UNFINISHED
+    for step in gone:
+        unfinished.mkdir(exist_ok=True)
+        (path / str(step)).rename(unfinished / f"{step}.gone")
+    shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _storage_reason(error: Exception) -> str | None:
+    """What the system said, if the error is one of storage."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error).splitlines()[0]
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's, in a ValueError
+    return os.strerror(int(code[1])) if code else None
+
+
+def _what_is_kept(path: Path) -> str:
+    try:
+        intact = (step for step in reversed(_steps(path)) if not manifest.problem(path / str(step)))
+        step = next(intact, None)
+    except OSError:
+        step = None
+    return "no step is kept" if step is None else f"step {step} is kept"
+
+
+def _newest_intact(
+    path: Path, like: Any, tell: Callable[[str], object], before: int | None
+) -> tuple[Any, dict[str, Any]]:
+    """The newest intact step of those before one; tells of the damaged ones that are newer."""
+    found = [step for step in reversed(_steps(path)) if before is None or step < before]
+    if not found:
+        range_ = "" if before is None else f" before step {before}"
+        raise NoCheckpoint(f"no checkpoint in {path}{range_}: the run has not saved its state")
+    damaged = []
+    for step in found:
+        problem = manifest.problem(path / str(step))
+        if problem is None:
+            tree, progress = _read(path, step, like)
+            if tree["step"] == step:
+                for line in damaged:
+                    tell(f"{line}: step {step} is used in its place")
+                return tree, progress
+            problem = f"it holds step {tree['step']}"
+        damaged.append(f"checkpoint {path / str(step)} is damaged ({problem})")
+    raise ValueError(f"{damaged[0]}, and there is no intact one before it")
+
+
+def _read(path: Path, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+    """What an intact step holds, if it has the leaves of `like`."""
+    name = f"checkpoint {path / str(step)}"
+    with _manager(path) as manager:
+        metadata = manager.item_metadata(step)
+        difference = _difference(_leaves(metadata.get("state") or {}), _leaves(like))
+        if difference:
+            raise ValueError(f"{name} belongs to another model: {difference}")
+        state, progress = ocp.args.StandardRestore(like), ocp.args.JsonRestore()
         try:
-            tree = manager.restore(step, args=ocp.args.StandardRestore(template))
-        except (ValueError, KeyError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"checkpoint {path / str(step)} does not fit: {reason}") from error
-    return TrainState(**tree)
+            found = manager.restore(step, args=ocp.args.Composite(state=state, progress=progress))
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise ValueError(f"{name} cannot be read: {str(error).splitlines()[0]}") from error
+    return found["state"], found["progress"]
 
 
-def _manager(path: Path, *, create: bool) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(create=create, max_to_keep=1)
-    return ocp.CheckpointManager(path.absolute(), options=options)
-
-
-def _tree(state: TrainState) -> dict:
+def _leaves(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Path → shape and dtype."""
     return {
-        "step": state.step,
-        "params": state.params,
-        "batch_stats": state.batch_stats,
-        "opt_state": state.opt_state,
-        "key": state.key,
+        jax.tree_util.keystr(path, simple=True, separator="/"): (tuple(leaf.shape), str(leaf.dtype))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
+
+
+def _difference(found: dict[str, Any], expected: dict[str, Any]) -> str | None:
+    """The first leaf that differs: of the parameters, or else of the rest."""
+    names = found.keys() | expected.keys()
+    for name in sorted(names, key=lambda name: (not name.startswith("params/"), name)):
+        if name not in found:
+            return f"{name} is missing"
+        if name not in expected:
+            return f"{name} is not expected"
+        for what, there, wanted in zip(("shape", "type"), found[name], expected[name], strict=True):
+            if there != wanted:
+                return f"{name} has the {what} {there}, expected {wanted}"
+    return None
+
+
+def _tree(state: TrainState) -> dict[str, Any]:
+    """The fields of a state: what is stored names them, and not the class."""
+    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+
+
+def _place(array: np.ndarray, like: Any) -> jax.Array:
+    """An array on the devices of `like`, of which each process fills its own."""
+    sharding = getattr(like, "sharding", None)
+    if sharding is None:
+        return jax.numpy.asarray(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def _steps(path: Path) -> list[int]:
+    names = [entry.name for entry in path.iterdir() if entry.is_dir()] if path.is_dir() else []
+    numbers = [int(name) for name in names if name.isascii() and name.isdecimal()]
+    return sorted(number for number in numbers if str(number) in names)
+
+
+def _manager(path: Path) -> ocp.CheckpointManager:
+    """Orbax's manager of a folder that exists, for the first process; it opens no step unasked."""
+    processes = ocp.options.MultiprocessingOptions(
+        primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
+    )
+    options = ocp.CheckpointManagerOptions(
+        create=False,
+        enable_async_checkpointing=False,
+        lightweight_initialize=True,
+        multiprocessing_options=processes,
+    )
+    handlers = {
+        "state": ocp.StandardCheckpointHandler(multiprocessing_options=processes),
+        "progress": ocp.JsonCheckpointHandler(multiprocessing_options=processes),
+    }
+    return ocp.CheckpointManager(path.absolute(), options=options, item_handlers=handlers)
+
+
+def _warn(line: str) -> None:
+    warnings.warn(line, stacklevel=2)
+
+
+def _on_first(act: Callable[[], T]) -> T:
+    """What the first process finds, a JSON value, or raises; the others wait for it."""
+    if jax.process_count() == 1:
+        return act()
+    answer = {}
+    if jax.process_index() == 0:
+        try:
+            answer = {"value": act()}
+        except tuple(_ERRORS.values()) as error:
+            kind = next(name for name, kind in _ERRORS.items() if isinstance(error, kind))
+            answer = {"error": kind, "line": str(error)}
+    text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
+    size = multihost_utils.broadcast_one_to_all(np.int32(text.size))
+    text = multihost_utils.broadcast_one_to_all(np.resize(text, int(size)))
+    answer = json.loads(text.tobytes())
+    if "error" in answer:
+        raise _ERRORS[answer["error"]](answer["line"])
+    return answer["value"]
+
+
+def _of_first(tree: Any) -> Any:
+    """The arrays of the first process, as bytes: sums, by which they are sent, lose a -0."""
+    sent = jax.tree.map(lambda array: np.frombuffer(array.tobytes(), np.uint8), tree)
+    sent = multihost_utils.broadcast_one_to_all(sent)
+    return jax.tree.map(
+        lambda array, data: np.frombuffer(data.tobytes(), array.dtype).reshape(array.shape),
+        tree,
+        sent,
+    )

@@ -4,50 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
-import math
 import runpy
-import types
-import typing
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dh2l_jax.training import options
+from dh2l_jax.training.options import Checked, field
+
 __all__ = [
     "Config",
     "DataConfig",
+    "DistributedConfig",
     "ModelConfig",
     "OptimConfig",
     "RegConfig",
     "from_dict",
     "load",
     "override",
+    "same_run",
     "to_dict",
 ]
 
 
-# The annotations are texts: evaluating them takes longer than all else that makes a config.
-_type_hints = functools.cache(typing.get_type_hints)
-
-
-class _Checked:
-    """Types and ranges are checked when a config is made; integers are taken for floats."""
-
-    def __post_init__(self) -> None:
-        hints = _type_hints(type(self))
-        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
-            value = _typed(field.name, getattr(self, field.name), hints[field.name])
-            object.__setattr__(self, field.name, value)
-            _check_range(field.name, value, field.metadata)
-
-
-def _field(default: Any, **rule: Any) -> Any:
-    """A field with a rule: `low` and `high` (inclusive), `above`/`below` (exclusive), `choices`."""
-    return dataclasses.field(default=default, metadata=rule)
+# Options that change neither what is trained nor on what.
+WHERE = ("checkpoint_every", "on_nan", "data.cache_dir", "data.device_gb")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig(_Checked):
+class DataConfig(Checked):
     """The images.
 
     Attributes:
@@ -71,17 +57,17 @@ class DataConfig(_Checked):
     csv: str = ""
     tree: str = ""
     cache_dir: str = ""
-    resize: int = _field(0, low=0)
-    crop: int = _field(0, low=0)
-    pad: int = _field(4, low=0)
+    resize: int = field(0, low=0, high=2**13)
+    crop: int = field(0, low=0, high=2**13)
+    pad: int = field(4, low=0, high=2**13)
     flip: bool = True
-    fraction: float = _field(1.0, above=0, high=1)
-    holdout: int = _field(0, low=0)
-    device_gb: float = _field(4.0, low=0)
+    fraction: float = field(1.0, above=0, high=1)
+    holdout: int = field(0, low=0)
+    device_gb: float = field(4.0, low=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig(_Checked):
+class ModelConfig(Checked):
     """The network.
 
     Attributes:
@@ -96,17 +82,17 @@ class ModelConfig(_Checked):
     """
 
     name: str = "resnet20"
-    shortcut: str = _field("A", choices=("A", "B"))
-    head: str = _field("hierarchical", choices=("hierarchical", "plain"))
-    center: str = _field("free", choices=("free", "mean", "epsilon"))
+    shortcut: str = field("A", choices=("A", "B"))
+    head: str = field("hierarchical", choices=("hierarchical", "plain"))
+    center: str = field("free", choices=("free", "mean", "epsilon"))
     epsilon: float = 0.6
-    logits: str = _field("relative", choices=("relative", "absolute"))
-    dtype: str = _field("float32", choices=("float32", "bfloat16"))
+    logits: str = field("relative", choices=("relative", "absolute"))
+    dtype: str = field("float32", choices=("float32", "bfloat16"))
     pretrained: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RegConfig(_Checked):
+class RegConfig(Checked):
     """The regularisers and their weights λ.
 
     Attributes:
@@ -128,22 +114,22 @@ class RegConfig(_Checked):
 
     conv_metric: str = "d_am_cos"
     fc_metric: str = "d_am_cos"
-    clamp: str = _field("hard", choices=("hard", "straight_through"))
+    clamp: str = field("hard", choices=("hard", "straight_through"))
     half_space: bool = False
-    lambda_e: float = _field(0.1, low=0)
-    lambda_l: float = _field(0.1, low=0)
-    lambda_o: float = _field(1e-4, low=0)
-    lambda_c1: float = _field(0.0, low=0)
-    lambda_c2: float = _field(0.0, low=0)
-    lambda_c3: float = _field(0.0, low=0)
-    outer_radius: float = _field(1.0, above=0)
-    pairs: str = _field("siblings", choices=("siblings", "all"))
-    presence: str = _field("batch", choices=("batch", "global"))
-    parent_ce_weight: float = _field(0.0, low=0)
+    lambda_e: float = field(0.1, low=0)
+    lambda_l: float = field(0.1, low=0)
+    lambda_o: float = field(1e-4, low=0)
+    lambda_c1: float = field(0.0, low=0)
+    lambda_c2: float = field(0.0, low=0)
+    lambda_c3: float = field(0.0, low=0)
+    outer_radius: float = field(1.0, above=0)
+    pairs: str = field("siblings", choices=("siblings", "all"))
+    presence: str = field("batch", choices=("batch", "global"))
+    parent_ce_weight: float = field(0.0, low=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimConfig(_Checked):
+class OptimConfig(Checked):
     """SGD with momentum, and the learning rate's schedule.
 
     Attributes:
@@ -157,18 +143,41 @@ class OptimConfig(_Checked):
       warmup_epochs: the rate first rises linearly from 0 over so many epochs.
     """
 
-    lr: float = _field(0.1, above=0)
-    momentum: float = _field(0.9, low=0, below=1)
+    lr: float = field(0.1, above=0)
+    momentum: float = field(0.9, low=0, below=1)
     nesterov: bool = False
-    weight_decay: float = _field(5e-4, low=0)
-    schedule: str = _field("step", choices=("step", "cosine"))
-    milestones: tuple[float, ...] = _field((0.5, 0.85), low=0, high=1)
-    decay: float = _field(0.1, above=0)
-    warmup_epochs: float = _field(0.0, low=0)
+    weight_decay: float = field(5e-4, low=0)
+    schedule: str = field("step", choices=("step", "cosine"))
+    milestones: tuple[float, ...] = field((0.5, 0.85), low=0, high=1)
+    decay: float = field(0.1, above=0)
+    warmup_epochs: float = field(0.0, low=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(_Checked):
+class DistributedConfig(Checked):
+    """The processes that train together; where a run runs, not what it is.
+
+    Either `auto`, or `coordinator`, `processes` and `process`, or none of them for one process.
+
+    Attributes:
+      auto: the cluster (SLURM, Open MPI, TPU) tells each process the other three.
+      coordinator: address and port of process 0, such as "node1:1234".
+      processes: how many there are.
+      process: which of them this is, counted from 0.
+      timeout: seconds to wait for the others at the start.
+      heartbeat: seconds after which a process that is silent counts as lost.
+    """
+
+    auto: bool = False
+    coordinator: str = ""
+    processes: int = field(0, low=0)
+    process: int = field(-1, low=-1)
+    timeout: int = field(60, low=1)
+    heartbeat: int = field(20, low=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Checked):
     """One experiment.
 
     Attributes:
@@ -177,24 +186,31 @@ class Config(_Checked):
       batch_size: of a step, over all devices.
       eval_batch_size: of an evaluation step.
       eval_every: evaluate every so many epochs; 0 for the end only.
+      on_nan: what follows a number that is not finite: "stop", or "rollback" to the last checkpoint
+        with half the learning rate.
+      checkpoint_every: steps between checkpoints; 0 for the ends of epochs, where there always is
+        one.
     """
 
-    seed: int = _field(0, low=0)
-    epochs: int = _field(300, low=1)
-    batch_size: int = _field(512, low=1)
-    eval_batch_size: int = _field(500, low=1)
-    eval_every: int = _field(0, low=0)
+    seed: int = field(0, low=0, high=2**32 - 1)
+    epochs: int = field(300, low=1)
+    batch_size: int = field(512, low=1)
+    eval_batch_size: int = field(500, low=1, high=2**16)
+    eval_every: int = field(0, low=0)
+    on_nan: str = field("stop", choices=("stop", "rollback"))
+    checkpoint_every: int = field(0, low=0)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     reg: RegConfig = dataclasses.field(default_factory=RegConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
 
 
 def load(path: str | Path) -> Config:
     """The config that a Python file's `get_config()` returns.
 
     Raises:
-      ValueError: no such file, or it has no `get_config()`.
+      ValueError: no such file, it cannot be run, or it has no `get_config()`.
       TypeError: `get_config()` returns something else than a `Config`.
     """
     path = Path(path)
@@ -203,13 +219,28 @@ def load(path: str | Path) -> Config:
         close = difflib.get_close_matches(str(path), nearby, n=1, cutoff=0.4)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ValueError(f"no config file {path}{hint}")
-    get_config = runpy.run_path(str(path)).get("get_config")
+    try:
+        get_config = runpy.run_path(str(path)).get("get_config")
+        config = get_config() if callable(get_config) else None
+    except (Exception, SystemExit) as error:  # whatever the user's own code may raise
+        raise ValueError(_reason(path, error)) from error
     if not callable(get_config):
         raise ValueError(f"{path}: expected a function get_config(), found none")
-    config = get_config()
     if not isinstance(config, Config):
         raise TypeError(f"{path}: get_config() must return a Config, found {type(config).__name__}")
     return config
+
+
+def _reason(path: Path, error: BaseException) -> str:
+    """What stopped a config file, and in which line of it."""
+    if isinstance(error, SyntaxError):
+        where, what = error.lineno, error.msg
+    else:
+        frames = traceback.extract_tb(error.__traceback__)
+        where = next((f.lineno for f in reversed(frames) if f.filename == str(path)), None)
+        what = " ".join(str(error).split())
+    line = f", line {where}" if where else ""
+    return f"{path}{line}: {type(error).__name__}: {what}"
 
 
 def override(config: Config, assignment: str) -> Config:
@@ -224,7 +255,7 @@ def override(config: Config, assignment: str) -> Config:
     key, equals, text = assignment.partition("=")
     if not equals:
         raise ValueError(f"expected key=value, found {assignment!r}")
-    return _replace(config, key.strip().split("."), text.strip(), key.strip())
+    return options.replace(config, key.strip(), text.strip())
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -238,103 +269,21 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     Raises:
       ValueError: no such key (the nearest one is named), or the value has a wrong type or range.
     """
-    return _from_dict(Config, values, "")
+    return options.make(Config, values)
 
 
-def _from_dict(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
-    hints = _type_hints(cls)
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{prefix.rstrip('.')}: expected a section of options, found {values!r}")
-    arguments = {}
-    for key, value in values.items():
-        if key not in hints:
-            raise ValueError(_unknown_key(prefix + str(key)))
-        if dataclasses.is_dataclass(hints[key]):
-            value = _from_dict(hints[key], value, f"{prefix}{key}.")
-        elif typing.get_origin(hints[key]) is tuple and isinstance(value, list):
-            value = tuple(value)
-        arguments[key] = value
-    return cls(**arguments)
+def same_run(saved: Config, given: Config) -> str | None:
+    """None if both are configs of one run, else the first option that differs, with both values.
 
+    Where a run runs (`distributed`), where its images are kept, how often it is saved and what it
+    does about NaN make no other run of it.
 
-def _replace(section: Any, path: list[str], text: str, key: str) -> Any:
-    hints = _type_hints(type(section))
-    if path[0] not in hints:
-        raise ValueError(_unknown_key(key))
-    value = getattr(section, path[0])
-    if dataclasses.is_dataclass(value) != (len(path) > 1):
-        raise ValueError(_unknown_key(key))
-    if len(path) > 1:
-        value = _replace(value, path[1:], text, key)
-    else:
-        value = _parsed(key, text, hints[path[0]])
-    return dataclasses.replace(section, **{path[0]: value})
-
-
-def _unknown_key(key: str) -> str:
-    valid = list(_keys(Config))
-    # Compared by the last part too: a key in the wrong section is the commonest slip.
-    close = [name for name in valid if name.split(".")[-1] == key.split(".")[-1]]
-    close += difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
-    return f"unknown option {key!r}: did you mean {close[0]!r}?"
-
-
-def _keys(cls: type, prefix: str = ""):
-    for name, hint in _type_hints(cls).items():
-        if dataclasses.is_dataclass(hint):
-            yield from _keys(hint, f"{prefix}{name}.")  # pyright: ignore[reportArgumentType]
-        else:
-            yield prefix + name
-
-
-_BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
-
-
-def _parsed(key: str, text: str, hint: Any) -> Any:
-    """The value that a text stands for."""
-    try:
-        if hint is bool:
-            return _BOOLEANS[text.lower()]
-        if hint in (int, float, str):
-            return hint(text)
-        item = typing.get_args(hint)[0]
-        return tuple(item(part) for part in text.strip("()[]").split(",") if part.strip())
-    except (KeyError, ValueError):
-        raise ValueError(f"{key} must be {_type_name(hint)}, found {text!r}") from None
-
-
-def _typed(name: str, value: Any, hint: Any) -> Any:
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(hint, types.GenericAlias):
-        if isinstance(value, tuple):
-            return tuple(_typed(name, part, typing.get_args(hint)[0]) for part in value)
-    elif isinstance(value, hint) and (hint is not int or not isinstance(value, bool)):
-        return value
-    raise ValueError(f"{name} must be {_type_name(hint)}, found {value!r}")
-
-
-def _type_name(hint: Any) -> str:
-    names = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
-    return names.get(hint) or f"a list of numbers, such as {(0.5, 0.85)}"
-
-
-def _check_range(name: str, value: Any, rule: Mapping[str, Any]) -> None:
-    choices = rule.get("choices")
-    if choices and value not in choices:
-        close = difflib.get_close_matches(value, choices, n=1, cutoff=0.0)[0]
-        expected = " or ".join(repr(choice) for choice in choices)
-        raise ValueError(f"{name} must be {expected}, found {value!r}: did you mean {close!r}?")
-    bounds = {
-        "low": ("≥", lambda x, bound: x >= bound),
-        "high": ("≤", lambda x, bound: x <= bound),
-        "above": (">", lambda x, bound: x > bound),
-        "below": ("<", lambda x, bound: x < bound),
-    }
-    parts: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
-    for part in parts:
-        if isinstance(part, float) and not math.isfinite(part):
-            raise ValueError(f"{name} must be finite, found {part}")
-        for key, (sign, holds) in bounds.items():
-            if key in rule and not holds(part, rule[key]):
-                raise ValueError(f"{name} must be {sign} {rule[key]}, found {part}")
+    >>> same_run(Config(), Config(distributed=DistributedConfig(auto=True)))
+    >>> same_run(Config(), Config(seed=1, epochs=5))
+    'seed is 0 in the saved config, 1 in the given one'
+    """
+    pairs = zip(options.flat(saved), options.flat(given), strict=True)
+    for (key, old), (_, new) in pairs:
+        if old != new and key not in WHERE and not key.startswith("distributed."):
+            return f"{key} is {old!r} in the saved config, {new!r} in the given one"
+    return None

@@ -20,14 +20,14 @@ from dh2l_jax.training import checkpoint
 from dh2l_jax.training.config import Config
 from dh2l_jax.training.experiment import Experiment
 from dh2l_jax.training.feeding import Feed
-from dh2l_jax.training.logging import Log, append_json
-from dh2l_jax.training.objective import Terms
+from dh2l_jax.training.finite import check_finite
+from dh2l_jax.training.logging import Log, append_record
 from dh2l_jax.training.profiling import Step
+from dh2l_jax.training.signals import Stop
 from dh2l_jax.training.steps import TrainState, ahead, last, make_eval_step, one_late, tallies
+from dh2l_jax.training.workdir import METRICS
 
-__all__ = ["METRICS", "Evaluator", "keep_better", "run_epochs"]
-
-METRICS = "metrics.jsonl"
+__all__ = ["Epochs", "Evaluator", "Progress", "keep_better"]
 
 _copy = jax.jit(functools.partial(jax.tree.map, jnp.copy))
 
@@ -68,86 +68,167 @@ class Evaluator:
         return make_eval_step(self.experiment.model, self.experiment.dataset, self.feed)
 
 
+@dataclasses.dataclass
+class Progress:
+    """What a run remembers besides its state, as JSON values: every checkpoint holds it.
+
+    Attributes:
+      history: the terms of each step of the epoch under way.
+      last_epoch: means of the last epoch that has ended.
+      best: the best evaluation so far, where images are held out.
+      rate: factor of the schedule's learning rate, that of the state.
+      rollbacks: from which step to which each roll-back went, and why.
+    """
+
+    history: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    last_epoch: dict[str, float] = dataclasses.field(default_factory=dict)
+    best: dict[str, Any] = dataclasses.field(default_factory=dict)
+    rate: float = 1.0
+    rollbacks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+
 class Sent(NamedTuple):
     """What the device has been sent, ready or not.
 
     Attributes:
-      result: the terms of a training step, or the tally so far of an evaluation.
-      state: the state at the end of an epoch, where it may have to be kept.
+      result: of a training step, or the tally so far of an evaluation; None where the run stops.
+      state: after the step, where it has to be kept.
     """
 
     result: Any
     state: Any = None
 
 
-def run_epochs(
-    experiment: Experiment, feed: Feed, evaluator: Evaluator, step: Step, workdir: Path, log: Log
-) -> tuple[TrainState, dict[str, float], dict[str, Any]]:
-    """All epochs; one line of metrics.jsonl each.
+@dataclasses.dataclass(frozen=True)
+class Epochs:
+    """The epochs of a run.
 
-    Nothing here waits for the newest step: an epoch is looked at when the next one, or its
-    evaluation, has been sent its first step.
+    Nothing here waits for the newest step: a step is looked at when the next one, or the first one
+    of an evaluation, has been sent.
 
-    Args:
+    Attributes:
       experiment: what to train.
       feed: of training.
       evaluator: scores the epochs that `eval_every` names, but the last.
       step: the train step.
       workdir: of the run.
       log: of the run.
-
-    Returns:
-      The state, the last epoch's means, and the best evaluation before the last epoch.
+      stop: whether to stop early.
     """
-    config, steps = experiment.config, experiment.steps_per_epoch
-    ready = one_late(_send(experiment, experiment.init(), feed, evaluator, step))
-    sent, means, best, begin = Sent(None), {}, {}, time.perf_counter()
-    for epoch in range(1, config.epochs + 1):
-        history, rate = [], experiment.schedule(epoch * steps - 1)
-        for sent in itertools.islice(ready, steps):
-            history.append(sent.result)
-            log.step(epoch)
-        begin, speed = _speed(begin, steps * config.batch_size)
-        means = _means(history, config.batch_size)
-        record = {"epoch": epoch, "step": epoch * steps, **means, "lr": np.asarray(rate).item()}
+
+    experiment: Experiment
+    feed: Feed
+    evaluator: Evaluator
+    step: Step
+    workdir: Path
+    log: Log
+    stop: Stop
+
+    def __call__(self, state: TrainState, progress: Progress) -> TrainState:
+        """The last state. Every epoch ends with a line in metrics.jsonl and a checkpoint.
+
+        Args:
+          state: after so many steps; used up.
+          progress: up to that step; goes on with it.
+
+        Raises:
+          NotFiniteError: a step gave NaN or ±∞; nothing of it is saved.
+          Stopped: a signal asked for it; the state is saved.
+          OSError: something cannot be written.
+        """
+        config, number = self.experiment.config, int(state.step)
+        ready = one_late(self._send(state, number))
+        self.log.start(number)
+        for epoch in range(number // self.experiment.steps_per_epoch + 1, config.epochs + 1):
+            del state  # a copy of the last epoch's, and large
+            state = self._epoch(epoch, ready, progress)
+        return state
+
+    def _epoch(self, epoch: int, ready: Iterator[Sent], progress: Progress) -> TrainState:
+        """One epoch, or what is left of it, and its evaluation; the state at its end."""
+        config, step = self.experiment.config, epoch * self.experiment.steps_per_epoch
+        # Asked for before the steps are sent: later it would have to wait for them.
+        rate, begin, before = self._rate(step, progress), time.perf_counter(), len(progress.history)
+        state = self._steps(epoch, ready, progress)
+        images = (len(progress.history) - before) * config.batch_size
+        speed = round(images / (time.perf_counter() - begin), 1)
+        progress.last_epoch = _means(progress.history, config.batch_size)
+        progress.history = []
+        record = {"epoch": epoch, "step": step, **progress.last_epoch, "lr": rate}
         record["images_per_second"] = speed
         if _evaluated(epoch, config):
-            sent = last(itertools.islice(ready, len(evaluator)))
-            begin = time.perf_counter()
-            scores = evaluator.scores(sent.result)
+            tally = last(itertools.islice(ready, len(self.evaluator))).result
+            scores = self.evaluator.scores(tally)
             record |= {k: v for k, v in scores.items() if not k.startswith("confusion")}
-            if experiment.split == "validation":
-                best = keep_better(workdir, sent.state, epoch, scores, best)
-        append_json(workdir / METRICS, record)
-        log.epoch(record, config.epochs)
-    return sent.state, means, best
+            if self.experiment.split == "validation":
+                progress.best = keep_better(self.workdir, state, epoch, scores, progress.best)
+        append_record(self.workdir / METRICS, record)
+        self.log.epoch(record, config.epochs)
+        self._save(state, progress)
+        if self.stop.agreed:
+            raise self.stop.stopped(step)
+        return state
 
+    def _steps(self, epoch: int, ready: Iterator[Sent], progress: Progress) -> TrainState:
+        """Looks at the steps that are left of an epoch; the state after them."""
+        end = epoch * self.experiment.steps_per_epoch
+        number = end - self.experiment.steps_per_epoch + len(progress.history)
+        while True:
+            result, state = next(ready)
+            if result is None:
+                self._save(state, progress)
+                raise self.stop.stopped(number)
+            number += 1
+            stepped = jax.device_get(result)
+            rate_of = functools.partial(self._rate, progress=progress)
+            check_finite(number, stepped.terms, stepped.finite, rate_of)
+            progress.history.append({name: v.item() for name, v in stepped.terms.items()})
+            self.stop.agreed |= bool(self.stop.signal if stepped.stop is None else stepped.stop)
+            self.log.step(epoch)
+            if number == end:
+                return state
+            if state is not None:
+                self._save(state, progress)
 
-def _send(
-    experiment: Experiment, state: TrainState, feed: Feed, evaluator: Evaluator, step: Step
-) -> Iterator[Sent]:
-    """Sends a step for each item that is taken: those of training, and of evaluations between."""
-    config, steps = experiment.config, experiment.steps_per_epoch
-    # Copied: the state is donated to the first step.
-    key = jax.random.wrap_key_data(state.key.copy())
-    if 0 < config.eval_every < config.epochs:
-        # Compiled now: later, the end of an epoch would have to wait for it to be noticed.
-        next(evaluator.send(state))
+    def _send(self, state: TrainState, number: int) -> Iterator[Sent]:
+        """Sends a step for each item that is taken: of training, and of evaluations between."""
+        config, steps = self.experiment.config, self.experiment.steps_per_epoch
+        # Copied: the state is donated to the first step.
+        key = jax.random.wrap_key_data(state.key.copy())
+        start, first = number, number // steps + 1
+        if any(_evaluated(epoch, config) for epoch in range(first, config.epochs)):
+            # Compiled now: later, the end of an epoch would have to wait for it to be noticed.
+            next(self.evaluator.send(state))
 
-    def batches(epoch: int) -> Iterator[tuple[Any, ...]]:
-        order = epoch_order(config.seed, epoch - 1, len(feed))
-        return feed.training(key, order, (epoch - 1) * steps, steps)
+        def batches(epoch: int) -> Iterator[tuple[Any, ...]]:
+            order = epoch_order(config.seed, epoch - 1, len(self.feed))
+            begin = max(start, (epoch - 1) * steps)
+            return self.feed.training(key, order, begin, epoch * steps - begin)
 
-    # Order and plan of an epoch are sent an epoch ahead, so they are there when its turn comes.
-    for epoch, feeding in enumerate(ahead(map(batches, range(1, config.epochs + 1))), 1):
-        for number, batch in enumerate(feeding, (epoch - 1) * steps + 1):
-            state, terms = step(number, state, *batch)
-            yield Sent(terms, state if number == config.epochs * steps else None)
-        if _evaluated(epoch, config):
-            # Copied: the next step takes the state's memory before its score is known.
-            kept = _copy(state) if experiment.split == "validation" else None
-            yield from map(Sent, evaluator.send(state), itertools.repeat(kept))
-            del kept
+        # Order and plan of an epoch are sent an epoch ahead, so they are there when its turn comes.
+        feedings = ahead(map(batches, range(first, config.epochs + 1)))
+        for epoch, feeding in enumerate(feedings, first):
+            for batch in feeding:
+                number += 1
+                state, stepped = self.step(number, state, *batch)
+                yield Sent(stepped, _copy(state) if self._kept(number) else None)
+                if self.stop.agreed and number % steps:
+                    yield Sent(None, state)
+                    return
+            if _evaluated(epoch, config):
+                yield from map(Sent, self.evaluator.send(state))
+
+    def _kept(self, number: int) -> bool:
+        """Whether a checkpoint follows the step."""
+        every = self.experiment.config.checkpoint_every
+        return number % self.experiment.steps_per_epoch == 0 or bool(every and number % every == 0)
+
+    def _rate(self, number: int, progress: Progress) -> float:
+        """The learning rate of a step, counted from 1."""
+        return np.asarray(self.experiment.schedule(number - 1)).item() * progress.rate
+
+    def _save(self, state: TrainState, progress: Progress) -> None:
+        checkpoint.save(self.workdir, state, dataclasses.asdict(progress))
 
 
 def keep_better(
@@ -156,7 +237,7 @@ def keep_better(
     """Saves the state if its accuracy on the classes is the highest so far; returns the best."""
     if best and scores["accuracy"][-1] <= best["accuracy"][-1]:
         return best
-    checkpoint.save(workdir, state, checkpoint.BEST)
+    checkpoint.save(workdir, state, folder=checkpoint.BEST, keep=2)
     return {"epoch": epoch, "accuracy": scores["accuracy"]}
 
 
@@ -165,15 +246,8 @@ def _evaluated(epoch: int, config: Config) -> bool:
     return bool(config.eval_every) and epoch % config.eval_every == 0 and epoch < config.epochs
 
 
-def _speed(begin: float, images: int) -> tuple[float, float]:
-    """The time now, and the images per second since `begin`."""
-    now = time.perf_counter()
-    return now, round(images / (now - begin), 1)
-
-
-def _means(history: list[Terms], batch_size: int) -> dict[str, float]:
+def _means(history: list[dict[str, float]], batch_size: int) -> dict[str, float]:
     """Means over the steps of an epoch; the hits become the accuracy in training."""
-    values = jax.device_get(history)
-    means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
+    means = {name: float(np.mean([terms[name] for terms in history])) for name in history[0]}
     means["train_accuracy"] = means.pop("hits") / batch_size
     return means

@@ -15,7 +15,7 @@ import optax
 from dh2l_jax.data import datasets
 from dh2l_jax.data.datasets import Dataset
 from dh2l_jax.models import Network, create
-from dh2l_jax.training import optim
+from dh2l_jax.training import conflicts, optim
 from dh2l_jax.training.config import Config
 from dh2l_jax.training.feeding import Cut, Feed, check_sizes, make_feed
 from dh2l_jax.training.objective import make_regularizer
@@ -28,6 +28,9 @@ IMAGENET = {
     "mean": np.array([0.485, 0.456, 0.406], np.float32),
     "std": np.array([0.229, 0.224, 0.225], np.float32),
 }
+
+# Steps are counted in int32.
+LAST_STEP = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,33 +115,53 @@ def build(
       ValueError: an option is unknown or does not fit the others; the line says which.
       OSError: a file of the data set or of the weights cannot be read.
     """
+    if training:
+        conflicts.check(config)
     devices = jax.device_count()
     for name in ("batch_size", "eval_batch_size"):
         if getattr(config, name) % devices:
             raise ValueError(
                 f"{name} must be a multiple of the {devices} devices, found {getattr(config, name)}"
             )
+    pretrained = _pretrained(config) if training else None
     split = split or ("validation" if config.data.holdout else "test")
     dataset = _dataset(config, split, progress)
-    if config.batch_size > len(dataset.train_labels):
-        raise ValueError(
-            f"batch_size must be at most the {len(dataset.train_labels)} training images, "
-            f"found {config.batch_size}"
-        )
+    if training:
+        conflicts.check_tree(config, dataset.hierarchy)
     model = _model(config, dataset)
     make_regularizer(model.head, dataset.hierarchy, config.reg)  # names that do not exist end here
-    steps = len(dataset.train_labels) // config.batch_size
+    steps = _steps(config, len(dataset.train_labels))
     schedule = optim.learning_rate(config.optim, steps, config.epochs)
     tx = optim.optimizer(config.optim, schedule)
     # Explicit axes, the default of newer JAX, refuse the gather by a sharded index.
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    pretrained = _pretrained(config) if training else None
     experiment = Experiment(config, dataset, split, model, tx, schedule, mesh, pretrained)
     check_sizes(dataset.train_images, experiment.crop, config.data.pad)
     check_sizes(dataset.test_images, experiment.crop)
     if training:
+        _check_pad(config.data.pad, min(experiment.crop))
         experiment.init(abstract=True)  # ends here if images or weights do not fit the network
     return experiment
+
+
+def _steps(config: Config, images: int) -> int:
+    """Steps of an epoch; refuses a batch that no epoch fills, and more steps than int32 counts."""
+    if config.batch_size > images:
+        raise ValueError(
+            f"batch_size must be at most the {images} training images, found {config.batch_size}"
+        )
+    steps = images // config.batch_size
+    if steps * config.epochs > LAST_STEP:
+        raise ValueError(
+            f"epochs must be at most {LAST_STEP // steps}, {LAST_STEP} steps, found {config.epochs}"
+        )
+    return steps
+
+
+def _check_pad(pad: int, side: int) -> None:
+    """Refuses random crops that may hold nothing of their image."""
+    if pad >= side:
+        raise ValueError(f"data.pad must be below the side of the crop, {side}, found {pad}")
 
 
 def _pretrained(config: Config) -> Callable[[Any], Any] | None:
@@ -167,13 +190,20 @@ def _dataset(config: Config, split: str, progress: bool) -> Dataset:
         whole = datasets.subsample(whole, data.fraction)
     dataset = whole
     if data.holdout:
-        dataset = datasets.hold_out(whole, data.holdout, config.seed)
+        dataset = _held_out(whole, config)
         if split == "test":
             test = {name: getattr(whole, name) for name in ("test_images", "test_labels")}
             dataset = dataclasses.replace(dataset, **test)
     if config.model.pretrained:
         dataset = dataclasses.replace(dataset, **IMAGENET)
     return dataset
+
+
+def _held_out(whole: Dataset, config: Config) -> Dataset:
+    try:
+        return datasets.hold_out(whole, config.data.holdout, config.seed)
+    except ValueError as error:
+        raise ValueError(f"data.holdout: {error}") from error
 
 
 def _model(config: Config, dataset: Dataset) -> Network:

@@ -2,7 +2,8 @@
 
 Both feeds follow the same plan (`pipeline.training_plan`), so a step sees the same pixels from
 either. A feed has two halves: outside of jit it iterates over batches, inside it turns the arrays
-of a batch into crops and labels.
+of a batch into crops and labels. With several processes each follows the whole plan, but reads only
+its share: of a resident split a part of the pixels, of a streamed batch its own devices' rows.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dh2l_jax.data.images import Images, RaggedImages, flat_pixels, sizes
+from dh2l_jax.data.images import Images, RaggedImages, channels, flat_pixels, sizes
 from dh2l_jax.data.pipeline import (
     Plan,
     center_crops,
@@ -25,6 +26,7 @@ from dh2l_jax.data.pipeline import (
     training_plan,
 )
 from dh2l_jax.data.streaming import stream
+from dh2l_jax.training.placement import gather_pixels, join_rows, own_copy, own_rows, place
 
 __all__ = ["Cut", "Feed", "Resident", "Streamed", "check_sizes", "make_feed"]
 
@@ -72,14 +74,21 @@ class Resident:
     """A feed whose images stay on the device, replicated over the mesh; a step takes its batch."""
 
     def __init__(self, images: Images, labels: np.ndarray, cut: Cut, mesh: jax.sharding.Mesh):
-        if isinstance(images, RaggedImages):
-            images = images.compact()
-        pixels, start = flat_pixels(images)
-        arrays = pixels, start.astype(np.int32), sizes(images), labels
         self.replicated = NamedSharding(mesh, PartitionSpec())
         self._over_devices = NamedSharding(mesh, PartitionSpec("data"))
-        self._split = Split(*jax.device_put(arrays, self.replicated))
+        size = sizes(images)
+        count = size.astype(np.int64).prod(axis=1)
+        start = (np.cumsum(count) - count).astype(np.int32)
+        self._split = Split(self._pixels(images), *place((start, size, labels), self.replicated))
         self._cut = cut
+
+    def _pixels(self, images: Images) -> jax.Array:
+        """Those of all images, one after another, without gaps."""
+        if jax.process_count() > 1:
+            return gather_pixels(images, self._over_devices, self.replicated)
+        if isinstance(images, RaggedImages):
+            images = images.compact()
+        return place(flat_pixels(images)[0], self.replicated)
 
     def __len__(self) -> int:
         return len(self._split.labels)
@@ -88,6 +97,7 @@ class Resident:
         self, key: jax.Array, order: jax.Array, first_step: int, steps: int
     ) -> Iterator[tuple[Any, ...]]:
         """Batches of `steps` steps of one epoch."""
+        order = place(order, self.replicated)
         for _ in range(steps):
             yield self._split, order
 
@@ -135,7 +145,8 @@ class Streamed:
         The plan is sent to the device at once and fetched with the first batch: call it an epoch
         ahead, and no step is waited for.
         """
-        return self._batches(self._plan(key, first_step + jnp.arange(steps), order, self._size))
+        step = first_step + jnp.arange(steps)
+        return self._batches(self._plan(own_copy(key), step, order, self._size))
 
     def training_crops(
         self, key: jax.Array, step: jax.Array, pixels: jax.Array, labels: jax.Array
@@ -155,10 +166,12 @@ class Streamed:
         return pixels, labels
 
     def _batches(self, plan: Plan) -> Iterator[tuple[Any, ...]]:
-        plan = jax.device_get(plan)
+        size = plan.index.shape[1]
+        rows = own_rows(self._over_devices, size)
+        plan = jax.tree.map(lambda values: values[:, rows], jax.device_get(plan))
         crops = stream(self._images, plan, self._cut.crop)
         for pixels, index in zip(crops, plan.index, strict=True):
-            yield jax.device_put((pixels, self._labels[index]), self._over_devices)
+            yield join_rows((pixels, self._labels[index]), self._over_devices, size)
 
 
 Feed = Resident | Streamed
@@ -191,6 +204,5 @@ def make_feed(
     """
     # The device finds pixels by 32-bit indices.
     count = int(sizes(images).astype(np.int64).prod(axis=1).sum())
-    channels = flat_pixels(images)[0].shape[1]
-    fits = count * channels <= device_gb * 1e9 and count < 2**31
+    fits = count * channels(images) <= device_gb * 1e9 and count < 2**31
     return (Resident if fits else Streamed)(images, labels, cut, mesh)

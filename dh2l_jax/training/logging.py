@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,21 +16,95 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-__all__ = ["Log", "append_json", "print_scores", "versions", "write_json"]
+__all__ = [
+    "Log",
+    "append_record",
+    "keep_records",
+    "print_scores",
+    "read_records",
+    "versions",
+    "write_json",
+    "write_text",
+]
 
 PACKAGES = ("dh2l-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes one JSON object, readable by people."""
+    """Writes one JSON object, readable by people: all of it or, on failure, nothing."""
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n")
 
 
-def append_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Appends one JSON object as a line."""
-    with path.open("a", encoding="utf-8") as file:
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file in one step; of several processes of a run, the first one does it."""
+    if jax.process_index():
+        return
+    beside = path.with_name(f"{path.name}.tmp")
+    with _named(path):
+        with beside.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+
+
+def append_record(path: Path, values: Mapping[str, Any]) -> None:
+    """Appends one JSON object as a line; of several processes, the first one does it."""
+    if jax.process_index():
+        return
+    with _named(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(values, ensure_ascii=False) + "\n")
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a file of JSON lines; none if there is no file.
+
+    A last line without its end, which a killed process leaves, is passed over.
+
+    Raises:
+      ValueError: a line is no JSON object; its number is named.
+      OSError: the file cannot be read.
+    """
+    if not path.exists():
+        return []
+    records, lines = [], path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            record = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: line {number} is not JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}: line {number}: expected a JSON object, found {record!r:.40}")
+        records.append(record)
+    return records
+
+
+def keep_records(path: Path, step: int) -> None:
+    """Drops the records of later steps than `step`, which will be done again.
+
+    Raises:
+      ValueError: as `read_records`, or a record names no step.
+      OSError: the file cannot be written.
+    """
+    kept = []
+    for number, record in enumerate(read_records(path), 1):
+        if not isinstance(record.get("step"), int):
+            raise ValueError(f"{path}: line {number}: expected the number of a step, found none")
+        if record["step"] <= step:
+            kept.append(json.dumps(record, ensure_ascii=False) + "\n")
+    if path.exists():
+        write_text(path, "".join(kept))
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Names the path in an error of writing, which Python leaves out where a disk is full."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(f"{path} cannot be written: {reason}") from error
 
 
 def versions() -> dict[str, str]:
@@ -72,6 +148,10 @@ class Log:
 
     def __exit__(self, *exception: object) -> None:
         self._progress.stop()
+
+    def start(self, step: int) -> None:
+        """Tells that so many steps have been done before, or are done again no more."""
+        self._progress.reset(self._task, completed=step)
 
     def step(self, epoch: int, steps: int = 1) -> None:
         """Tells that steps have been finished."""

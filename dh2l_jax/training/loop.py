@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
+import io
 import json
 import shlex
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from rich.console import Console
 
 from dh2l_jax.constraints import constraint_values, satisfaction
 from dh2l_jax.models import TORCHVISION, HierarchicalHead, TorchvisionResNet
 from dh2l_jax.training import checkpoint, profiling
-from dh2l_jax.training.config import Config, from_dict, to_dict
-from dh2l_jax.training.epochs import METRICS, Evaluator, keep_better, run_epochs
+from dh2l_jax.training.epochs import Epochs, Evaluator, Progress, keep_better
 from dh2l_jax.training.experiment import Experiment, build
 from dh2l_jax.training.feeding import Feed
-from dh2l_jax.training.logging import Log, versions, write_json
+from dh2l_jax.training.finite import NotFiniteError
+from dh2l_jax.training.logging import (
+    Log,
+    keep_records,
+    print_scores,
+    versions,
+    write_json,
+    write_text,
+)
 from dh2l_jax.training.objective import head_levels, make_objective, make_regularizer
+from dh2l_jax.training.signals import stop_requests
 from dh2l_jax.training.steps import TrainState, make_train_step
+from dh2l_jax.training.workdir import CONFIG, METRICS, RESULT, TEST, read_config
 
 __all__ = [
     "Experiment",
@@ -31,63 +44,63 @@ __all__ = [
     "eval_only",
     "export",
     "make_evaluator",
-    "make_workdir",
     "show_next_steps",
+    "show_result",
     "test",
     "train",
 ]
 
-CONFIG, RESULT, TEST = "config.json", "result.json", "test.json"
+Tell = Callable[[str], None]
+
 CONFUSION = "confusion.csv"
-
-
-def make_workdir(path: Path, config: Config) -> None:
-    """Makes the folder of a new run and writes config.json; never touches an existing run.
-
-    Raises:
-      ValueError: the folder holds something, or is no folder.
-      OSError: it cannot be made.
-    """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"workdir {path} exists already and is never overwritten: choose another")
-    path.mkdir(parents=True, exist_ok=True)
-    write_json(path / CONFIG, to_dict(config))
+MAX_ROLLBACKS = 10
+ROLLBACK_RATE = 0.5  # the learning rate after a roll-back, of the one before
 
 
 def train(
     experiment: Experiment, workdir: Path, console: Console, *, profile: Path | None = None
 ) -> dict[str, Any]:
-    """Trains, saves the last state, evaluates it, and writes result.json.
+    """Trains to the end, from the newest intact checkpoint if there is one; writes result.json.
 
     Where images are held out, the state with the highest validation accuracy on the classes (of
-    those evaluated, the earliest) is saved too.
+    those evaluated, the earliest) is saved too. Results don't depend on interruptions: they are
+    equal in every bit to those of a run without, on the same devices and versions.
 
     Args:
       experiment: what to train.
-      workdir: of the run.
+      workdir: of the run, see `workdir.opened`.
       console: where progress is shown.
       profile: folder for the trace of one step; the run goes on after it.
 
     Returns:
       The result: accuracy at every level, every term, parameter count, seconds, versions.
+
+    Raises:
+      NotFiniteError: a step gave NaN or ±∞, and `on_nan` or too many roll-backs say to stop.
+      Stopped: a signal asked for it; the same call goes on.
+      OSError: something cannot be written; what was saved before is intact.
+      ValueError: there are checkpoints, but none that is intact and of this experiment.
     """
     start = time.perf_counter()
     train_feed, test_feed = experiment.feeds()
     scores_of = make_evaluator(experiment, test_feed)
-    step = _train_step(experiment, train_feed, console, profile)
     config = experiment.config
+    tell = functools.partial(console.print, soft_wrap=True, markup=False)
+    state, progress = _begin(experiment, workdir, tell)
+    step = _train_step(experiment, train_feed, int(state.step), tell, profile)
     steps = config.epochs * experiment.steps_per_epoch
-    with Log(steps, config.batch_size, console=console) as log:
-        state, losses, best = run_epochs(experiment, train_feed, scores_of, step, workdir, log)
-    checkpoint.save(workdir, state)
+    with Log(steps, config.batch_size, console=console) as log, stop_requests() as stop:
+        epochs = Epochs(experiment, train_feed, scores_of, step, workdir, log, stop)
+        state = _run(epochs, state, progress, tell)
     scores = scores_of(state)
     _write_confusion(workdir, scores)
     if experiment.split == "validation":
-        best = keep_better(workdir, state, config.epochs, scores, best)
+        progress.best = keep_better(workdir, state, config.epochs, scores, progress.best)
     result = {
         **scores,
-        **({"best": best} if best else {}),
-        "last_epoch": losses,
+        **({"best": progress.best} if progress.best else {}),
+        "last_epoch": progress.last_epoch,
+        **({"rollbacks": progress.rollbacks} if progress.rollbacks else {}),
         **_final_terms(experiment, state),
         "parameters": sum(p.size for p in jax.tree.leaves(state.params)),
         "steps": int(state.step),
@@ -98,21 +111,64 @@ def train(
     return result
 
 
-def eval_only(workdir: Path) -> dict[str, Any]:
+def _begin(experiment: Experiment, workdir: Path, tell: Tell) -> tuple[TrainState, Progress]:
+    """The newest state on disk or, where there is none, the first; what came later is dropped."""
+    try:
+        like = experiment.init(abstract=True)
+        state, progress = checkpoint.restore(workdir, like, tell=tell)
+        progress = Progress(**progress)
+    except checkpoint.NoCheckpoint:
+        state, progress = experiment.init(), Progress()
+    step = int(state.step)
+    if step:
+        tell(f"goes on after step {step:,}")
+    checkpoint.forget_after(workdir, step)
+    keep_records(workdir / METRICS, step)
+    return state, progress
+
+
+def _run(epochs: Epochs, state: TrainState, progress: Progress, tell: Tell) -> TrainState:
+    """The last state; where numbers blow up, `on_nan` decides whether it goes back for it."""
+    experiment = epochs.experiment
+    while True:
+        try:
+            return epochs(state, progress)
+        except NotFiniteError as error:
+            if experiment.config.on_nan == "stop" or len(progress.rollbacks) == MAX_ROLLBACKS:
+                raise
+            state, saved = _begin(experiment, epochs.workdir, lambda line: None)
+            step, rate = int(state.step), progress.rate * ROLLBACK_RATE
+            rollbacks = [*progress.rollbacks, {"from": error.step, "to": step, "why": error.what}]
+            progress = dataclasses.replace(saved, rate=rate, rollbacks=rollbacks)
+            # Placed as it was, so that the step is not compiled again.
+            factor = jax.device_put(np.float32(rate), state.rate.sharding)
+            state = dataclasses.replace(state, rate=factor)
+            tell(f"{error}; back to step {step:,}, now with {rate:g} × the learning rate")
+
+
+def eval_only(workdir: Path, tell: Tell | None = None) -> dict[str, Any]:
     """The scores of the last state of a run, on what it was evaluated on.
+
+    Args:
+      workdir: of the run.
+      tell: called with a line where a checkpoint is damaged and an older one takes its place.
 
     Raises:
       ValueError: the folder holds no finished run, or its checkpoint does not fit its config.
     """
-    experiment = build(_read_config(workdir), training=False)
-    state = checkpoint.restore(workdir, experiment.init(abstract=True))
-    return make_evaluator(experiment)(state)
+    experiment = build(read_config(workdir), training=False)
+    saved = checkpoint.restore(workdir, experiment.init(abstract=True), tell=tell)
+    return make_evaluator(experiment)(saved.state)
 
 
-def test(workdir: Path) -> dict[str, Any]:
+def test(workdir: Path, tell: Tell | None = None) -> dict[str, Any]:  # noqa: PT028 (no test)
     """Evaluates what a run with held-out images saved on the test set, and writes test.json.
 
     Nothing before this reads the test images; call it once every choice has been made.
+
+    Args:
+      workdir: of the run.
+      tell: as in `eval_only`.
 
     Returns:
       {"last": scores, "best_on_validation": scores}.
@@ -120,21 +176,26 @@ def test(workdir: Path) -> dict[str, Any]:
     Raises:
       ValueError: the folder holds no finished run, or one without held-out images.
     """
-    config = _read_config(workdir)
+    config = read_config(workdir)
     if not config.data.holdout:
         raise ValueError(f"{workdir}: expected a run with data.holdout, found one without")
     experiment = build(config, split="test", training=False)
     scores_of, like = make_evaluator(experiment), experiment.init(abstract=True)
     result = {}
     for name, folder in (("last", checkpoint.LAST), ("best_on_validation", checkpoint.BEST)):
-        result[name] = scores_of(checkpoint.restore(workdir, like, folder))
+        result[name] = scores_of(checkpoint.restore(workdir, like, folder, tell=tell).state)
         _write_confusion(workdir, result[name], f"test_{name}_{CONFUSION}")
     write_json(workdir / TEST, result)
     return result
 
 
-def export(workdir: Path, path: Path) -> Path:
+def export(workdir: Path, path: Path, tell: Tell | None = None) -> Path:
     """Writes the last state of a run as torchvision's state dict, in a safetensors file.
+
+    Args:
+      workdir: of the run.
+      path: of the file.
+      tell: as in `eval_only`.
 
     Raises:
       ValueError: the folder holds no finished run, or its network is not one of torchvision's.
@@ -144,14 +205,14 @@ def export(workdir: Path, path: Path) -> Path:
     # Imported late: only this needs the names of torchvision.
     from dh2l_jax.models.pretrained import export_safetensors
 
-    experiment = build(_read_config(workdir), training=False)
+    experiment = build(read_config(workdir), training=False)
     model, tree = experiment.model, experiment.dataset.hierarchy
     if not isinstance(model, TorchvisionResNet):
         raise ValueError(
             f"{workdir}: torchvision has no {experiment.config.model.name}; those that it has: "
             f"{', '.join(TORCHVISION)}"
         )
-    state = checkpoint.restore(workdir, experiment.init(abstract=True))
+    state = checkpoint.restore(workdir, experiment.init(abstract=True), tell=tell).state
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     if not isinstance(model.head, HierarchicalHead):
         return export_safetensors(path, variables)
@@ -164,21 +225,11 @@ def _write_confusion(workdir: Path, scores: dict[str, Any], name: str = CONFUSIO
     rows, names = scores.pop("confusion", None), scores.pop("confusion_names", None)
     if rows is None or names is None:
         return
-    with (workdir / name).open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["", *names])
-        table.writerows([label, *row] for label, row in zip(names, rows, strict=True))
-
-
-def _read_config(workdir: Path) -> Config:
-    path = workdir / CONFIG
-    if not path.is_file():
-        raise ValueError(f"{workdir} holds no run: expected the file {path}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
-    return from_dict(values)
+    text = io.StringIO()
+    table = csv.writer(text)
+    table.writerow(["", *names])
+    table.writerows([label, *row] for label, row in zip(names, rows, strict=True))
+    write_text(workdir / name, text.getvalue())
 
 
 def make_evaluator(experiment: Experiment, feed: Feed | None = None) -> Evaluator:
@@ -198,6 +249,23 @@ def describe(experiment: Experiment, console: Console) -> None:
     )
 
 
+def show_result(workdir: Path, console: Console) -> None:
+    """What the finished run in a folder has come to.
+
+    Raises:
+      ValueError: its result is damaged.
+    """
+    path = workdir / RESULT
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        print_scores(console, result)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is damaged: {error!r:.80}: remove it, and the run makes it anew"
+        ) from error
+    console.print(f"finished already; results in {workdir}/", soft_wrap=True, markup=False)
+
+
 def show_next_steps(
     workdir: Path, result: dict[str, Any], console: Console, command: str = "python train.py"
 ) -> None:
@@ -214,7 +282,7 @@ def show_next_steps(
 
 
 def _train_step(
-    experiment: Experiment, feed: Feed, console: Console, profile: Path | None
+    experiment: Experiment, feed: Feed, done: int, tell: Tell, profile: Path | None
 ) -> profiling.Step:
     """The train step, one call of which is recorded if there is a folder for its profile."""
     config, dataset = experiment.config, experiment.dataset
@@ -222,9 +290,8 @@ def _train_step(
     step = make_train_step(objective, experiment.tx, dataset, feed)
     if profile is None:
         return profiling.annotate(step)
-    recorded = min(profiling.PROFILED, config.epochs * experiment.steps_per_epoch)
-    tell = functools.partial(console.print, soft_wrap=True, markup=False)
-    return profiling.record(step, recorded, profile, tell)
+    total = config.epochs * experiment.steps_per_epoch
+    return profiling.record(step, min(done + profiling.PROFILED, total), profile, tell)
 
 
 def _final_terms(experiment: Experiment, state: TrainState) -> dict[str, Any]:

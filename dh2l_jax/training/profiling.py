@@ -18,7 +18,7 @@ __all__ = ["PROFILED", "Step", "annotate", "check_folder", "record"]
 PROFILED = 10
 """The step that is recorded: by then a run has compiled, and its buffers go round."""
 
-Step = Callable[..., Any]  # (number of the step, counted from 1, *arguments) → results
+Step = Callable[..., Any]  # (number of the step, counted from 1, *arguments, **options) → results
 
 # An operation of a compiled program, and the place in the code that it comes from.
 _OPERATION = re.compile(
@@ -39,9 +39,9 @@ def check_folder(folder: Path) -> None:
 def annotate(step: Callable[..., Any]) -> Step:
     """The step, which then stands under its number in whatever trace is being recorded."""
 
-    def annotated(number: int, *arguments: Any) -> Any:
+    def annotated(number: int, *arguments: Any, **options: Any) -> Any:
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
-            return step(*arguments)
+            return step(*arguments, **options)
 
     return annotated
 
@@ -60,17 +60,17 @@ def record(
     Returns:
       The annotated step.
     """
-    usual, whole = annotate(step), annotate(lambda *args: jax.block_until_ready(step(*args)))
+    usual = annotate(step)
 
-    def wrapped(number: int, *arguments: Any) -> Any:
+    def wrapped(number: int, *arguments: Any, **options: Any) -> Any:
         if number != recorded:
-            return usual(number, *arguments)
-        program = _program(step, arguments)
+            return usual(number, *arguments, **options)
+        program = _program(functools.partial(step, *arguments, **options))
         jax.block_until_ready(arguments)  # the steps before have no part in the trace
-        options = jax.profiler.ProfileOptions()
-        options.python_tracer_level = 0  # what it would show is this module
-        with jax.profiler.trace(folder, create_perfetto_trace=True, profiler_options=options):
-            results = whole(number, *arguments)
+        how = jax.profiler.ProfileOptions()
+        how.python_tracer_level = 0  # what it would show is this module
+        with jax.profiler.trace(folder, create_perfetto_trace=True, profiler_options=how):
+            results = jax.block_until_ready(usual(number, *arguments, **options))
         _name_operations(folder, program)
         tell(
             f"profile of step {number}: open {folder}/plugins/profile/*/perfetto_trace.json.gz in "
@@ -81,9 +81,8 @@ def record(
     return wrapped
 
 
-def _program(step: Callable[..., Any], arguments: tuple[Any, ...]) -> str:
+def _program(bound: functools.partial) -> str:
     """The compiled step as text; what is compiled here is not compiled again by a call."""
-    bound = functools.partial(step, *arguments)  # of a partial function it is one, not two
     return bound.func.lower(*bound.args, **bound.keywords).compile().as_text()
 
 

@@ -10,7 +10,7 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,12 @@ from dh2l_jax.evaluation import Tally, tally
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.models import Network
 from dh2l_jax.training.feeding import Feed
+from dh2l_jax.training.finite import all_finite
 from dh2l_jax.training.objective import Terms
+from dh2l_jax.training.placement import place
 
 __all__ = [
+    "Stepped",
     "TrainState",
     "ahead",
     "init_state",
@@ -55,6 +58,7 @@ class TrainState:
       batch_stats: the running statistics of BatchNorm.
       opt_state: the optimiser's state.
       key: the key of the run, from which each step's augmentation key is folded.
+      rate: () float32, factor of the schedule's learning rate; a roll-back lowers it.
     """
 
     step: jax.Array
@@ -62,6 +66,21 @@ class TrainState:
     batch_stats: Any
     opt_state: optax.OptState
     key: jax.Array
+    rate: jax.Array
+
+
+class Stepped(NamedTuple):
+    """What a training step tells.
+
+    Attributes:
+      terms: of the objective, () each.
+      finite: of the parts of the new state whether they are finite, () bool each.
+      stop: () bool, whether any process was asked to stop; None where there is one process.
+    """
+
+    terms: Terms
+    finite: dict[str, jax.Array]
+    stop: jax.Array | None
 
 
 def init_state(
@@ -84,8 +103,8 @@ def init_state(
         params = variables["params"]
         # Keys are stored as raw words, which every checkpoint format can hold.
         key = jax.random.key_data(run_key)
-        step = jnp.zeros((), jnp.int32)
-        return TrainState(step, params, variables["batch_stats"], tx.init(params), key)
+        step, rate = jnp.zeros((), jnp.int32), jnp.ones(())
+        return TrainState(step, params, variables["batch_stats"], tx.init(params), key, rate)
 
     replicated = NamedSharding(mesh, PartitionSpec())
     # It runs once: on CPU, optimising it would take longer than the compilation of the train step.
@@ -102,12 +121,15 @@ def make_train_step(
     dataset: Dataset,
     feed: Feed,
 ) -> Callable[..., tuple[TrainState, Terms]]:
-    """A function (state, *batch of the feed) → (state, terms): a jitted one, of one `scale`.
+    """A function (state, *batch of the feed, stop=None) → (state, Stepped): a jitted one.
 
-    The state is donated: the caller's copy is used up.
+    The state is donated: the caller's copy is used up. `stop` is (devices,) bool, whether the
+    process of each device was asked to stop.
     """
 
-    def train_step(state: TrainState, *batch: Any, scale: Scale):
+    def train_step(
+        state: TrainState, *batch: Any, scale: Scale, stop: jax.Array | None = None
+    ) -> tuple[TrainState, Stepped]:
         with jax.named_scope("augment"):
             key = jax.random.wrap_key_data(state.key)
             pixels, labels = feed.training_crops(key, state.step, *batch)
@@ -117,8 +139,12 @@ def make_train_step(
         )
         with jax.named_scope("optimiser"):
             updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+            updates = jax.tree.map(lambda update: state.rate * update, updates)
             params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, batch_stats, opt_state, state.key), terms
+        finite = {"weights": all_finite(params), "batch statistics": all_finite(batch_stats)}
+        stepped = Stepped(terms, finite, None if stop is None else jnp.any(stop))
+        step = state.step + 1
+        return TrainState(step, params, batch_stats, opt_state, state.key, state.rate), stepped
 
     jitted = jax.jit(train_step, donate_argnums=0)
     return functools.partial(jitted, scale=_scale(dataset, feed))
@@ -149,7 +175,7 @@ def _scale(dataset: Dataset, feed: Feed) -> Scale:
     They are arguments of the jitted steps: runs that differ by them alone, such as seeds with
     other held-out images, share one program.
     """
-    return jax.device_put((dataset.mean, dataset.std), feed.replicated)
+    return place((dataset.mean, dataset.std), feed.replicated)
 
 
 def tallies(
@@ -158,7 +184,7 @@ def tallies(
     """The tally so far after each batch; every image counts once. Taking one sends a step."""
     zero = Tally.zero(hierarchy, confusion=hierarchy.num_classes <= MAX_CONFUSION)
     # Placed as every later total is: another placement would compile the step twice.
-    total = jax.device_put(zero, feed.replicated)
+    total = place(zero, feed.replicated)
     for batch, where in feed.evaluation(batch_size):
         total = eval_step(state, total, where, *batch)
         yield total

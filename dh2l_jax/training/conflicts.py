@@ -1,0 +1,176 @@
+"""What options say to each other: names that do not exist, and options that contradict.
+
+Defaults never contradict. Refused is what was set and could have no effect, or never work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dh2l_jax.data.datasets import DATASETS
+from dh2l_jax.data.taxonomies import TAXONOMIES
+from dh2l_jax.hierarchy import Hierarchy
+from dh2l_jax.messages import unknown_name
+from dh2l_jax.metrics import get_metric
+from dh2l_jax.models import CIFAR, MODELS, TORCHVISION
+from dh2l_jax.training.config import Config, DataConfig, DistributedConfig, OptimConfig, RegConfig
+
+__all__ = ["check", "check_tree"]
+
+# Terms of a hierarchical head, and those of them that a tree of one level has not.
+TREE_TERMS = ("lambda_l", "lambda_o", "lambda_c1", "lambda_c2", "lambda_c3", "parent_ce_weight")
+INNER_TERMS = ("lambda_o", "lambda_c2", "lambda_c3", "parent_ce_weight")
+# Data sets without a tree.
+FLAT = ("cifar10",)
+
+
+def check(config: Config) -> None:
+    """Raises a `ValueError` of one line if options contradict; needs no data.
+
+    Call it once all options are set: half of them, one by one, may contradict.
+
+    >>> from dh2l_jax.training.config import ModelConfig
+    >>> check(Config(model=ModelConfig(name="resnet110")))
+    >>> check(Config(model=ModelConfig(name="resnet111")))
+    Traceback (most recent call last):
+    ValueError: unknown model 'resnet111': did you mean 'resnet110'? Valid: ...
+    """
+    for metric in (config.reg.conv_metric, config.reg.fc_metric):
+        get_metric(metric)
+    for problem in (
+        *_names(config),
+        *_network(config),
+        *_tree(config),
+        *_data(config.data),
+        *_optim(config),
+        *_processes(config.distributed),
+    ):
+        raise ValueError(problem)
+
+
+def check_tree(config: Config, tree: Hierarchy) -> None:
+    """Raises a `ValueError` if the data set's tree has not the levels that an option needs."""
+    if tree.num_levels > 1 or config.model.head == "plain":
+        return
+    for term in _set_terms(config.reg, INNER_TERMS):
+        raise ValueError(
+            f"reg.{term} needs a tree of two levels or more, {config.data.name} has one: set it to "
+            "0, or data.csv or data.tree"
+        )
+    if config.model.center != "free":
+        raise ValueError(
+            f"model.center={config.model.center} needs a tree of two levels or more, "
+            f"{config.data.name} has one: leave it out, or set data.csv or data.tree"
+        )
+
+
+def _names(config: Config) -> Iterator[str]:
+    data, model = config.data, config.model
+    if data.name not in DATASETS:
+        yield unknown_name("data set", data.name, DATASETS)
+    if data.tree and data.tree not in ("flat", *TAXONOMIES):
+        yield unknown_name("data.tree", data.tree, ("flat", *TAXONOMIES))
+    if model.name not in MODELS:
+        yield unknown_name("model", model.name, MODELS)
+
+
+def _network(config: Config) -> Iterator[str]:
+    model = config.model
+    if model.name in CIFAR and model.pretrained:
+        yield (
+            f"{model.name} takes no model.pretrained, found {model.pretrained!r}; networks that "
+            f"do: {', '.join(TORCHVISION)}"
+        )
+    if model.name in TORCHVISION and model.shortcut != "A":
+        yield (
+            f"{model.name} takes no model.shortcut, found {model.shortcut!r}; networks that do: "
+            f"{', '.join(CIFAR)}"
+        )
+    if model.center != "epsilon" and model.epsilon != type(model).epsilon:
+        yield (
+            f"model.epsilon={model.epsilon:g} has no effect on the centres {model.center!r}: set "
+            "model.center=epsilon too"
+        )
+
+
+def _tree(config: Config) -> Iterator[str]:
+    data, model = config.data, config.model
+    if model.head == "plain":
+        for term in _set_terms(config.reg, TREE_TERMS):
+            yield (
+                f"reg.{term}={getattr(config.reg, term):g} has no effect on model.head=plain: set "
+                "it to 0, or model.head=hierarchical"
+            )
+    elif data.tree == "flat" or (data.name in FLAT and not data.tree):
+        what = "data.tree=flat" if data.tree else data.name
+        yield (
+            f"model.head=hierarchical needs a tree of two levels or more, {what} has one: set "
+            "model.head=plain, or another data.tree"
+        )
+
+
+def _set_terms(reg: RegConfig, terms: tuple[str, ...]) -> Iterator[str]:
+    """The terms that have a weight, and not that of the defaults."""
+    for term in terms:
+        weight = getattr(reg, term)
+        if weight and weight != getattr(type(reg), term):
+            yield term
+
+
+def _data(data: DataConfig) -> Iterator[str]:
+    if data.csv and data.tree not in ("", "flat"):
+        yield (
+            f"data.csv and data.tree are both a tree, found {data.csv!r} and {data.tree!r}: set "
+            "one of them"
+        )
+    if data.resize and data.crop > data.resize:
+        yield (
+            f"data.crop must be at most data.resize, {data.resize}, found {data.crop}: set "
+            "data.resize to the crop's side or more"
+        )
+
+
+def _optim(config: Config) -> Iterator[str]:
+    optim = config.optim
+    if optim.schedule == "cosine":
+        yield from _without_effect(optim)
+    if list(optim.milestones) != sorted(set(optim.milestones)):
+        yield f"optim.milestones must ascend, found {optim.milestones}"
+    if optim.nesterov and not optim.momentum:
+        yield "optim.nesterov=true has no effect without momentum: set optim.momentum > 0"
+    if optim.warmup_epochs > config.epochs:
+        yield (
+            f"optim.warmup_epochs must be at most the {config.epochs} epochs, found "
+            f"{optim.warmup_epochs:g}: the learning rate would never be reached"
+        )
+
+
+def _without_effect(optim: OptimConfig) -> Iterator[str]:
+    for name in ("milestones", "decay"):
+        if getattr(optim, name) != getattr(type(optim), name):
+            yield (
+                f"optim.{name} has no effect on optim.schedule=cosine, found "
+                f"{getattr(optim, name)}: leave it out, or set optim.schedule=step"
+            )
+
+
+def _processes(where: DistributedConfig) -> Iterator[str]:
+    given = {
+        "distributed.coordinator": bool(where.coordinator),
+        "distributed.processes": where.processes > 0,
+        "distributed.process": where.process >= 0,
+    }
+    if where.auto and any(given.values()):
+        name = next(name for name, is_set in given.items() if is_set)
+        yield f"distributed.auto finds the processes by itself: leave out {name}"
+    elif any(given.values()) and not all(given.values()):
+        name = next(name for name, is_set in given.items() if not is_set)
+        yield f"{', '.join(given)} come together: set {name} too, or distributed.auto=true"
+    elif all(given.values()) and where.process >= where.processes:
+        yield (
+            f"distributed.process must be below the {where.processes} processes, found "
+            f"{where.process}: they are counted from 0"
+        )
+    _, colon, port = where.coordinator.rpartition(":")
+    if where.coordinator and not (colon and port.isascii() and port.isdigit()):
+        yield f"distributed.coordinator must be ADDRESS:PORT, found {where.coordinator!r}"

@@ -1,0 +1,134 @@
+"""Several processes that train as one: how they start, agree on a stop, and end.
+
+JAX's coordination service, in process 0, watches over all of them. One that is lost shows in the
+others as an error of the collective operation that waits for it (`lost`), or, `heartbeat` seconds
+later, as an abort of the runtime that no exception precedes: its signal is turned into a line and
+an exit code here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dh2l_jax.training.config import DistributedConfig
+
+__all__ = ["LOST", "LOST_LINE", "abandon", "flags", "is_main", "lost", "start", "stop"]
+
+BAD_INPUT, LOST = 2, 5  # exit codes of train.py
+LOST_LINE = (
+    "another process of the run was lost: start all of them again, and they go on from the last "
+    "checkpoint"
+)
+
+# What XLA and its communication libraries call the loss of a process.
+_LOST = re.compile(r"gloo|nccl|coordination|heartbeat|unavailable|deadline.exceeded", re.IGNORECASE)
+
+
+def start(config: DistributedConfig) -> None:
+    """Finds the other processes of the run, if there are any; call it before JAX is used.
+
+    Args:
+      config: who they are, and how long to wait for them.
+
+    Raises:
+      ValueError: JAX knows no such cluster, or the address cannot be used. If somebody does not
+        come in time, the process ends with a line and exit code 2.
+    """
+    if not config.auto and not config.coordinator:
+        return
+    where = config.coordinator or "the cluster"
+    _on_abort(
+        f"distributed: not all processes met at {where} within {config.timeout} s: is every one "
+        "started, and process 0 reachable there?",
+        BAD_INPUT,
+    )
+    known: tuple[Any, ...] = (config.coordinator, config.processes, config.process)
+    try:
+        jax.distributed.initialize(
+            *(() if config.auto else known),
+            initialization_timeout=config.timeout,
+            heartbeat_timeout_seconds=config.heartbeat,
+        )
+    except (ValueError, IndexError, jax.errors.JaxRuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"distributed: JAX cannot start at {where}: {reason}") from error
+    _on_abort(LOST_LINE, LOST)
+
+
+def stop() -> None:
+    """The end of a run that went well, or that all processes end alike; waits for all of them."""
+    jax.distributed.shutdown()
+
+
+def abandon(code: int) -> NoReturn:
+    """Ends this process at once, where the others do not end with it: they will notice.
+
+    An ordinary exit would wait for them.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def is_main() -> bool:
+    """Whether this process writes what all processes know."""
+    return jax.process_index() == 0
+
+
+def lost(error: BaseException) -> bool:
+    """Whether an error says that another process of the run is gone."""
+    return jax.process_count() > 1 and bool(_LOST.search(str(error)))
+
+
+def flags(mesh: Mesh) -> Callable[[bool], jax.Array]:
+    """A function from this process' flag to the flags of all devices, each that of its process.
+
+    Args:
+      mesh: over all devices, axis "data".
+
+    Returns:
+      The function; its arrays (devices,) bool are made here, so a call costs nothing.
+
+    >>> mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+    >>> flags(mesh)(True).tolist()
+    [True]
+    """
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+
+    def filled(flag: bool) -> jax.Array:
+        values = np.full(mesh.size, flag)
+        return jax.make_array_from_callback(values.shape, sharding, values.__getitem__)
+
+    both = filled(False), filled(True)
+    return lambda flag: both[flag]
+
+
+def _on_abort(line: str, code: int) -> None:
+    """From now on an abort of the runtime ends the process with this line and this exit code.
+
+    JAX aborts in a thread of its own, where no exception can be raised and none of Python's signal
+    handlers is called in time.
+    """
+    message = f"{Path(sys.argv[0]).name}: error: {line}\n".encode()
+
+    def end(_: int) -> None:
+        os.write(2, message)
+        os._exit(code)
+
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(end)
+    ctypes.CDLL(None).signal(signal.SIGABRT, handler)
+    _handlers.append(handler)
+
+
+_handlers: list[Callable] = []  # C does not keep them alive

@@ -1,0 +1,104 @@
+"""The folder of a run: the names of its files, its config, and who may write to it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from dh2l_jax.training.config import Config, DistributedConfig, from_dict, same_run, to_dict
+from dh2l_jax.training.lock import Lock
+from dh2l_jax.training.logging import write_json
+
+__all__ = [
+    "CONFIG",
+    "METRICS",
+    "RESULT",
+    "TEST",
+    "check",
+    "is_finished",
+    "is_run",
+    "opened",
+    "read_config",
+]
+
+CONFIG, METRICS, RESULT, TEST = "config.json", "metrics.jsonl", "result.json", "test.json"
+LOCK = ".lock"
+
+
+def is_run(workdir: Path) -> bool:
+    """Whether the folder holds a run, finished or not."""
+    return (workdir / CONFIG).is_file()
+
+
+def is_finished(workdir: Path) -> bool:
+    """Whether the folder holds a finished run: its result is what a run writes last."""
+    return is_run(workdir) and (workdir / RESULT).is_file()
+
+
+def read_config(workdir: Path) -> Config:
+    """The config of the run in a folder.
+
+    Raises:
+      ValueError: the folder holds no run, or its config is damaged; the line says what is wrong.
+      OSError: it cannot be read.
+    """
+    path = workdir / CONFIG
+    if not path.is_file():
+        raise ValueError(f"{workdir} holds no run: expected the file {path}")
+    try:
+        return from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except RecursionError as error:
+        raise ValueError(f"{path}: sections within sections without end") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
+
+
+def check(workdir: Path, config: Config) -> None:
+    """Raises where a run of this config may neither begin nor go on; nothing is written.
+
+    Raises:
+      ValueError: the folder holds a run with other options, or something that is no run.
+      OSError: it cannot be read.
+    """
+    if is_run(workdir):
+        difference = same_run(read_config(workdir), config)
+        if difference:
+            raise ValueError(
+                f"workdir {workdir} holds a run with other options: {difference}: choose another "
+                "folder, or give its options, or none, to go on with it"
+            )
+    elif workdir.exists():
+        own = {LOCK, f"{CONFIG}.tmp"}  # of a run that was killed at its very start
+        if not workdir.is_dir() or any(file.name not in own for file in workdir.iterdir()):
+            raise ValueError(
+                f"workdir {workdir} exists already and is never overwritten: choose another"
+            )
+
+
+@contextlib.contextmanager
+def opened(workdir: Path, config: Config) -> Iterator[None]:
+    """Keeps the folder for this run, and makes it if it is a new one.
+
+    Of several processes of a run, the first one keeps it for all.
+
+    Raises:
+      ValueError: as `check`, or another run is under way there.
+      OSError: it cannot be made.
+    """
+    if jax.process_index():
+        yield
+        return
+    check(workdir, config)
+    workdir.mkdir(parents=True, exist_ok=True)
+    with Lock(workdir / LOCK):
+        check(workdir, config)
+        if not is_run(workdir):
+            # Where a run runs is said anew by each command that goes on with it.
+            alone = dataclasses.replace(config, distributed=DistributedConfig())
+            write_json(workdir / CONFIG, to_dict(alone))
+        yield

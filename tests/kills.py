@@ -1,0 +1,169 @@
+"""Kills a real training at random moments, again and again, and compares its end with another's.
+
+python tests/kills.py --kills 100        some ten minutes on two cores
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OPTIONS = {
+    "model.name": "resnet8",
+    "data.fraction": 0.05,
+    "data.holdout": 50,
+    "batch_size": 50,
+    "eval_batch_size": 50,
+    "eval_every": 2,
+    "checkpoint_every": 1,
+}
+STARTING = 4.0  # seconds within which a kill meets a process that starts
+STEPPING = 0.3  # seconds within which a kill meets steps and saves
+PATIENCE = 300.0  # seconds after which a process is thought to hang
+
+
+@dataclasses.dataclass
+class Job:
+    """A training that is started over and over.
+
+    Attributes:
+      workdir: of its run.
+      epochs: of five steps each.
+      cache: of compiled programs, so that a start takes seconds.
+    """
+
+    workdir: Path
+    epochs: int
+    cache: Path
+
+    def start(self) -> subprocess.Popen:
+        """One more process."""
+        command = [sys.executable, str(ROOT / "train.py"), "--workdir", str(self.workdir)]
+        for key, value in (OPTIONS | {"epochs": self.epochs}).items():
+            command += ["--set", f"{key}={value}"]
+        environment = os.environ | {
+            "JAX_COMPILATION_CACHE_DIR": str(self.cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "XLA_FLAGS": "",  # one device, whatever the tests use
+        }
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, env=environment, text=True, **pipes)
+
+    def finish(self) -> None:
+        """Runs to the end without being disturbed."""
+        process = self.start()
+        _, errors = process.communicate(timeout=PATIENCE + 30 * self.epochs)
+        assert process.returncode == 0, errors
+
+    def newest(self) -> int:
+        """The newest step that has been saved."""
+        folder = self.workdir / "checkpoints"
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        return max((int(name) for name in names if name.isdigit()), default=0)
+
+    def kill(self, rng: random.Random) -> str:
+        """Starts a process and kills it; where it was."""
+        before, process = self.newest(), self.start()
+        if rng.random() < 0.25:
+            time.sleep(rng.uniform(0, STARTING))
+        else:
+            self._wait(process, lambda: self.newest() > before)
+            time.sleep(rng.uniform(0, STEPPING))
+        process.send_signal(signal.SIGKILL)
+        _, errors = process.communicate(timeout=PATIENCE)
+        if process.returncode == 0:
+            return "after the end"
+        assert process.returncode == -signal.SIGKILL, errors
+        if (self.workdir / "checkpoints" / "unfinished").exists():
+            return "in a save"
+        if (self.workdir / "checkpoints_best" / "unfinished").exists():
+            return "in a save of the best"
+        return "in training" if self.newest() > before else "before the first step"
+
+    def end(self) -> dict:
+        """All that the run has come to, without what depends on the clock."""
+        lines = (self.workdir / "metrics.jsonl").read_text("utf-8").splitlines()
+        records = [json.loads(line) for line in lines]
+        result = json.loads((self.workdir / "result.json").read_text("utf-8"))
+        for values in (*records, result):
+            values.pop("seconds", None)
+            values.pop("images_per_second", None)
+        return {"records": records, "result": result} | {
+            folder: _arrays(self.workdir, folder) for folder in ("checkpoints", "checkpoints_best")
+        }
+
+    @staticmethod
+    def _wait(process: subprocess.Popen, ready) -> None:
+        limit = time.monotonic() + PATIENCE
+        while process.poll() is None and not ready():
+            assert time.monotonic() < limit, "the process hangs"
+            time.sleep(0.002)
+
+
+def _arrays(workdir: Path, folder: str) -> dict[str, bytes]:
+    """The leaves of the newest state of a folder, to the bit."""
+    import jax
+
+    from dh2l_jax.training import checkpoint, loop
+    from dh2l_jax.training.workdir import read_config
+
+    like = loop.build(read_config(workdir), training=False).init(abstract=True)
+    state, progress = checkpoint.restore(workdir, like, folder)
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
+    values = {jax.tree_util.keystr(path): leaf.tobytes() for path, leaf in leaves}
+    return values | {"progress": json.dumps(progress).encode()}
+
+
+def run(folder: Path, kills: int, epochs: int, seed: int) -> Counter[str]:
+    """Kills a run so often, lets it end, and compares it with one that was left alone.
+
+    Raises:
+      AssertionError: something differs, or a process failed in another way.
+    """
+    rng, places = random.Random(seed), Counter()
+    alone = Job(folder / "alone", epochs, folder / "cache")
+    killed = dataclasses.replace(alone, workdir=folder / "killed ü")
+    alone.finish()
+    for number in range(kills):
+        place = killed.kill(rng)
+        places[place] += 1
+        print(f"kill {number + 1} of {kills}: {place}, step {killed.newest()}", flush=True)
+    killed.finish()
+    expected, found = alone.end(), killed.end()
+    different = [
+        f"{part}: {key}"
+        for part in ("checkpoints", "checkpoints_best")
+        for key in expected[part].keys() | found[part].keys()
+        if expected[part].get(key) != found[part].get(key)
+    ]
+    assert not different, different
+    assert expected == found
+    return places
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--epochs", type=int, default=120, help="of 5 steps; enough for the kills")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        places = run(Path(folder), options.kills, options.epochs, options.seed)
+    shown = ", ".join(f"{count} {place}" for place, count in places.most_common())
+    print(f"{options.kills} kills ({shown}): the end is that of a run without, in every bit")
+
+
+if __name__ == "__main__":
+    main()
