@@ -21,6 +21,7 @@ import contextlib
 import datetime
 import functools
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -141,44 +142,65 @@ def fail(error: BaseException, code: int) -> int:
 
 def train(options: argparse.Namespace, console: Console) -> int:
     """Trains, or goes on with, the run of the options; the exit code."""
-    # Imported late: another process may have to be found before a device is asked for.
+    # Imported late, so that --help and a wrong option answer at once.
     import jax
 
-    from dh2l_jax.training import logging, loop, memory, profiling, workdir
-    from dh2l_jax.training.finite import NotFiniteError
-    from dh2l_jax.training.signals import Stopped
+    from dh2l_jax.training import distributed, logging, loop, memory, profiling, workdir
 
     folder = options.workdir or default_workdir(options)
     with contextlib.ExitStack() as stack:
         try:
-            run_config = read_config(options)
-            workdir.check(folder, run_config)
+            config = read_config(options)
+            workdir.check(folder, config)
             if workdir.is_finished(folder):
                 loop.show_result(folder, console)
                 return 0
             if options.profile:
                 profiling.check_folder(options.profile)
-            experiment = loop.build(run_config, progress=True)
-            stack.enter_context(workdir.opened(folder, run_config))
+            distributed.start(config.distributed)
+            if distributed.several() and not options.workdir:
+                raise ValueError("several processes need --workdir, a folder that all of them see")
+            console.quiet = not distributed.is_main()
+            experiment = loop.build(config, progress=not console.quiet)
+            stack.enter_context(workdir.opened(folder, config))
         except (ValueError, TypeError, OSError, ImportError) as error:
             return fail(error, 2)
         if jax.default_backend() == "cpu":
             memory.keep_freed_memory()
         loop.describe(experiment, console)
-        try:
-            result = loop.train(experiment, folder, console, profile=options.profile)
-        except Stopped as stopped:
-            print(f"train.py: {stopped}: the same command goes on", file=sys.stderr)
-            return 128 + stopped.signal
-        except ValueError as error:
-            return fail(error, 2)
-        except NotFiniteError as error:
-            return fail(error, 3)
-        except OSError as error:
-            return fail(error, 4)
+        result = loop.train(experiment, folder, console, profile=options.profile)
     logging.print_scores(console, result)
     loop.show_next_steps(folder, result, console, command(options))
     return 0
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    """`train`, with a line and an exit code for what ends it early."""
+    from dh2l_jax.training import distributed
+    from dh2l_jax.training.checkpoint import CheckpointError
+    from dh2l_jax.training.finite import NotFiniteError
+    from dh2l_jax.training.signals import Stopped
+
+    try:
+        return train(options, console)
+    except Stopped as stopped:
+        print(f"train.py: {stopped}: the same command goes on", file=sys.stderr)
+        return 128 + stopped.signal
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except CheckpointError as error:
+        return fail(error, 2)
+    except NotFiniteError as error:
+        return fail(error, 3)
+    except OSError as error:
+        code = fail(error, 4)
+    except Exception as error:
+        if not distributed.lost(error):
+            raise
+        code = fail(RuntimeError(distributed.LOST_LINE), distributed.LOST)
+    if distributed.several():
+        distributed.abandon(code)
+    return code
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -189,7 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     console = Console(highlight=False)
     if not (options.eval_only or options.test or options.export):
-        return train(options, console)
+        return run(options, console)
     try:
         use_finished(options, console)
     except (ValueError, TypeError, OSError, ImportError) as error:

@@ -191,8 +191,8 @@ def _stepping(job: Job) -> Callable[[], Any]:
 
     def arm() -> Any:
         nonlocal state
-        state, terms = job.step(state, *job.batch)
-        return state, terms
+        state, stepped = job.step(state, *job.batch)
+        return state, stepped
 
     return arm
 

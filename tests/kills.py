@@ -91,6 +91,15 @@ class Job:
             return "in a save of the best"
         return "in training" if self.newest() > before else "before the first step"
 
+    def interrupt(self, number: signal.Signals) -> None:
+        """Starts a process and asks it to stop as soon as it has saved something."""
+        before, process = self.newest(), self.start()
+        self._wait(process, lambda: self.newest() > before)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 128 + number, (process.returncode, errors)
+        assert f"stopped by {number.name} after step {self.newest()}: the same" in errors, errors
+
     def end(self) -> dict:
         """All that the run has come to, without what depends on the clock."""
         lines = (self.workdir / "metrics.jsonl").read_text("utf-8").splitlines()
@@ -139,6 +148,8 @@ def run(folder: Path, kills: int, epochs: int, seed: int) -> Counter[str]:
         place = killed.kill(rng)
         places[place] += 1
         print(f"kill {number + 1} of {kills}: {place}, step {killed.newest()}", flush=True)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        killed.interrupt(number)
     killed.finish()
     expected, found = alone.end(), killed.end()
     different = [
@@ -162,7 +173,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         places = run(Path(folder), options.kills, options.epochs, options.seed)
     shown = ", ".join(f"{count} {place}" for place, count in places.most_common())
-    print(f"{options.kills} kills ({shown}): the end is that of a run without, in every bit")
+    print(
+        f"{options.kills} kills ({shown}), a SIGTERM and a SIGINT: "
+        "the end is that of a run without, in every bit"
+    )
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ class Bench:
         else:
             self.saved.append((state, json.loads(json.dumps(progress))))
 
-    def step(self, number, state, batch):
+    def step(self, number, state, batch, *, stop):
         """Counts."""
         assert batch == number - 1 == int(state.step)
         terms = {"J": self.tape.send(float(number)), "hits": np.int32(1)}
@@ -239,10 +239,10 @@ def test_stops_soon_with_all_saved(tmp_path, monkeypatch, asked, eval_every):
     bench = Bench(tmp_path, monkeypatch, epochs=4, eval_every=eval_every)
     step = bench.step
 
-    def interrupted(number, *arguments):
+    def interrupted(number, *arguments, **options):
         if number == asked:
             bench.stop.signal = 15
-        return step(number, *arguments)
+        return step(number, *arguments, **options)
 
     bench.step = interrupted
     with pytest.raises(Stopped, match="stopped by SIGTERM after step") as stopped:
@@ -259,8 +259,8 @@ def test_nothing_is_saved_of_a_step_that_blows_up(tmp_path, monkeypatch, bad):
     bench = Bench(tmp_path, monkeypatch, epochs=4, checkpoint_every=1)
     step = bench.step
 
-    def exploding(number, *arguments):
-        state, stepped = step(number, *arguments)
+    def exploding(number, *arguments, **options):
+        state, stepped = step(number, *arguments, **options)
         if number == bad:
             stepped = stepped._replace(terms={**stepped.terms, "J": np.float32("nan")})
         return state, stepped

@@ -2,6 +2,8 @@
 
 A save is written apart and appears under its step in one rename, complete with its manifest. So
 whatever ends a save, a kill or a full disk, the steps before it stay as they were.
+
+All processes of a run call these functions alike; the first alone touches the disk.
 """
 
 from __future__ import annotations
@@ -26,7 +28,17 @@ from jax.experimental import multihost_utils
 from dh2l_jax.training import manifest
 from dh2l_jax.training.steps import TrainState
 
-__all__ = ["BEST", "LAST", "NoCheckpoint", "Saved", "forget_after", "restore", "save", "steps"]
+__all__ = [
+    "BEST",
+    "LAST",
+    "CheckpointError",
+    "NoCheckpoint",
+    "Saved",
+    "forget_after",
+    "restore",
+    "save",
+    "steps",
+]
 
 T = TypeVar("T")
 
@@ -49,11 +61,17 @@ class Saved(NamedTuple):
     progress: dict[str, Any]
 
 
-class NoCheckpoint(ValueError):
+class CheckpointError(ValueError):
+    """No checkpoint can be used."""
+
+
+class NoCheckpoint(CheckpointError):
     """Nothing has been saved yet: a run may start anew."""
 
 
-_ERRORS = {kind.__name__: kind for kind in (NoCheckpoint, ValueError, TypeError, OSError)}
+_ERRORS = {
+    kind.__name__: kind for kind in (NoCheckpoint, CheckpointError, ValueError, TypeError, OSError)
+}
 
 
 def save(
@@ -67,7 +85,7 @@ def save(
     """Writes a state and the progress of its run under its step; returns when all is on disk.
 
     A step of the same number is replaced. Of the older ones the newest stay; newer ones, which
-    belong to a future that was given up, go. All processes call it, the first one writes.
+    belong to a future that was given up, go.
 
     Args:
       workdir: of the run.
@@ -112,8 +130,6 @@ def restore(
 ) -> Saved:
     """The newest intact step of a folder, bit for bit as it was saved.
 
-    All processes call it, the first one reads.
-
     Args:
       workdir: of the run.
       like: a state of the structure, shapes, dtypes and placement to return; it may be abstract.
@@ -123,7 +139,8 @@ def restore(
 
     Raises:
       NoCheckpoint: there is no step.
-      ValueError: every step is damaged, or the newest intact one belongs to another model.
+      CheckpointError: every step is damaged, or the newest intact one belongs to another model.
+      OSError: the folder cannot be read.
     """
     path, template = workdir / folder, _tree(like)
     arrays = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
@@ -229,7 +246,7 @@ def _newest_intact(
                 return tree, progress
             problem = f"it holds step {tree['step']}"
         damaged.append(f"checkpoint {path / str(step)} is damaged ({problem})")
-    raise ValueError(f"{damaged[0]}, and there is no intact one before it")
+    raise CheckpointError(f"{damaged[0]}, and there is no intact one before it")
 
 
 def _read(path: Path, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
@@ -239,12 +256,12 @@ def _read(path: Path, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         metadata = manager.item_metadata(step)
         difference = _difference(_leaves(metadata.get("state") or {}), _leaves(like))
         if difference:
-            raise ValueError(f"{name} belongs to another model: {difference}")
+            raise CheckpointError(f"{name} belongs to another model: {difference}")
         state, progress = ocp.args.StandardRestore(like), ocp.args.JsonRestore()
         try:
             found = manager.restore(step, args=ocp.args.Composite(state=state, progress=progress))
         except (KeyError, TypeError, ValueError, OSError) as error:
-            raise ValueError(f"{name} cannot be read: {str(error).splitlines()[0]}") from error
+            raise CheckpointError(f"{name} cannot be read: {str(error).splitlines()[0]}") from error
     return found["state"], found["progress"]
 
 

@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,9 +24,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dh2l_jax.training.config import DistributedConfig
 
-__all__ = ["LOST", "LOST_LINE", "abandon", "flags", "is_main", "lost", "start", "stop"]
+__all__ = ["LOST", "LOST_LINE", "abandon", "flags", "is_main", "lost", "several", "start", "stop"]
 
 BAD_INPUT, LOST = 2, 5  # exit codes of train.py
+# Seconds that process 0 leaves to others that end for the same reason, with a line of their own:
+# they cannot outlive it.
+GRACE = 2
 LOST_LINE = (
     "another process of the run was lost: start all of them again, and they go on from the last "
     "checkpoint"
@@ -47,22 +51,27 @@ def start(config: DistributedConfig) -> None:
     """
     if not config.auto and not config.coordinator:
         return
-    where = config.coordinator or "the cluster"
+    where = config.coordinator or "the cluster's first process"
+    known: tuple[Any, ...] = (config.coordinator, config.processes, config.process)
     _on_abort(
-        f"distributed: not all processes met at {where} within {config.timeout} s: is every one "
-        "started, and process 0 reachable there?",
+        f"distributed: not all processes have come to {where} within {config.timeout} s: has each "
+        "one been started, and does the address lead to process 0?",
         BAD_INPUT,
     )
-    known: tuple[Any, ...] = (config.coordinator, config.processes, config.process)
     try:
         jax.distributed.initialize(
             *(() if config.auto else known),
             initialization_timeout=config.timeout,
             heartbeat_timeout_seconds=config.heartbeat,
         )
-    except (ValueError, IndexError, jax.errors.JaxRuntimeError) as error:
+    except ValueError as error:
+        raise ValueError(
+            "distributed.auto: JAX finds no cluster (SLURM, Open MPI, Kubernetes, TPU): set "
+            "distributed.coordinator, .processes and .process"
+        ) from error
+    except jax.errors.JaxRuntimeError as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"distributed: JAX cannot start at {where}: {reason}") from error
+        raise ValueError(f"distributed: cannot start at {where}: {reason}") from error
     _on_abort(LOST_LINE, LOST)
 
 
@@ -72,13 +81,20 @@ def stop() -> None:
 
 
 def abandon(code: int) -> NoReturn:
-    """Ends this process at once, where the others do not end with it: they will notice.
+    """Ends this process where the others may not end with it: they notice that it is lost.
 
     An ordinary exit would wait for them.
     """
+    if is_main():
+        time.sleep(GRACE)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def several() -> bool:
+    """Whether the run has other processes than this one."""
+    return jax.process_count() > 1
 
 
 def is_main() -> bool:
@@ -88,7 +104,7 @@ def is_main() -> bool:
 
 def lost(error: BaseException) -> bool:
     """Whether an error says that another process of the run is gone."""
-    return jax.process_count() > 1 and bool(_LOST.search(str(error)))
+    return several() and bool(_LOST.search(str(error)))
 
 
 def flags(mesh: Mesh) -> Callable[[bool], jax.Array]:

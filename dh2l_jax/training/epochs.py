@@ -18,6 +18,7 @@ from dh2l_jax.data.pipeline import epoch_order
 from dh2l_jax.evaluation import Tally, summarize
 from dh2l_jax.training import checkpoint
 from dh2l_jax.training.config import Config
+from dh2l_jax.training.distributed import flags, several
 from dh2l_jax.training.experiment import Experiment
 from dh2l_jax.training.feeding import Feed
 from dh2l_jax.training.finite import check_finite
@@ -195,6 +196,7 @@ class Epochs:
         config, steps = self.experiment.config, self.experiment.steps_per_epoch
         # Copied: the state is donated to the first step.
         key = jax.random.wrap_key_data(state.key.copy())
+        asked = flags(self.experiment.mesh) if several() else None
         start, first = number, number // steps + 1
         if any(_evaluated(epoch, config) for epoch in range(first, config.epochs)):
             # Compiled now: later, the end of an epoch would have to wait for it to be noticed.
@@ -210,7 +212,8 @@ class Epochs:
         for epoch, feeding in enumerate(feedings, first):
             for batch in feeding:
                 number += 1
-                state, stepped = self.step(number, state, *batch)
+                asks = asked(self.stop.signal is not None) if asked else None
+                state, stepped = self.step(number, state, *batch, stop=asks)
                 yield Sent(stepped, _copy(state) if self._kept(number) else None)
                 if self.stop.agreed and number % steps:
                     yield Sent(None, state)

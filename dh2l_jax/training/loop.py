@@ -33,6 +33,7 @@ from dh2l_jax.training.logging import (
     write_text,
 )
 from dh2l_jax.training.objective import head_levels, make_objective, make_regularizer
+from dh2l_jax.training.placement import place
 from dh2l_jax.training.signals import stop_requests
 from dh2l_jax.training.steps import TrainState, make_train_step
 from dh2l_jax.training.workdir import CONFIG, METRICS, RESULT, TEST, read_config
@@ -91,7 +92,7 @@ def train(
     steps = config.epochs * experiment.steps_per_epoch
     with Log(steps, config.batch_size, console=console) as log, stop_requests() as stop:
         epochs = Epochs(experiment, train_feed, scores_of, step, workdir, log, stop)
-        state = _run(epochs, state, progress, tell)
+        state, progress = _run(epochs, state, progress, tell)
     scores = scores_of(state)
     _write_confusion(workdir, scores)
     if experiment.split == "validation":
@@ -127,23 +128,34 @@ def _begin(experiment: Experiment, workdir: Path, tell: Tell) -> tuple[TrainStat
     return state, progress
 
 
-def _run(epochs: Epochs, state: TrainState, progress: Progress, tell: Tell) -> TrainState:
-    """The last state; where numbers blow up, `on_nan` decides whether it goes back for it."""
+def _run(
+    epochs: Epochs, state: TrainState, progress: Progress, tell: Tell
+) -> tuple[TrainState, Progress]:
+    """The end of the run; where numbers blow up, `on_nan` decides whether it goes back for it."""
     experiment = epochs.experiment
     while True:
         try:
-            return epochs(state, progress)
+            return epochs(state, progress), progress
         except NotFiniteError as error:
             if experiment.config.on_nan == "stop" or len(progress.rollbacks) == MAX_ROLLBACKS:
-                raise
+                raise NotFiniteError(error.step, f"{error.what}; {_advice(epochs)}") from error
             state, saved = _begin(experiment, epochs.workdir, lambda line: None)
             step, rate = int(state.step), progress.rate * ROLLBACK_RATE
             rollbacks = [*progress.rollbacks, {"from": error.step, "to": step, "why": error.what}]
             progress = dataclasses.replace(saved, rate=rate, rollbacks=rollbacks)
             # Placed as it was, so that the step is not compiled again.
-            factor = jax.device_put(np.float32(rate), state.rate.sharding)
+            factor = place(np.float32(rate), state.rate.sharding)
             state = dataclasses.replace(state, rate=factor)
             tell(f"{error}; back to step {step:,}, now with {rate:g} × the learning rate")
+
+
+def _advice(epochs: Epochs) -> str:
+    """What is kept of a run that blew up, and what to do about it."""
+    steps = checkpoint.steps(epochs.workdir)
+    kept = f"the state after step {steps[-1]} is kept" if steps else "nothing was saved before"
+    if epochs.experiment.config.on_nan == "rollback":
+        return f"{kept}, {MAX_ROLLBACKS} roll-backs were of no avail: lower optim.lr in another run"
+    return f"{kept}: lower optim.lr in another run, or go on with --set on_nan=rollback"
 
 
 def eval_only(workdir: Path, tell: Tell | None = None) -> dict[str, Any]:
@@ -287,11 +299,11 @@ def _train_step(
     """The train step, one call of which is recorded if there is a folder for its profile."""
     config, dataset = experiment.config, experiment.dataset
     objective = make_objective(experiment.model, dataset.hierarchy, config.reg)
-    step = make_train_step(objective, experiment.tx, dataset, feed)
+    jitted = make_train_step(objective, experiment.tx, dataset, feed)
     if profile is None:
-        return profiling.annotate(step)
+        return profiling.annotate(jitted)
     total = config.epochs * experiment.steps_per_epoch
-    return profiling.record(step, min(done + profiling.PROFILED, total), profile, tell)
+    return profiling.record(jitted, min(done + profiling.PROFILED, total), profile, tell)
 
 
 def _final_terms(experiment: Experiment, state: TrainState) -> dict[str, Any]:

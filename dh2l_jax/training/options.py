@@ -209,6 +209,6 @@ def _shown(value: Any) -> str:
     """The value for a message: on one line, and cut where it is long."""
     try:
         text = " ".join(repr(value).splitlines())
-    except ValueError:  # an integer of more digits than Python writes
-        text = "an integer of too many digits"
+    except (ValueError, RecursionError):  # more digits, or lists in lists, than Python writes
+        text = f"a value of type {type(value).__name__}"
     return text if len(text) <= 100 else text[:99] + "…"
