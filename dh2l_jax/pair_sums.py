@@ -181,8 +181,7 @@ def _closed_sum(
 
 def _closed_fwd(metric: Metric, slopes: tuple[float, float], W: jax.Array, where: jax.Array):
     linear = _linear(metric, slopes, W, where)
-    b = slopes[1]
-    r = jnp.where(linear.where, inverse_norm(W), 0)
+    r, b = linear.r, slopes[1]
     S = encode(W, metric.code) if b else jnp.zeros_like(W)
     # w·s = Σ|w|, written so that XLA keeps no |W| for this sum and the norm's maximum.
     length = jnp.sum(jnp.maximum(W, -W), axis=1) if b else 0.0
@@ -200,17 +199,17 @@ class _Linear(NamedTuple):
 
     value: jax.Array
     total: jax.Array
-    where: jax.Array
+    r: jax.Array  # u_i = r_i w_i, 0 for rows that take no part
 
 
 def _linear(metric: Metric, slopes: tuple[float, float], W: jax.Array, where: jax.Array) -> _Linear:
     a, b = slopes
     where &= jnp.sum(where) > 1  # one row is no pair: exactly 0, without a rounding error
-    r = jnp.where(where, inverse_norm(W), 0)  # u_i = r_i w_i
+    r = jnp.where(where, inverse_norm(W), 0)
     sum_u, num_u = _product(r, W), jnp.sum(r > 0)
     sum_s, num_s = _sum_of_codes(metric, W, where) if b else (jnp.zeros_like(sum_u), 0.0)
     value = a * (_product(sum_u, sum_u) - num_u) + b * (_product(sum_s, sum_s) - num_s)
-    return _Linear(value / 2, a * sum_u + b * sum_s, where)
+    return _Linear(value / 2, a * sum_u + b * sum_s, r)
 
 
 def _sum_of_codes(metric: Metric, W: jax.Array, where: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -330,7 +329,7 @@ def _tiled_fwd(
 
     # Added on the way to the rows: a gradient of its own would be another n×d.
     def more(start: Start, own: jax.Array) -> jax.Array:
-        rows, present = _rows(W, linear.where, start, own)
+        rows, present = _rows(W, linear.r > 0, start, own)
         S = slopes[1] * encode(rows, metric.code)
         return jnp.where(present[:, None], linear.total[None, :] - S, 0)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, NamedTuple, TypedDict, Unpack, overload
 
 import jax
@@ -21,25 +21,32 @@ from jax.typing import ArrayLike
 from dh2l_jax.messages import unknown_name
 from dh2l_jax.metrics import METRICS, Metric, MetricLike, get_metric
 from dh2l_jax.numerics import as_float
-from dh2l_jax.pair_sums import all_pairs, closed_sum, dense_sum, pair_count, tiled_sum
+from dh2l_jax.pair_sums import (
+    all_pairs,
+    closed_sum,
+    dense_sum,
+    pair_count,
+    scale_gradient,
+    tiled_sum,
+)
 from dh2l_jax.profiles import Affine, separate
 from dh2l_jax.ring_sums import ring_sum
 
 __all__ = [
-    "group_pair_sums",
+    "group_pair_sum",
     "mean_energy",
     "pair_sum",
     "pairwise",
     "rows",
-    "weighted_pair_sum",
 ]
 
 METHODS = ("auto", "closed", "dense", "tiled")
 BLOCK = 512  # rows of a tile, whose n×n intermediates then take a megabyte each
 DENSE_LIMIT = 1024  # above it the tiles' bookkeeping costs less than the lower triangle
 SEPARATE_FROM = 256  # below, a Gram product costs less than compiling what makes up for it
-CHEAP_PAIRS = 2**16  # stacks of fewer pairs cost less to compute than to compile
-MAP_WIDTH = 256  # groups wider than this are summed one after the other to bound memory
+CHEAP_PAIRS = 2**16  # fewer pairs cost less to compute than a second program to compile
+WINDOW = 32  # rows: smaller matrix products are no faster, so groups up to this size share one
+CHUNK = 1024  # rows of windows that are summed at once, whose intermediates take megabytes each
 
 PairFn = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -225,61 +232,136 @@ def rows(W: ArrayLike, where: ArrayLike | None = None) -> tuple[jax.Array, jax.A
     return jnp.where(where[:, None], W, 0), where
 
 
-def group_pair_sums(
+def group_pair_sum(
     W: jax.Array,
-    groups: np.ndarray,
+    groups: np.ndarray | jax.Array,
+    weights: jax.Array,
     metric: MetricLike,
-    where: jax.Array,
     *,
     half_space: bool = False,
-) -> tuple[jax.Array, jax.Array]:
-    """Sums and counts over the pairs inside each group of two or more members.
+) -> jax.Array:
+    """Σ_g v_g Σ_{i<j in g} e(w_i, w_j): the pairs inside each group, by a weight of the group.
 
-    Groups are gathered into padded stacks, one for each power of two of their size, so the cost
-    is that of the groups' own pairs and never n×n; few small groups share one stack.
+    Concrete groups are gathered into windows of rows, so the cost is that of few pairs besides
+    their own and the memory that of some windows; groups that jit traces cost n×n.
 
     Args:
       W: (n, d), cleaned by `rows`.
-      groups: (n,) concrete integers, the group of each row.
+      groups: (n,) integers, the group of each row; concrete ones are numbered from 0.
+      weights: (n,) v_g of each row's group, 0 for rows that take no part; a constant to autodiff.
       metric: a name, a `Metric` or a profile f(c, h).
-      where: (n,) bool.
-      half_space: of the groups' W ∪ −W; a group then counts from two rows on, as without.
-
-    Returns:
-      Sums (k,) and pair counts (k,) of the k groups with two or more rows, in no special order.
-    """
-
-    def group_sum(group: tuple[jax.Array, jax.Array]) -> jax.Array:
-        members, present = group
-        return pair_sum(members, metric, where=present, half_space=half_space)
-
-    sums, counts = [jnp.zeros(0, W.dtype)], [jnp.zeros(0, jnp.float32)]
-    for index in _stacks(groups):
-        members = W.at[index].get(mode="fill", fill_value=0)
-        present = where.at[index].get(mode="fill", fill_value=False)
-        map_groups = jax.vmap if index.shape[1] <= MAP_WIDTH else _one_by_one
-        several = jnp.sum(present, axis=1) > 1
-        sums.append(jnp.where(several, map_groups(group_sum)((members, present)), 0))
-        counts.append(jnp.where(several, pair_count(present, half_space=half_space), 0))
-    return jnp.concatenate(sums), jnp.concatenate(counts)
-
-
-def weighted_pair_sum(
-    W: jax.Array, weights: jax.Array, metric: MetricLike, *, opposites: jax.Array | None = None
-) -> jax.Array:
-    """Σ_{i<j} weights[i, j] e(w_i, w_j) for symmetric (n, n) weights, dense.
-
-    With `opposites`, (n,) weights of the pairs (w_i, −w_i), the rows are those of W ∪ −W.
+      half_space: of the groups' W ∪ −W.
     """
     metric = get_metric(metric)
-    if opposites is None:
-        return dense_sum(metric, W, weights)
-    pairs = _opposite(metric) * jnp.sum(opposites)
-    return jnp.add(pairs, dense_sum(_with_opposites(metric), W, weights))
+    if isinstance(groups, jax.Array):
+        return _mixed_sum(metric, half_space, W, groups, weights)
+    parts = jnp.asarray(groups), weights, _windows(groups)
+    return _windows_sum(metric, half_space, W, parts)
 
 
-def _one_by_one(fn: Callable) -> Callable:
-    return functools.partial(lax.map, fn)
+def _mixed_sum(
+    metric: Metric, half_space: bool, W: jax.Array, groups: jax.Array, weights: jax.Array
+) -> jax.Array:
+    """Of rows of any groups, dense."""
+    pairs = all_pairs(weights > 0) & (groups[:, None] == groups[None, :])
+    total = jnp.zeros((), W.dtype)
+    if half_space:
+        total += _opposite(metric) * jnp.sum(weights)
+        metric = _with_opposites(metric)
+    return jnp.add(total, dense_sum(metric, W, jnp.where(pairs, weights[:, None], 0)))
+
+
+def _one_group_sum(
+    metric: Metric, half_space: bool, W: jax.Array, groups: jax.Array, weights: jax.Array
+) -> jax.Array:
+    """Of rows of one group, by the method for so many."""
+    del groups
+    total = pair_sum(W, metric, where=weights > 0, half_space=half_space)
+    return jnp.max(weights) * total
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["index"], meta_fields=["one_group"]
+)
+@dataclasses.dataclass(frozen=True)
+class _Windows:
+    """Rows of windows of one width, (chunks, windows, width) padded with n."""
+
+    index: jax.Array
+    one_group: bool  # in each window
+
+
+_Parts = tuple[jax.Array, jax.Array, list[_Windows]]  # groups, weights and windows of the rows
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _windows_sum(metric: Metric, half_space: bool, W: jax.Array, parts: _Parts) -> jax.Array:
+    return _windows_fwd(metric, half_space, W, parts)[0]
+
+
+def _windows_fwd(metric: Metric, half_space: bool, W: jax.Array, parts: _Parts):
+    # With the gradient chunk by chunk: autodiff would keep what all of them need for theirs.
+    groups, weights, windows = parts
+    carry = jnp.zeros((), W.dtype), jnp.zeros_like(W)
+    for kind in windows:
+        fn = functools.partial(_one_group_sum if kind.one_group else _mixed_sum, metric, half_space)
+        values_and_slopes = jax.vmap(jax.value_and_grad(fn))
+
+        def step(carry, index, values_and_slopes=values_and_slopes):
+            total, gradient = carry
+            members = (X.at[index].get(mode="fill", fill_value=0) for X in (W, groups, weights))
+            values, slopes = values_and_slopes(*members)
+            return (total + jnp.sum(values), gradient.at[index].set(slopes, mode="drop")), None
+
+        if kind.index.shape[0] == 1:
+            carry, _ = step(carry, kind.index[0])
+        else:
+            carry, _ = lax.scan(step, carry, kind.index)
+    return carry
+
+
+_windows_sum.defvjp(_windows_fwd, scale_gradient)
+
+
+def _windows(groups: np.ndarray) -> list[_Windows]:
+    """The groups with two or more members: small ones share windows, larger ones have their own.
+
+    All are small if that is cheap; the larger ones' windows have one width a power of two.
+    """
+    sizes = np.bincount(groups)
+    members = np.split(np.argsort(groups, kind="stable"), np.cumsum(sizes)[:-1])
+    cheap = len(groups) * np.max(sizes, initial=0) <= CHEAP_PAIRS
+    kinds = np.where(cheap | (sizes <= WINDOW), 0, np.ceil(np.log2(np.maximum(sizes, 1))))
+    return [
+        _chunks([members[g] for g in np.flatnonzero((kinds == kind) & (sizes > 1))], len(groups))
+        for kind in np.unique(kinds[sizes > 1])
+    ]
+
+
+def _chunks(groups: list[np.ndarray], n: int) -> _Windows:
+    width = max(map(len, groups))
+    windows = _packed(groups, width)
+    chunks = -(-len(windows) // max(1, CHUNK // width))
+    index = np.full((chunks, -(-len(windows) // chunks), width), n)
+    for row, window in zip(index.reshape(-1, width), windows, strict=False):
+        row[: len(window)] = window
+    return _Windows(jnp.asarray(index), one_group=len(windows) == len(groups))
+
+
+def _packed(groups: list[np.ndarray], width: int) -> list[np.ndarray]:
+    """The members of groups in windows, each filled with the largest groups that still fit."""
+    by_size: list[list[np.ndarray]] = [[] for _ in range(width + 1)]
+    for group in groups:
+        by_size[len(group)].append(group)
+    windows = []
+    while any(by_size):
+        window, room = [], width
+        for size in range(width, 0, -1):
+            while size <= room and by_size[size]:
+                window.append(by_size[size].pop())
+                room -= size
+        windows.append(np.concatenate(window))
+    return windows
 
 
 class _Plan(NamedTuple):
@@ -316,22 +398,3 @@ def _plan(method: str, metric: Metric, n: int, mesh: Mesh | None, axis: str) -> 
     if linear:
         why += f"; in closed form what is affine in {' and '.join(linear)}"
     return _Plan(method, affine, rest, why)
-
-
-def _stacks(groups: np.ndarray) -> Sequence[np.ndarray]:
-    """Row indices of the groups with two or more members, (groups, width) a stack, padded with n.
-
-    One stack if padding all groups to the widest is cheap, else one a power of two of the size.
-    """
-    order = np.argsort(groups, kind="stable")
-    _, starts, sizes = np.unique(groups[order], return_index=True, return_counts=True)
-    starts, sizes = starts[sizes > 1], sizes[sizes > 1]
-    one_is_cheap = len(sizes) * np.max(sizes, initial=0) ** 2 <= CHEAP_PAIRS
-    kinds = np.zeros_like(sizes) if one_is_cheap else np.ceil(np.log2(sizes)).astype(int)
-    stacks = []
-    for kind in np.unique(kinds):
-        start, size = starts[kinds == kind, None], sizes[kinds == kind, None]
-        column = np.arange(size.max())[None, :]
-        position = np.minimum(start + column, len(groups) - 1)
-        stacks.append(np.where(column < size, order[position], len(groups)))
-    return stacks

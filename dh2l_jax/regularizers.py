@@ -17,8 +17,7 @@ from dh2l_jax.kernels import Patterns, kernel_matrices
 from dh2l_jax.messages import unknown_name
 from dh2l_jax.metrics import MetricLike, get_metric
 from dh2l_jax.numerics import as_float, safe_norm
-from dh2l_jax.pair_sums import all_pairs
-from dh2l_jax.pairwise import group_pair_sums, mean_energy, rows, weighted_pair_sum
+from dh2l_jax.pairwise import group_pair_sum, mean_energy, rows
 from dh2l_jax.spheres import Level, sphere_levels
 
 __all__ = [
@@ -73,19 +72,13 @@ def group_energy(
     metric = get_metric(metric)
     W, where = rows(W, where)
     W, where, groups = _present_rows(W, where, groups, max_present)
-    labels, traced = _groups(groups, W.shape[0])
-    if traced is None:
-        sums, counts = group_pair_sums(W, labels, metric, where, half_space=half_space)
-        means = sums / jnp.maximum(counts, 1)
-        return jnp.sum(means) / jnp.maximum(jnp.sum(counts > 0), 1)
-    pairs = all_pairs(where) & (traced[:, None] == traced[None, :])
-    sizes = jnp.sum(pairs, axis=1) + 1.0  # n_g, for each row
-    shared = sizes > 1
-    num_groups = jnp.sum(jnp.where(shared, 1 / sizes, 0))
+    groups = _groups(groups, W.shape[0])
+    sizes = _group_sizes(groups, where)
+    shared = sizes > 0
+    num_groups = jnp.sum(shared / jnp.maximum(sizes, 1))
     counts = sizes * (2 * sizes - 1) if half_space else sizes * (sizes - 1) / 2
-    weight = jnp.where(shared, 1 / jnp.maximum(counts, 1), 0) / jnp.maximum(num_groups, 1)
-    weights = jnp.where(pairs, weight[:, None], 0)
-    return weighted_pair_sum(W, weights, metric, opposites=weight if half_space else None)
+    weights = shared / (jnp.maximum(counts, 1) * jnp.maximum(num_groups, 1))
+    return group_pair_sum(W, groups, weights, metric, half_space=half_space)
 
 
 def center_energy(
@@ -123,13 +116,10 @@ def center_energy(
     C, where, parents = _present_rows(C, where, parents, max_present)
     if groups is None:
         return mean_energy(C, metric, where=where)
-    labels, traced = _groups(parents, C.shape[0])
-    if traced is None:
-        sums, counts = group_pair_sums(C, labels, metric, where)
-        return jnp.sum(sums) / jnp.maximum(jnp.sum(counts), 1)
-    pairs = all_pairs(where) & (traced[:, None] == traced[None, :])
-    count = jnp.sum(pairs) / 2
-    return weighted_pair_sum(C, pairs, metric) / jnp.maximum(count, 1)
+    parents = _groups(parents, C.shape[0])
+    sizes = _group_sizes(parents, where)
+    count = jnp.sum(jnp.maximum(sizes - 1, 0)) / 2
+    return group_pair_sum(C, parents, (sizes > 0) / jnp.maximum(count, 1), metric)
 
 
 def orthogonality(C: ArrayLike) -> jax.Array:
@@ -305,18 +295,27 @@ def _present_rows(
     return W, index < n, groups
 
 
-def _groups(groups: ArrayLike, n: int) -> tuple[np.ndarray, jax.Array | None]:
-    """(concrete labels, None), or (empty, labels) where jit traces them."""
+def _groups(groups: ArrayLike, n: int) -> np.ndarray | jax.Array:
+    """Checked labels: concrete ones numbered from 0, or as jit traces them."""
     try:
-        concrete, traced = np.asarray(groups), None
+        labels = np.asarray(groups)
     except jax.errors.TracerArrayConversionError:
-        concrete, traced = np.zeros(0, np.int32), jnp.asarray(groups)
-    labels = concrete if traced is None else traced
+        labels = jnp.asarray(groups)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"groups must be integers, found dtype {labels.dtype}")
     if labels.shape != (n,):
         raise ValueError(f"groups must have shape {(n,)} like the rows, found {labels.shape}")
-    return concrete, traced
+    return labels if isinstance(labels, jax.Array) else np.unique(labels, return_inverse=True)[1]
+
+
+def _group_sizes(groups: np.ndarray | jax.Array, where: jax.Array) -> jax.Array:
+    """n_g of the rows that take part, (n,) float32, and 0 for the others and where n_g is 1."""
+    if isinstance(groups, jax.Array):
+        together = where[None, :] & (groups[:, None] == groups[None, :])
+        sizes = jnp.sum(together, axis=1, dtype=jnp.float32)
+    else:
+        sizes = jnp.zeros(groups.shape).at[groups].add(where)[groups]
+    return jnp.where(where & (sizes > 1), sizes, 0)
 
 
 def _nodes_present(hierarchy: Hierarchy, where: jax.Array) -> list[jax.Array]:

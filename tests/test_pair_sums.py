@@ -132,6 +132,46 @@ def test_groups_of_half_spaces(name, traced):
         check((value, gradient), expected or (0.0, np.zeros(W.shape)))
 
 
+@pytest.fixture
+def small_windows(monkeypatch):
+    """Few groups are summed as many are: in windows of three widths, and in several chunks."""
+    module = importlib.import_module("dh2l_jax.pairwise")
+    for name, rows_of in {"WINDOW": 4, "CHUNK": 8, "CHEAP_PAIRS": 0}.items():
+        monkeypatch.setattr(module, name, rows_of)
+
+
+# Shared windows and a lone one; windows of one group each, at one width and in one chunk.
+SIZES = {
+    "mixed": (3, 1, 2, 5, 2, 4, 2, 1, 3, 9, 8),
+    "equal": (3,) * 7,
+    "pairs in one chunk": (2, 1, 2, 2, 1),
+    "one": (13,),
+}
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
+@pytest.mark.parametrize(
+    ("name", "half_space"),
+    [("cosine", False), ("d_am", False), ("d_cos_hm", False), ("d_gm_cos", True)],
+)
+def test_windows_of_groups_equal_masks(name, half_space, sizes, small_windows):
+    """Concrete groups in windows against traced ones in a masked n×n; a batch of heads, too."""
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    groups = np.random.default_rng(0).permutation(labels).astype(np.int32)
+    heads = np.stack([spread(len(groups), 6, seed) for seed in (10, 11)])
+    masks = np.stack([everyone(groups), np.random.default_rng(1).random(len(groups)) < 0.7])
+
+    def energy(W, groups, where):
+        return dh2l.group_energy(W, groups, name, where=where, half_space=half_space)
+
+    both = jax.value_and_grad(lambda W, groups, where: jnp.sin(3 * energy(W, groups, where)))
+    masked = jax.jit(jax.vmap(both, in_axes=(0, None, 0)))(heads, groups, masks)
+    windows = jax.jit(jax.vmap(lambda W, where: both(W, groups, where)))(heads, masks)
+    check(windows, masked)
+    assert np.abs(masked[1]).max() > 0
+    assert not windows[1][~masks].any()
+
+
 def test_half_spaces_of_layers_and_of_levels():
     W, V, name = rows(7, n=7, d=6), rows(8, n=7, d=6), "d_cos_gm"
     params = {"a": {"kernel": W.T}, "b": {"kernel": V.T}, "c": {"kernel": rows(9)}}

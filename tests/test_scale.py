@@ -95,19 +95,28 @@ def test_the_closed_form_needs_3_mb(optimised, metric):
     assert temporaries(value_and_gradient(metric), shape(21_841, 2048)) <= 3 * MB
 
 
-@pytest.mark.parametrize("max_present", [512, None])
-def test_ten_thousand_classes_in_a_thousand_groups_need_64_mb(optimised, max_present):
-    groups = np.arange(10_000) % 1000
+GROUPS = {
+    "of ten": np.arange(10_000) % 1000,
+    "of random size": np.random.default_rng(0).integers(1000, size=10_000),
+}
+
+
+@pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS.keys())
+@pytest.mark.parametrize(("max_present", "limit"), [(512, 16), (None, 32)])
+@pytest.mark.parametrize("metric", ["d_cos_hm", "cosine"])
+def test_ten_thousand_classes_in_a_thousand_groups(optimised, metric, max_present, limit, groups):
+    """W without the rows left out alone has 20 MB; the goal is 64."""
 
     def fn(W, where):
-        return dh2l.group_energy(W, groups, "d_cos_hm", where=where, max_present=max_present)
+        return dh2l.group_energy(W, groups, metric, where=where, max_present=max_present)
 
-    used = temporaries(jax.value_and_grad(fn), shape(10_000, 512), shape(10_000, dtype=bool))
-    assert used <= 64 * MB
+    shapes = shape(10_000, 512), shape(10_000, dtype=bool)
+    assert temporaries(jax.value_and_grad(fn), *shapes) <= limit * MB
+    assert temporaries(fn, *shapes) <= limit * MB
 
 
-@pytest.mark.parametrize(("max_present", "limit"), [(512, 80), (None, 112)])
-def test_a_tree_of_ten_thousand_classes(optimised, max_present, limit):
+@pytest.mark.parametrize("max_present", [512, None])
+def test_a_tree_of_ten_thousand_classes(optimised, max_present):
     """The vectors relative to their centres and the gradient of those alone have 40 MB."""
     tree = dh2l.Hierarchy.two_level(np.arange(10_000) % 1000)
     params = {
@@ -121,7 +130,7 @@ def test_a_tree_of_ten_thousand_classes(optimised, max_present, limit):
         return value
 
     used = temporaries(jax.value_and_grad(fn), params, shape(10_000, dtype=bool))
-    assert used <= limit * MB
+    assert used <= 72 * MB
 
 
 @every_metric
