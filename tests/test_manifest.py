@@ -1,0 +1,255 @@
+"""Manifests: every change of a folder is told, and whatever a manifest holds is only read."""
+
+import errno
+import hashlib
+import itertools
+import os
+import random
+import shutil
+import subprocess
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dh2l_jax.training import manifest
+
+FILES = {
+    "a": b"abc",
+    "empty": b"",
+    "deep/below/b": bytes(range(256)) * 40,
+    "deep/ä b'c": b"\n",
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, data in FILES.items():
+        (tmp_path / "step" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "step" / name).write_bytes(data)
+    manifest.write(tmp_path / "step")
+    return tmp_path / "step"
+
+
+def problem(folder):
+    """The problem, which is one line that a terminal can show."""
+    found = manifest.problem(folder)
+    assert found is None or (found.isprintable() and len(found) < 400)
+    return found
+
+
+def test_the_format_is_that_of_sha256sum(folder):
+    lines = (folder / manifest.NAME).read_text(encoding="utf-8").splitlines()
+    assert lines == [f"{hashlib.sha256(FILES[n]).hexdigest()}  {n}" for n in sorted(FILES)]
+    assert problem(folder) is None
+
+
+@pytest.mark.skipif(not shutil.which("sha256sum"), reason="sha256sum is not installed")
+def test_sha256sum_checks_it(folder):
+    command = ["sha256sum", "--check", "--strict", manifest.NAME]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 0
+    assert result.stdout.count(": OK") == len(FILES)
+    (folder / "a").write_bytes(b"abd")
+    assert subprocess.run(command, cwd=folder, capture_output=True).returncode == 1
+
+
+def test_a_manifest_is_written_anew(folder):
+    (folder / "a").write_bytes(b"other")
+    (folder / f"{manifest.NAME}.tmp").write_bytes(b"of a process that was killed")
+    assert problem(folder) == "SHA256SUMS.tmp is not listed"
+    manifest.write(folder)
+    assert problem(folder) is None
+
+
+def test_flipped_bits(folder):
+    """One in every byte of the manifest; of the other files, all bits of some bytes."""
+    for path in (path for path in folder.rglob("*") if path.stat().st_size and path.is_file()):
+        data, own = path.read_bytes(), path.name == manifest.NAME
+        some = {0, len(data) - 1, *random.Random(0).sample(range(len(data)), min(len(data), 8))}
+        every = {(byte, byte % 8) for byte in range(len(data))}
+        for byte, bit in every if own else itertools.product(some, range(8)):
+            flipped = bytearray(data)
+            flipped[byte] ^= 1 << bit
+            path.write_bytes(flipped)
+            found = problem(folder)
+            assert found
+            assert own or found == f"{path.relative_to(folder).as_posix()}: SHA-256 differs"
+        path.write_bytes(data)
+    assert problem(folder) is None
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_that_are_cut_grow_go_or_become_something_else(folder, name):
+    path, data = folder / name, FILES[name]
+    for other in {data[: len(data) // 2], data + b"\0", bytes(len(data) or 1), b""} - {data}:
+        path.write_bytes(other)
+        assert problem(folder) == f"{name}: SHA-256 differs"
+    path.unlink()
+    assert problem(folder) == f"{name} is missing"
+    path.mkdir()
+    assert problem(folder) == f"{name} is missing"
+    path.rmdir()
+    os.mkfifo(path)
+    assert problem(folder) == f"{name} is no plain file"
+    path.unlink()
+    (folder.parent / "outside").write_bytes(data)
+    path.symlink_to(folder.parent / "outside")
+    assert problem(folder) == f"{name} is no plain file"
+    path.unlink()
+    path.symlink_to("nowhere")
+    assert problem(folder) == f"{name} is no plain file"
+
+
+def test_swapped_and_extra_files(folder):
+    (folder / "a").rename(folder / "c")
+    (folder / "deep" / "below" / "b").rename(folder / "a")
+    (folder / "c").rename(folder / "deep" / "below" / "b")
+    assert problem(folder) == "a: SHA-256 differs"
+    (folder / "deep" / "extra").touch()
+    assert problem(folder) == "deep/extra is not listed"
+    (folder / "deep" / "extra").unlink()
+    (folder / "line\nbreak").touch()
+    assert problem(folder) == r"'line\nbreak' is not listed"
+    (folder / "line\nbreak").unlink()
+    (folder / "link").symlink_to(folder.parent)
+    assert problem(folder) == "link is not listed"
+
+
+def test_folders_below_that_lead_elsewhere(folder):
+    (folder / "deep").rename(folder.parent / "outside")
+    (folder / "deep").symlink_to(folder.parent / "outside")
+    assert problem(folder) == "deep/below/b is missing"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda lines: [], "line 1 is damaged"),
+        (lambda lines: [b""], "line 1 is damaged"),
+        (lambda lines: [*lines[:-1], lines[-1][:-1]], "line 4 is damaged"),
+        (lambda lines: [*lines, lines[0]], "line 5 is damaged"),
+        (lambda lines: [*lines, b"\n"], "line 5 is damaged"),
+        (lambda lines: [lines[0].replace(b"  ", b" *"), *lines[1:]], "line 1 is damaged"),
+        (lambda lines: [lines[0], lines[1].upper(), *lines[2:]], "line 2 is damaged"),
+        (lambda lines: [line.replace(b"\n", b"\r\n") for line in lines], "line 1 is damaged"),
+        (lambda lines: [lines[0].replace(b"  a", b"  \xff"), *lines[1:]], "line 1 is damaged"),
+        (lambda lines: [lines[0].replace(b"  a", b"  a\x1b[2J"), *lines[1:]], "line 1 is damaged"),
+        (lambda lines: [random.Random(0).randbytes(4096)], "line 1 is damaged"),
+    ],
+)
+def test_damaged_manifests(folder, change, expected):
+    path = folder / manifest.NAME
+    path.write_bytes(b"".join(change(path.read_bytes().splitlines(keepends=True))))
+    assert problem(folder) == f"SHA256SUMS: {expected}"
+
+
+@pytest.mark.parametrize("name", ["../outside", "deep/../a", "{}/outside", "./a"])
+def test_a_manifest_that_points_out_opens_nothing(folder, name):
+    outside = folder.parent / "outside"
+    os.mkfifo(outside)  # to open it would hang
+    name = name.format(folder.parent)
+    with (folder / manifest.NAME).open("a") as file:
+        file.write(f"{'0' * 64}  {name}\n")
+    assert problem(folder) == f"{name} is missing"
+
+
+def test_manifests_that_are_no_file(folder):
+    path = folder / manifest.NAME
+    with path.open("r+b") as file:
+        file.truncate(2**34)
+    assert problem(folder) == "SHA256SUMS is larger than 16,777,216 bytes"
+    path.unlink()
+    assert problem(folder) == "SHA256SUMS is missing"
+    path.mkdir()
+    assert problem(folder) == "SHA256SUMS is no plain file"
+    path.rmdir()
+    os.mkfifo(path)
+    assert problem(folder) == "SHA256SUMS is no plain file"
+    assert problem(folder / "nowhere") == "SHA256SUMS is missing"
+    assert problem(folder / "a") == "SHA256SUMS: Not a directory"
+
+
+def test_a_disk_that_cannot_be_read_is_damage(folder, monkeypatch):
+    def digest(file, name):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(hashlib, "file_digest", digest)
+    assert problem(folder) == "a: Input/output error"
+
+
+@given(data=st.binary(max_size=300))
+def test_whatever_a_manifest_holds(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / "a").write_bytes(b"abc")
+    (folder / manifest.NAME).write_bytes(data)
+    assert problem(folder)
+
+
+@given(
+    start=st.integers(0, 400),
+    length=st.integers(0, 80),
+    insert=st.binary(max_size=80) | st.text("0123456789abcdef /.\n\\*", max_size=80),
+)
+def test_whatever_is_changed_in_a_manifest(tmp_path_factory, start, length, insert):
+    folder = tmp_path_factory.mktemp("fuzz")
+    for name in "abcd":
+        (folder / name).write_text(name)
+    manifest.write(folder)
+    data = (folder / manifest.NAME).read_bytes()
+    insert = insert.encode() if isinstance(insert, str) else insert
+    changed = data[:start] + insert + data[start + length :]
+    (folder / manifest.NAME).write_bytes(changed)
+    # The order of lines says nothing; any other change does.
+    same = sorted(changed.split(b"\n")) == sorted(data.split(b"\n")) and changed.endswith(b"\n")
+    assert (problem(folder) is None) == same
+
+
+@pytest.mark.parametrize(
+    "name", ["line\nbreak", "back\\slash", b"\xff".decode(errors="surrogateescape")]
+)
+def test_names_that_no_line_can_hold(folder, name):
+    (folder / name).touch()
+    with pytest.raises(ValueError, match="cannot be listed in SHA256SUMS") as caught:
+        manifest.write(folder)
+    assert str(caught.value).isprintable()
+
+
+def test_only_plain_files_are_listed(folder):
+    os.mkfifo(folder / "pipe")
+    with pytest.raises(ValueError, match="'pipe'"):
+        manifest.write(folder)
+
+
+def test_a_manifest_that_cannot_be_written_leaves_the_old_one(folder, monkeypatch):
+    """Each flush and the rename fail in turn."""
+    before = (folder / manifest.NAME).read_bytes()
+    (folder / "new").write_bytes(b"new")
+    calls = []
+
+    def failing(name, turn):
+        real = getattr(os, name)
+
+        def call(*arguments, **options):
+            calls.append(name)
+            if len(calls) == turn:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real(*arguments, **options)
+
+        return call
+
+    for turn in range(1, 100):
+        calls.clear()
+        with monkeypatch.context() as patch:
+            for name in ("fsync", "replace"):
+                patch.setattr(os, name, failing(name, turn))
+            try:
+                manifest.write(folder)
+                break
+            except OSError:
+                pass
+        renamed = "replace" in calls[:-1]
+        assert ((folder / manifest.NAME).read_bytes() != before) == renamed
+    folders = 3
+    assert calls == ["fsync"] * (len(FILES) + 2) + ["replace"] + ["fsync"] * folders
+    assert problem(folder) is None
