@@ -11,7 +11,16 @@ from collections.abc import Iterator
 
 import numpy as np
 
-__all__ = ["Images", "RaggedImages", "channels", "flat_pixels", "pixel_counts", "sizes", "take"]
+__all__ = [
+    "Images",
+    "RaggedImages",
+    "channels",
+    "flat_pixels",
+    "pixel_counts",
+    "pixel_rows",
+    "sizes",
+    "take",
+]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,6 +112,33 @@ def flat_pixels(images: Images) -> tuple[np.ndarray, np.ndarray]:
         return images.pixels, images.start
     count, height, width, c = images.shape
     return images.reshape(-1, c), np.arange(count, dtype=np.int64) * (height * width)
+
+
+def pixel_rows(images: Images, first: int, last: int) -> np.ndarray:
+    """Pixels `first` to `last` − 1 of all images, one after another; no other image is read.
+
+    Args:
+      images: n of them, p pixels in all.
+      first: ≥ 0.
+      last: ≥ first; pixels beyond p are 0.
+
+    Returns:
+      (last − first, c) uint8, a new array.
+
+    >>> images = np.arange(8, dtype=np.uint8).reshape(2, 2, 2, 1)
+    >>> pixel_rows(images, 3, 5)[:, 0].tolist(), pixel_rows(images, 7, 10)[:, 0].tolist()
+    ([3, 4], [7, 0, 0])
+    """
+    end = np.cumsum(sizes(images).astype(np.int64).prod(axis=1))
+    rows = np.zeros((last - first, channels(images)), np.uint8)
+    begin, stop = np.searchsorted(end, (first, last - 1), side="right")
+    for index in range(begin, min(stop + 1, len(images))):
+        pixels = images[index].reshape(-1, channels(images))
+        start = end[index] - len(pixels)
+        part = pixels[max(first - start, 0) : last - start]
+        offset = max(start - first, 0)
+        rows[offset : offset + len(part)] = part
+    return rows
 
 
 def pixel_counts(images: Images) -> np.ndarray:

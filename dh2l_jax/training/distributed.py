@@ -12,6 +12,7 @@ import ctypes
 import os
 import re
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -51,6 +52,8 @@ def start(config: DistributedConfig) -> None:
     """
     if not config.auto and not config.coordinator:
         return
+    if config.process == 0:
+        _check_port(config.coordinator)
     where = config.coordinator or "the cluster's first process"
     known: tuple[Any, ...] = (config.coordinator, config.processes, config.process)
     _on_abort(
@@ -75,6 +78,19 @@ def start(config: DistributedConfig) -> None:
     _on_abort(LOST_LINE, LOST)
 
 
+def _check_port(coordinator: str) -> None:
+    """Refuses a port of this host that is taken: JAX may crash there, or share it."""
+    port = coordinator.rpartition(":")[2]
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        socket.create_server(("", int(port)), family=family, dualstack_ipv6=both).close()
+    except (ValueError, OverflowError, OSError) as error:
+        raise ValueError(
+            f"distributed.coordinator: process 0 cannot listen at port {port}: {error}"
+        ) from error
+
+
 def stop() -> None:
     """The end of a run that went well, or that all processes end alike; waits for all of them."""
     jax.distributed.shutdown()
@@ -94,7 +110,8 @@ def abandon(code: int) -> NoReturn:
 
 def several() -> bool:
     """Whether the run has other processes than this one."""
-    return jax.process_count() > 1
+    # Asked in this order, no device is asked for before the others are found.
+    return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_main() -> bool:
