@@ -23,6 +23,7 @@ import functools
 import shlex
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,13 +115,15 @@ def use_finished(options: argparse.Namespace, console: Console) -> None:
 
 
 def read_config(options: argparse.Namespace) -> Config:
-    """The config of the options or, where there are none, of the run in `--workdir`."""
+    """The config of the options or, where they only say where to run, of the run in `--workdir`."""
     from dh2l_jax.training import config, recipes, workdir
 
-    given = options.config or options.overrides or options.variant
+    where = all(key.lstrip().startswith("distributed.") for key in options.overrides)
+    given = options.config or options.variant or not where
     if options.workdir and not given and workdir.is_run(options.workdir):
-        return workdir.read_config(options.workdir)
-    run_config = config.load(options.config or DEFAULT_CONFIG)
+        run_config = workdir.read_config(options.workdir)
+    else:
+        run_config = config.load(options.config or DEFAULT_CONFIG)
     for assignment in options.overrides:
         run_config = config.override(run_config, assignment)
     if options.variant:
@@ -134,7 +137,7 @@ def default_workdir(options: argparse.Namespace) -> Path:
     return Path("runs") / f"{(options.config or DEFAULT_CONFIG).stem}-{now}"
 
 
-def fail(error: BaseException, code: int) -> int:
+def fail(error: BaseException | str, code: int) -> int:
     """One line on what went wrong; the exit code."""
     print(f"train.py: error: {error}", file=sys.stderr)
     return code
@@ -145,13 +148,14 @@ def train(options: argparse.Namespace, console: Console) -> int:
     # Imported late, so that --help and a wrong option answer at once.
     import jax
 
-    from dh2l_jax.training import distributed, logging, loop, memory, profiling, workdir
+    from dh2l_jax.training import conflicts, distributed, logging, loop, memory, profiling, workdir
 
     folder = options.workdir or default_workdir(options)
     with contextlib.ExitStack() as stack:
         try:
             config = read_config(options)
             workdir.check(folder, config)
+            conflicts.check(config)
             if workdir.is_finished(folder):
                 loop.show_result(folder, console)
                 return 0
@@ -193,14 +197,14 @@ def run(options: argparse.Namespace, console: Console) -> int:
     except NotFiniteError as error:
         return fail(error, 3)
     except OSError as error:
-        code = fail(error, 4)
+        return fail(error, 4)
     except Exception as error:
-        if not distributed.lost(error):
+        if distributed.lost(error):
+            return fail(distributed.LOST_LINE, distributed.LOST)
+        if not distributed.several():
             raise
-        code = fail(RuntimeError(distributed.LOST_LINE), distributed.LOST)
-    if distributed.several():
-        distributed.abandon(code)
-    return code
+        traceback.print_exc()
+        return 1
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -209,9 +213,14 @@ def main(arguments: list[str] | None = None) -> int:
     # Imported late, so that --help and a wrong option answer at once.
     from rich.console import Console
 
+    from dh2l_jax.training import distributed
+
     console = Console(highlight=False)
     if not (options.eval_only or options.test or options.export):
-        return run(options, console)
+        code = run(options, console)
+        if distributed.several() and code not in (0, 3, 130, 143):  # the others don't end alike
+            distributed.abandon(code)
+        return code
     try:
         use_finished(options, console)
     except (ValueError, TypeError, OSError, ImportError) as error:
