@@ -72,9 +72,14 @@ class Job:
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
         return max((int(name) for name in names if name.isdigit()), default=0)
 
+    def unfinished(self) -> set[Path]:
+        """What saves have left that were cut off, the next one's until then."""
+        return set(self.workdir.glob("checkpoints*/unfinished/*"))
+
     def kill(self, rng: random.Random) -> str:
         """Starts a process and kills it; where it was."""
-        before, process = self.newest(), self.start()
+        before, leftovers = self.newest(), self.unfinished()
+        process = self.start()
         if rng.random() < 0.25:
             time.sleep(rng.uniform(0, STARTING))
         else:
@@ -85,10 +90,8 @@ class Job:
         if process.returncode == 0:
             return "after the end"
         assert process.returncode == -signal.SIGKILL, errors
-        if (self.workdir / "checkpoints" / "unfinished").exists():
+        if self.unfinished() - leftovers:
             return "in a save"
-        if (self.workdir / "checkpoints_best" / "unfinished").exists():
-            return "in a save of the best"
         return "in training" if self.newest() > before else "before the first step"
 
     def interrupt(self, number: signal.Signals) -> None:
