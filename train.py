@@ -139,7 +139,8 @@ def default_workdir(options: argparse.Namespace) -> Path:
 
 def fail(error: BaseException | str, code: int) -> int:
     """One line on what went wrong; the exit code."""
-    print(f"train.py: error: {error}", file=sys.stderr)
+    line = " ".join(str(error).splitlines())
+    print(f"train.py: error: {line}", file=sys.stderr)
     return code
 
 

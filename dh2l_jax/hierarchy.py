@@ -16,6 +16,9 @@ import numpy as np
 
 __all__ = ["Hierarchy"]
 
+# Of a file; work on a tree grows with the square of its depth.
+MAX_LEVELS = 100
+
 
 @dataclasses.dataclass(frozen=True)
 class Hierarchy:
@@ -296,9 +299,11 @@ def _read_csv(path: Path) -> list[tuple[int, tuple[str, ...]]]:
         raise ValueError(f"{path}: not a CSV file in UTF-8: {error}") from error
     lines = [(number, row) for number, row in lines if any(row)]
     if not lines or lines[0][1][0].lower() != "class":
-        found = ",".join(lines[0][1]) if lines else "an empty file"
+        found = repr(",".join(lines[0][1]))[:80] if lines else "an empty file"
         raise ValueError(f"{path}: expected the header class,parent[,grandparent], found {found}")
     width = len(lines[0][1])
+    if width > MAX_LEVELS:
+        raise ValueError(f"{path}: expected at most {MAX_LEVELS} columns, found {width}")
     if len(lines) == 1:
         raise ValueError(f"{path}: no classes below the header")
     for number, row in lines[1:]:

@@ -179,6 +179,8 @@ def test_bad_files_and_folders(tmp_path, capsys):
     (tmp_path / "config.json").write_text("{}")
     assert "no checkpoint in" in fails(capsys, ["--eval-only", "--workdir", str(tmp_path)])
     assert "exists already" in fails(capsys, ["--workdir", str(empty)])
+    for name in ("a[1]", "a\\b"):
+        assert "with brackets or a backslash" in fails(capsys, ["--workdir", str(tmp_path / name)])
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from dh2l_jax.experiments import __main__ as command
 from dh2l_jax.experiments import runner, tables
 from dh2l_jax.experiments.settings import Options, Setting, Weights, config_of
 from dh2l_jax.training import loop, memory
+from dh2l_jax.training.lock import Lock
 
 
 def run(out, *arguments, trainer=None):
@@ -254,9 +255,9 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, arguments, m
 
 def test_a_folder_in_use_is_left_alone(tmp_path, capsys):
     trainer = Fake()
-    with runner.locked(tmp_path):
+    with Lock(tmp_path / ".lock"):
         assert run(tmp_path, "table-fashion", trainer=trainer) == 2
-    assert "is in use by another process" in capsys.readouterr().err
+    assert "is in use by process" in capsys.readouterr().err
     assert trainer.trained == []
 
 

@@ -179,7 +179,7 @@ def _read(path: Path, source: Source) -> Splits:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         files = {str(name): dict(entry) for name, entry in manifest["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path / MANIFEST} is damaged") from error
     splits: Splits = {}
     for split in ("train", "test"):
@@ -188,6 +188,7 @@ def _read(path: Path, source: Source) -> Splits:
             _check(path / name, files.get(name, {}))
         index = np.fromfile(path / names[1], "<i8").reshape(-1, 4)
         pixels = np.memmap(path / names[0], np.uint8, "r").reshape(-1, source.channels)
+        _check_index(path / names[1], index, len(pixels))
         splits[split] = _images(pixels, index), index[:, 3].astype(np.int32)
     return splits
 
@@ -199,12 +200,24 @@ def _check(path: Path, entry: dict[str, Any]) -> None:
         raise ValueError(f"{path} is damaged: its SHA-256 is not that of the manifest")
 
 
+def _check_index(path: Path, index: np.ndarray, count: int) -> None:
+    """Refuses an index by which an image is empty or lies outside of the pixels."""
+    start, height, width, _ = index.T
+    inside = (start >= 0) & (start <= count) & (height >= 1) & (width >= 1)
+    # By division: a product of numbers that came from a file could overflow.
+    inside &= width <= (count - start) // np.maximum(height, 1)
+    if not len(index) or not inside.all():
+        raise ValueError(f"{path} is damaged: an image is empty or lies outside of the pixels")
+
+
 def _images(pixels: np.ndarray, index: np.ndarray) -> Images:
-    """One array if all images have one size."""
-    height, width = index[:, 1], index[:, 2]
-    if np.ptp(height) == 0 and np.ptp(width) == 0:
-        return pixels.reshape(len(index), height[0], width[0], -1)
-    return RaggedImages(pixels, index[:, 0], index[:, 1:3])
+    """One array if all images have one size and follow each other."""
+    start, (height, width) = index[:, 0], index[0, 1:3]
+    same = np.all(index[:, 1:3] == (height, width))
+    if same and np.array_equal(start, np.arange(len(index)) * (height * width)):
+        count, channels = len(index), pixels.shape[1]
+        return pixels[: count * height * width].reshape(count, height, width, channels)
+    return RaggedImages(pixels, start, index[:, 1:3])
 
 
 def _digest(data: bytes) -> str:

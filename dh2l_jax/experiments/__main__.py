@@ -24,9 +24,10 @@ from typing import NoReturn
 
 from dh2l_jax.experiments.job import Job, Progress
 from dh2l_jax.experiments.report import Protocol
-from dh2l_jax.experiments.runner import LoopTrainer, Runner, Trainer, locked
+from dh2l_jax.experiments.runner import LoopTrainer, Runner, Trainer
 from dh2l_jax.experiments.settings import DATA, WEIGHT_FILES, Options
 from dh2l_jax.experiments.tables import FASHION, TABLES, Table, count_runs, table
+from dh2l_jax.training.lock import Lock
 
 PROGRAM = "python -m dh2l_jax.experiments"
 SEEDS = [0, 1, 2]
@@ -89,7 +90,8 @@ def main(arguments: list[str] | None = None, trainer: Trainer | None = None) -> 
                 job.show()
                 return 0
             job.check()
-            stack.enter_context(locked(options.out))
+            options.out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(Lock(options.out / ".lock"))
         except (ValueError, TypeError, OSError, ImportError) as error:
             print(f"{PROGRAM}: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
             return 2

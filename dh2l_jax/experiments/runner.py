@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import gc
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +15,7 @@ from dh2l_jax.experiments.runs import Outcome, Run, check_result, check_test, re
 from dh2l_jax.experiments.settings import Options, Setting, Weights, config_of
 from dh2l_jax.training.config import Config
 
-__all__ = ["LoopTrainer", "Runner", "Settled", "Trainer", "choose", "locked"]
+__all__ = ["LoopTrainer", "Runner", "Settled", "Trainer", "choose"]
 
 LOG, ERROR = "log.txt", "error.txt"
 
@@ -216,23 +215,3 @@ class Runner:
         lines = str(error).splitlines() or [type(error).__name__]
         self.tell(f"{outcome.run}: failed: {lines[0]}")
         return dataclasses.replace(outcome, reason=lines[0])
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps a second process out of a folder of runs, whose unfinished runs it would remove.
-
-    Raises:
-      OSError: another process has the folder, or it cannot be made.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows has no such locks
-            pass
-        except BlockingIOError:
-            raise OSError(f"{folder} is in use by another process: wait, or choose --out") from None
-        yield

@@ -20,7 +20,7 @@ CONFIG, RESULT, TEST = "config.json", "result.json", "test.json"
 # The states that test.json has scores of.
 LAST, BEST = "last", "best_on_validation"
 # Options that change neither what is trained nor on what.
-NOT_IDENTITY = ("data.data_dir", "data.cache_dir", "data.device_gb")
+NOT_IDENTITY = ("checkpoint_every", "data.data_dir", "data.cache_dir", "data.device_gb")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dh2l_jax.training import options
-from dh2l_jax.training.options import Checked, field
+from dh2l_jax.training.options import Checked, field, flat, make, replace
 
 __all__ = [
     "Config",
@@ -255,7 +254,7 @@ def override(config: Config, assignment: str) -> Config:
     key, equals, text = assignment.partition("=")
     if not equals:
         raise ValueError(f"expected key=value, found {assignment!r}")
-    return options.replace(config, key.strip(), text.strip())
+    return replace(config, key.strip(), text.strip())
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -269,7 +268,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     Raises:
       ValueError: no such key (the nearest one is named), or the value has a wrong type or range.
     """
-    return options.make(Config, values)
+    return make(Config, values)
 
 
 def same_run(saved: Config, given: Config) -> str | None:
@@ -282,7 +281,7 @@ def same_run(saved: Config, given: Config) -> str | None:
     >>> same_run(Config(), Config(seed=1, epochs=5))
     'seed is 0 in the saved config, 1 in the given one'
     """
-    pairs = zip(options.flat(saved), options.flat(given), strict=True)
+    pairs = zip(flat(saved), flat(given), strict=True)
     for (key, old), (_, new) in pairs:
         if old != new and key not in WHERE and not key.startswith("distributed."):
             return f"{key} is {old!r} in the saved config, {new!r} in the given one"

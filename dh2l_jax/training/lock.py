@@ -1,8 +1,7 @@
-"""The lock of a workdir: one process at a time, and none that has died."""
+"""The lock of a folder of runs: one process at a time, and none that has died."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 from pathlib import Path
@@ -15,7 +14,7 @@ class Lock:
     """Keeps a folder for this process while the `with` block runs.
 
     The kernel holds it and lets go when the process ends, however it ends. The file stays: to
-    remove it would let two processes lock two files of one name.
+    remove it would let two processes lock two files of one name. Windows has no such locks.
 
     Args:
       path: the file, in the folder that it keeps; it is made if it does not exist.
@@ -34,7 +33,7 @@ class Lock:
         self._path = path
 
     def __enter__(self) -> Lock:
-        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             _acquire(file, self._path)
             os.ftruncate(file, 0)
@@ -56,12 +55,16 @@ class Lock:
 
 def _acquire(file: int, path: Path) -> None:
     try:
+        import fcntl
+    except ImportError:
+        return
+    try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = os.read(file, 300).decode("utf-8", "replace").strip()
         raise ValueError(
             f"{path.parent} is in use by {holder or 'another process'}: wait for it or choose "
-            "another workdir"
+            "another folder"
         ) from None
     except OSError as error:
         raise OSError(f"{path} cannot be locked: {error.strerror}") from error

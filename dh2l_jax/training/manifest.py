@@ -73,6 +73,8 @@ def problem(folder: Path) -> str | None:
 
 def sync(folder: Path) -> None:
     """Flushes the names in a folder, so that a rename in it outlives a power cut."""
+    if os.name == "nt":  # where folders cannot be opened
+        return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

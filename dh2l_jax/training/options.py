@@ -113,14 +113,14 @@ def _named(prefix: str) -> Iterator[None]:
 
 
 def _unknown_key(root: type, key: str) -> str:
-    valid = list(_keys(root))
+    valid, short = list(_keys(root)), key[:100]  # comparing a long one would take long
 
     def likeness(name: str) -> tuple[bool, bool, float]:
         """A key in the wrong section is the commonest slip, letters in the wrong order the next."""
         return (
-            name.split(".")[-1] == key.split(".")[-1],
-            sorted(name) == sorted(key),
-            difflib.SequenceMatcher(None, key, name).ratio(),
+            name.split(".")[-1] == short.split(".")[-1],
+            sorted(name) == sorted(short),
+            difflib.SequenceMatcher(None, short, name).ratio(),
         )
 
     return f"unknown option {_shown(key)}: did you mean {max(valid, key=likeness)!r}?"

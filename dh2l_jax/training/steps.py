@@ -120,7 +120,7 @@ def make_train_step(
     tx: optax.GradientTransformation,
     dataset: Dataset,
     feed: Feed,
-) -> Callable[..., tuple[TrainState, Terms]]:
+) -> Callable[..., tuple[TrainState, Stepped]]:
     """A function (state, *batch of the feed, stop=None) → (state, Stepped): a jitted one.
 
     The state is donated: the caller's copy is used up. `stop` is (devices,) bool, whether the

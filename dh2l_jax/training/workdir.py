@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +30,8 @@ __all__ = [
 
 CONFIG, METRICS, RESULT, TEST = "config.json", "metrics.jsonl", "result.json", "test.json"
 LOCK = ".lock"
+# Orbax takes the one for a pattern, TensorStore the other for a slash.
+UNREADABLE = re.compile(r"\[.*\]" if os.name == "nt" else r"\[.*\]|\\")
 
 
 def is_run(workdir: Path) -> bool:
@@ -51,11 +55,10 @@ def read_config(workdir: Path) -> Config:
     if not path.is_file():
         raise ValueError(f"{workdir} holds no run: expected the file {path}")
     try:
-        return from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except RecursionError as error:
-        raise ValueError(f"{path}: sections within sections without end") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
+    return from_dict(values)
 
 
 def check(workdir: Path, config: Config) -> None:
@@ -65,6 +68,11 @@ def check(workdir: Path, config: Config) -> None:
       ValueError: the folder holds a run with other options, or something that is no run.
       OSError: it cannot be read.
     """
+    if UNREADABLE.search(str(workdir.absolute())):
+        raise ValueError(
+            f"workdir {workdir}: checkpoints could not be read again below a path with brackets "
+            "or a backslash: choose another"
+        )
     if is_run(workdir):
         difference = same_run(read_config(workdir), config)
         if difference:
