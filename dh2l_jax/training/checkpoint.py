@@ -8,6 +8,7 @@ All processes of a run call these functions alike; the first alone touches the d
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -16,7 +17,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -154,6 +155,15 @@ def restore(
     if jax.process_count() > 1:
         arrays = _of_first(arrays)
     return Saved(TrainState(**jax.tree.map(_place, arrays, template)), progress)
+
+
+@contextlib.contextmanager
+def tell_what_is_kept(workdir: Path) -> Iterator[None]:
+    """Adds to an `OSError` of another write of the run which of its steps is intact."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{error}; {_what_is_kept(workdir / LAST)}") from error
 
 
 def _save(path: Path, step: int, tree: Any, progress: dict[str, Any], keep: int) -> None:

@@ -163,7 +163,8 @@ class Epochs:
             record |= {k: v for k, v in scores.items() if not k.startswith("confusion")}
             if self.experiment.split == "validation":
                 progress.best = keep_better(self.workdir, state, epoch, scores, progress.best)
-        append_record(self.workdir / METRICS, record)
+        with checkpoint.tell_what_is_kept(self.workdir):
+            append_record(self.workdir / METRICS, record)
         self.log.epoch(record, config.epochs)
         self._save(state, progress)
         if self.stop.agreed:

@@ -94,9 +94,10 @@ def train(
         epochs = Epochs(experiment, train_feed, scores_of, step, workdir, log, stop)
         state, progress = _run(epochs, state, progress, tell)
     scores = scores_of(state)
-    _write_confusion(workdir, scores)
     if experiment.split == "validation":
         progress.best = keep_better(workdir, state, config.epochs, scores, progress.best)
+    with checkpoint.tell_what_is_kept(workdir):
+        _write_confusion(workdir, scores)
     result = {
         **scores,
         **({"best": progress.best} if progress.best else {}),
@@ -108,7 +109,8 @@ def train(
         "seconds": round(time.perf_counter() - start, 2),
         "versions": versions(),
     }
-    write_json(workdir / RESULT, result)
+    with checkpoint.tell_what_is_kept(workdir):
+        write_json(workdir / RESULT, result)
     return result
 
 
@@ -139,7 +141,7 @@ def _run(
         except NotFiniteError as error:
             if experiment.config.on_nan == "stop" or len(progress.rollbacks) == MAX_ROLLBACKS:
                 raise NotFiniteError(error.step, f"{error.what}; {_advice(epochs)}") from error
-            state, saved = _begin(experiment, epochs.workdir, lambda line: None)
+            state, saved = _begin(experiment, epochs.workdir, tell)
             step, rate = int(state.step), progress.rate * ROLLBACK_RATE
             rollbacks = [*progress.rollbacks, {"from": error.step, "to": step, "why": error.what}]
             progress = dataclasses.replace(saved, rate=rate, rollbacks=rollbacks)

@@ -1,0 +1,177 @@
+"""The files of a run: whole or not at all, and what a command says of the ways in which it ends."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+import train
+from dh2l_jax.training import checkpoint, distributed, loop, workdir
+from dh2l_jax.training.checkpoint import CheckpointError
+from dh2l_jax.training.config import Config, DistributedConfig, OptimConfig
+from dh2l_jax.training.finite import NotFiniteError
+from dh2l_jax.training.lock import Lock
+from dh2l_jax.training.logging import append_record, keep_records, read_records, write_text
+from dh2l_jax.training.signals import Stopped
+
+RECORDS = [{"epoch": 1, "step": 5, "J": 0.1 + 0.2}, {"epoch": 2, "step": 10, "ü": "走"}]
+
+
+def write_records(path, records=RECORDS):
+    for record in records:
+        append_record(path, record)
+
+
+@pytest.mark.parametrize("end", ["", "{", '{"epoch": 3, "step": 15}', "\xff"])
+@pytest.mark.parametrize("step", [0, 4, 5, 9, 10, 99])
+def test_records_of_later_steps_and_half_lines_are_dropped(tmp_path, end, step):
+    path = tmp_path / "metrics.jsonl"
+    write_records(path)
+    with path.open("ab") as file:
+        file.write(end.encode("latin-1"))
+    assert read_records(path) == RECORDS
+    keep_records(path, step)
+    kept = [record for record in RECORDS if record["step"] <= step]
+    assert read_records(path) == kept
+    append_record(path, {"step": 99})
+    assert read_records(path) == [*kept, {"step": 99}]
+
+
+def test_no_records_are_none(tmp_path):
+    keep_records(tmp_path / "none", 3)
+    assert read_records(tmp_path / "none") == []
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("{", "line 2 is not JSON"), ("[1]", r"line 2: expected a JSON object, found \[1\]")],
+)
+def test_a_damaged_record_is_named(tmp_path, line, message):
+    path = tmp_path / "metrics.jsonl"
+    write_records(path, RECORDS[:1])
+    with path.open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(ValueError, match=message):
+        keep_records(path, 3)
+    path.write_text('{"epoch": 1}\n')
+    with pytest.raises(ValueError, match="line 1: expected the number of a step, found none"):
+        keep_records(path, 3)
+
+
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_file_before(tmp_path, monkeypatch, name):
+    path = tmp_path / "result.json"
+    write_text(path, "before")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(*((os, "fsync", full) if name == "fsync" else (Path, "replace", full)))
+    with pytest.raises(OSError, match=r"result\.json cannot be written: No space left on device$"):
+        write_text(path, "after")
+    assert path.read_text() == "before"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_is_named_with_what_is_kept(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.symlink_to("/dev/full")
+    with (
+        pytest.raises(OSError, match=r"No space left on device; no step is kept$") as error,
+        checkpoint.tell_what_is_kept(tmp_path),
+    ):
+        append_record(path, {"step": 1})
+    assert str(path) in str(error.value)
+
+
+def test_a_run_goes_on_with_its_own_options_alone(tmp_path):
+    folder, config = tmp_path / "run", Config(seed=3)
+    with workdir.opened(folder, config):
+        assert workdir.is_run(folder)
+        assert not workdir.is_finished(folder)
+        assert workdir.read_config(folder) == config
+    with workdir.opened(folder, Config(seed=3, on_nan="rollback", checkpoint_every=7)):
+        pass
+    with workdir.opened(folder, Config(seed=3, distributed=DistributedConfig(auto=True))):
+        pass
+    assert workdir.read_config(folder) == config
+    other = Config(seed=3, optim=OptimConfig(lr=0.3))
+    with pytest.raises(ValueError, match=r"optim\.lr is 0\.1 in the saved config, 0\.3"):
+        workdir.check(folder, other)
+
+
+def test_a_killed_start_is_no_run(tmp_path):
+    """What it leaves is its own; anything else in a folder keeps a run out of it."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".lock").touch()
+    (folder / "config.json.tmp").write_text("{")
+    workdir.check(folder, Config())
+    (folder / "letter.txt").touch()
+    with pytest.raises(ValueError, match="exists already and is never overwritten"):
+        workdir.check(folder, Config())
+
+
+def test_a_second_run_in_a_folder_is_refused(tmp_path, capsys):
+    folder = tmp_path / "run"
+    with workdir.opened(folder, Config()), pytest.raises(ValueError, match="is in use by process"):
+        workdir.opened(folder, Config()).__enter__()
+    (folder / "config.json").unlink()
+    options = ["--set", "model.name=resnet8", "--set", "data.fraction=0.1", "--workdir"]
+    with Lock(folder / ".lock"):
+        assert train.main([*options, str(folder)]) == 2
+    assert capsys.readouterr().err == (
+        f"train.py: error: {folder} is in use by process {os.getpid()} on {os.uname().nodename}: "
+        "wait for it or choose another folder\n"
+    )
+    assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (Stopped(15, 7), 143, "stopped by SIGTERM after step 7: the same command goes on"),
+        (Stopped(2, 7), 130, "stopped by SIGINT after step 7: the same command goes on"),
+        (KeyboardInterrupt(), 130, ""),
+        (CheckpointError("damaged"), 2, "error: damaged"),
+        (NotFiniteError(3, "L is nan"), 3, "error: step 3: L is nan"),
+        (OSError("disk\nfull"), 4, "error: disk full"),
+    ],
+)
+def test_every_end_has_its_exit_code(tmp_path, capsys, monkeypatch, error, code, line):
+    def end(*_, **__):
+        raise error
+
+    monkeypatch.setattr(loop, "train", end)
+    options = ["--set", "model.name=resnet8", "--set", "data.fraction=0.1", "--workdir"]
+    assert train.main([*options, str(tmp_path / "run")]) == code
+    assert capsys.readouterr().err == (f"train.py: {line}\n" if line else "")
+
+
+def test_a_lost_process_ends_the_others(tmp_path, capsys, monkeypatch):
+    """As Gloo tells of it; the way out is the one that waits for nobody."""
+
+    def end(*_, **__):
+        raise ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
+
+    ended = []
+    monkeypatch.setattr(train, "train", end)
+    monkeypatch.setattr(distributed, "several", lambda: True)
+    monkeypatch.setattr(distributed, "abandon", ended.append)
+    train.main(["--workdir", str(tmp_path / "run")])
+    assert ended == [5]
+    assert capsys.readouterr().err == f"train.py: error: {distributed.LOST_LINE}\n"
+    monkeypatch.setattr(distributed, "several", lambda: False)
+    with pytest.raises(ValueError, match="Gloo"):
+        train.main(["--workdir", str(tmp_path / "run")])
+
+
+def test_a_damaged_result_is_named(tmp_path, capsys):
+    folder = tmp_path / "run"
+    with workdir.opened(folder, Config()):
+        (folder / "result.json").write_text(json.dumps({"accuracy": [0.5]}))
+    assert train.main(["--workdir", str(folder)]) == 2
+    assert "result.json is damaged" in capsys.readouterr().err
