@@ -35,13 +35,9 @@ def compiled_once(tmp_path):
     compilation_cache.reset_cache()
 
 
-def test_goes_on_in_every_bit(tmp_path, compiled_once):
-    """Interrupted by SIGTERM in the middle of an epoch."""
-    resume_checks.check(tmp_path, "resident", "float32", ["middle"])
-
-
-def test_killed_runs_go_on_in_every_bit(tmp_path):
+def test_killed_runs_go_on_in_every_bit(tmp_path, monkeypatch):
     """A few of what `python tests/kills.py --kills 100` does."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # to compile faster
     places = kills.run(tmp_path, kills=2, epochs=3, seed=1)
     assert sum(places.values()) == 2
 

@@ -31,9 +31,9 @@ def check(config: Config) -> None:
 
     >>> from dh2l_jax.training.config import ModelConfig
     >>> check(Config(model=ModelConfig(name="resnet110")))
-    >>> check(Config(model=ModelConfig(name="resnet111")))
+    >>> check(Config(optim=OptimConfig(nesterov=True, momentum=0.0)))
     Traceback (most recent call last):
-    ValueError: unknown model 'resnet111': did you mean 'resnet110'? Valid: ...
+    ValueError: optim.nesterov=true has no effect without momentum: set optim.momentum > 0
     """
     for metric in (config.reg.conv_metric, config.reg.fc_metric):
         get_metric(metric)

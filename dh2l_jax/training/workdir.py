@@ -56,7 +56,9 @@ def read_config(workdir: Path) -> Config:
         raise ValueError(f"{workdir} holds no run: expected the file {path}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise ValueError(f"{path}: sections within sections without end") from error
+    except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
     return from_dict(values)
 
