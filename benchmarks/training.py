@@ -85,9 +85,7 @@ def regularizer(ceilings: Ceilings, rounds: int) -> Iterator[Row]:
             what="regulariser",
             case=f"ResNet-{depth}",
             figure="extra tracing and compilation, s",
-            value=min(extra),
-            low=min(extra),
-            high=max(extra),
+            **_least(extra),
             target=target,
         )
 
@@ -146,10 +144,13 @@ def compilation(ceilings: Ceilings, rounds: int) -> Iterator[Row]:
             what="train step",
             case=f"ResNet-{depth}, batch 128, unrolled",
             figure="tracing and compilation, s",
-            value=min(seconds),
-            low=min(seconds),
-            high=max(seconds),
+            **_least(seconds),
         )
+
+
+def _least(seconds: list[float]) -> dict[str, float]:
+    """The figures of a row of compilations, the least of which was disturbed least."""
+    return {"value": min(seconds), "low": min(seconds), "high": max(seconds)}
 
 
 def _speed(times: Times, size: int, case: str) -> Row:

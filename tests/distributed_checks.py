@@ -149,7 +149,7 @@ def main():
         print(json.dumps([jax.process_index(), jax.process_count(), jax.device_count()]))
     if what == "sum":
         sum_forever()
-    distributed.stop()
+    jax.distributed.shutdown()
 
 
 if __name__ == "__main__":

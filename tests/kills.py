@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import random
 import signal
@@ -17,6 +16,8 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+
+from resume_checks import check_equal, end
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = {
@@ -103,38 +104,12 @@ class Job:
         assert process.returncode == 128 + number, (process.returncode, errors)
         assert f"stopped by {number.name} after step {self.newest()}: the same" in errors, errors
 
-    def end(self) -> dict:
-        """All that the run has come to, without what depends on the clock."""
-        lines = (self.workdir / "metrics.jsonl").read_text("utf-8").splitlines()
-        records = [json.loads(line) for line in lines]
-        result = json.loads((self.workdir / "result.json").read_text("utf-8"))
-        for values in (*records, result):
-            values.pop("seconds", None)
-            values.pop("images_per_second", None)
-        return {"records": records, "result": result} | {
-            folder: _arrays(self.workdir, folder) for folder in ("checkpoints", "checkpoints_best")
-        }
-
     @staticmethod
     def _wait(process: subprocess.Popen, ready) -> None:
         limit = time.monotonic() + PATIENCE
         while process.poll() is None and not ready():
             assert time.monotonic() < limit, "the process hangs"
             time.sleep(0.002)
-
-
-def _arrays(workdir: Path, folder: str) -> dict[str, bytes]:
-    """The leaves of the newest state of a folder, to the bit."""
-    import jax
-
-    from dh2l_jax.training import checkpoint, loop
-    from dh2l_jax.training.workdir import read_config
-
-    like = loop.build(read_config(workdir), training=False).init(abstract=True)
-    state, progress = checkpoint.restore(workdir, like, folder)
-    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
-    values = {jax.tree_util.keystr(path): leaf.tobytes() for path, leaf in leaves}
-    return values | {"progress": json.dumps(progress).encode()}
 
 
 def run(folder: Path, kills: int, epochs: int, seed: int) -> Counter[str]:
@@ -154,15 +129,7 @@ def run(folder: Path, kills: int, epochs: int, seed: int) -> Counter[str]:
     for number in (signal.SIGTERM, signal.SIGINT):
         killed.interrupt(number)
     killed.finish()
-    expected, found = alone.end(), killed.end()
-    different = [
-        f"{part}: {key}"
-        for part in ("checkpoints", "checkpoints_best")
-        for key in expected[part].keys() | found[part].keys()
-        if expected[part].get(key) != found[part].get(key)
-    ]
-    assert not different, different
-    assert expected == found
+    check_equal(end(killed.workdir), end(alone.workdir))
     return places
 
 

@@ -20,9 +20,9 @@ from rich.console import Console
 
 from dh2l_jax.training import checkpoint, loop
 from dh2l_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig, RegConfig
-from dh2l_jax.training.logging import Log
+from dh2l_jax.training.logging import Log, read_records
 from dh2l_jax.training.signals import Stopped
-from dh2l_jax.training.workdir import METRICS, opened
+from dh2l_jax.training.workdir import METRICS, RESULT, opened, read_config
 
 STEPS = 5  # of an epoch
 SMALL = {"data": {"fraction": 0.05, "holdout": 50}, "batch_size": 48, "eval_batch_size": 48}
@@ -65,22 +65,28 @@ def train(config: Config, workdir: Path, *, interrupt: int = 0) -> int | None:
     return None
 
 
-def end(config: Config, workdir: Path) -> dict:
+def end(workdir: Path) -> dict:
     """All that a run has come to, to the bit, without what depends on the clock."""
-    like = loop.build(config).init(abstract=True)
+    like = loop.build(read_config(workdir), training=False).init(abstract=True)
     found = {}
     for folder in (checkpoint.LAST, checkpoint.BEST):
         saved = checkpoint.restore(workdir, like, folder)
         leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(saved.state))
         found |= {folder + jax.tree_util.keystr(path): leaf.tobytes() for path, leaf in leaves}
         found[folder] = saved.progress
-    lines = (workdir / METRICS).read_text("utf-8").splitlines()
-    found["records"] = [json.loads(line) for line in lines]
-    found["result"] = json.loads((workdir / "result.json").read_text("utf-8"))
+    found["records"] = read_records(workdir / METRICS)
+    found["result"] = json.loads((workdir / RESULT).read_text("utf-8"))
     for values in (*found["records"], found["result"]):
         values.pop("seconds", None)
         values.pop("images_per_second", None)
     return found
+
+
+def check_equal(found: dict, expected: dict) -> None:
+    """Raises an `AssertionError` that names what differs between two ends."""
+    assert found.keys() == expected.keys()
+    different = [name for name in expected if expected[name] != found[name]]
+    assert not different, different
 
 
 def check(folder: Path, kind: str, dtype: str, places: Iterable[str] = tuple(WHERE)) -> None:
@@ -91,17 +97,14 @@ def check(folder: Path, kind: str, dtype: str, places: Iterable[str] = tuple(WHE
     """
     config = config_of(kind, dtype)
     assert train(config, folder / "whole") is None
-    expected = end(config, folder / "whole")
+    expected = end(folder / "whole")
     assert len(expected["records"]) == 3
     for where in places:
         stopped = train(config, folder / where, interrupt=WHERE[where])
         assert stopped is not None
         assert (stopped % STEPS == 0) == (where == "epoch end"), stopped
         assert train(config, folder / where) is None
-        found = end(config, folder / where)
-        different = [name for name in expected if expected[name] != found.get(name)]
-        assert expected.keys() == found.keys()
-        assert not different, (where, different)
+        check_equal(end(folder / where), expected)
 
 
 if __name__ == "__main__":

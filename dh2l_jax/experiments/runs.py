@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dh2l_jax.experiments.settings import Setting, Weights
-from dh2l_jax.training.config import Config, from_dict, to_dict
+from dh2l_jax.training.config import Config, from_dict
+from dh2l_jax.training.options import flat
 
 __all__ = ["BEST", "LAST", "Outcome", "Run", "check_result", "check_test", "read"]
 
@@ -86,24 +87,13 @@ def identity(config: Config) -> dict[str, Any]:
 
     Those at their defaults are left out, so a run outlives an option that is added later.
     """
-    values, defaults = _flat(to_dict(config)), _flat(to_dict(Config()))
+    values, defaults = dict(flat(config)), dict(flat(Config()))
     values["model.pretrained"] = Path(config.model.pretrained).name
     return {
         key: value
         for key, value in values.items()
         if value != defaults[key] and key not in NOT_IDENTITY
     }
-
-
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Options by their full names, such as "data.name"."""
-    found = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            found |= {f"{key}.{name}": option for name, option in value.items()}
-        else:
-            found[key] = value
-    return found
 
 
 def read(folder: Path, run: Run) -> Outcome:

@@ -39,6 +39,7 @@ __all__ = [
     "restore",
     "save",
     "steps",
+    "tell_what_is_kept",
 ]
 
 T = TypeVar("T")

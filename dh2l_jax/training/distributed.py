@@ -25,7 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dh2l_jax.training.config import DistributedConfig
 
-__all__ = ["LOST", "LOST_LINE", "abandon", "flags", "is_main", "lost", "several", "start", "stop"]
+__all__ = ["LOST", "LOST_LINE", "abandon", "flags", "is_main", "lost", "several", "start"]
 
 BAD_INPUT, LOST = 2, 5  # exit codes of train.py
 # Seconds that process 0 leaves to others that end for the same reason, with a line of their own:
@@ -89,11 +89,6 @@ def _check_port(coordinator: str) -> None:
         raise ValueError(
             f"distributed.coordinator: process 0 cannot listen at port {port}: {error}"
         ) from error
-
-
-def stop() -> None:
-    """The end of a run that went well, or that all processes end alike; waits for all of them."""
-    jax.distributed.shutdown()
 
 
 def abandon(code: int) -> NoReturn:
