@@ -1,52 +1,35 @@
 """All pairs: pairwise matrices, and means and sums over the pairs i < j of rows.
 
-How a sum is done — in closed form, dense or tiled (`dh2l_jax.pair_sums`), or group by group —
+How a sum is done — in closed form, dense, tiled or over a ring of devices (the modules `*_sums`) —
 is chosen here from the metric and the size, and nobody else knows.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
+from dh2l_jax.closed_sums import closed_sum
+from dh2l_jax.dense_sums import dense_sum
 from dh2l_jax.messages import unknown_name
 from dh2l_jax.metrics import METRICS, Metric, MetricLike, get_metric
 from dh2l_jax.numerics import as_float
-from dh2l_jax.pair_sums import (
-    all_pairs,
-    closed_sum,
-    dense_sum,
-    pair_count,
-    scale_gradient,
-    tiled_sum,
-)
-from dh2l_jax.profiles import Affine, separate
+from dh2l_jax.pair_blocks import all_pairs, even_block, pair_count
+from dh2l_jax.profiles import Affine, opposite, separate, with_opposites
 from dh2l_jax.ring_sums import ring_sum
+from dh2l_jax.tiled_sums import tiled_sum
 
-__all__ = [
-    "group_pair_sum",
-    "mean_energy",
-    "pair_sum",
-    "pairwise",
-    "rows",
-]
+__all__ = ["mean_energy", "pair_sum", "pairwise", "rows"]
 
 METHODS = ("auto", "closed", "dense", "tiled")
 BLOCK = 512  # rows of a tile, whose n×n intermediates then take a megabyte each
 DENSE_LIMIT = 1024  # above it the tiles' bookkeeping costs less than the lower triangle
 SEPARATE_FROM = 256  # below, a Gram product costs less than compiling what makes up for it
-CHEAP_PAIRS = 2**16  # fewer pairs cost less to compute than a second program to compile
-WINDOW = 32  # rows: smaller matrix products are no faster, so groups up to this size share one
-CHUNK = 1024  # rows of windows that are summed at once, whose intermediates take megabytes each
 
 PairFn = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -123,7 +106,7 @@ def mean_energy(
       where: (n,) bool, True for the rows that take part; equal to dropping the others.
       method: "closed" (affine metrics, O(nd)), "dense" (n×n), "tiled" (memory for a few tiles),
         or "auto", which chooses by metric and size; see `explain`.
-      block: rows of a tile.
+      block: rows of a tile, at most.
       half_space: the mean over all pairs of W ∪ −W, so that opposite vectors repel too.
       mesh: rows are spread over an axis of these devices, none of which ever holds all of them.
       axis: name of that axis.
@@ -182,14 +165,14 @@ def _sum(
         raise ValueError(f"block must be ≥ 1, found {block}")
     total = jnp.zeros((), W.dtype)
     if half_space:
-        total += _opposite(metric) * jnp.sum(where, dtype=W.dtype)
-        metric = _with_opposites(metric)
+        total += opposite(metric) * jnp.sum(where, dtype=W.dtype)
+        metric = with_opposites(metric)
     plan = _plan(method, metric, W.shape[0], mesh, axis)
     if W.shape[0] < 2:
         return total, plan.why
-    block = min(block, W.shape[0])
     if plan.method == "tiled":
-        total = jnp.add(total, tiled_sum(plan.rest, plan.affine, block, W, where))
+        even = even_block(W.shape[0], block)
+        total = jnp.add(total, tiled_sum(plan.rest, plan.affine, even, W, where))
         return total, plan.why
     if any(plan.affine):
         total += closed_sum(metric, plan.affine, W, where)
@@ -199,22 +182,6 @@ def _sum(
         assert mesh is not None
         total = jnp.add(total, ring_sum(plan.rest, block, mesh, axis, W, where))
     return total, plan.why
-
-
-def _opposite(metric: Metric) -> jax.Array:
-    """e(w, −w): both similarities are −1, whatever the vector."""
-    return metric.energy(jnp.float32(-1), jnp.float32(-1))
-
-
-@functools.lru_cache(maxsize=256)
-def _with_opposites(metric: Metric) -> Metric:
-    """e(u, v) + e(−u, −v) + e(u, −v) + e(−u, v): for W ∪ −W no more similarities are needed."""
-    affine = metric.affine and (0.0, 0.0, 4 * metric.affine[2])
-
-    def energy(c: jax.Array, h: jax.Array) -> jax.Array:
-        return 2 * (metric.energy(c, h) + metric.energy(-c, -h))
-
-    return dataclasses.replace(metric, energy=energy, affine=affine)
 
 
 def rows(W: ArrayLike, where: ArrayLike | None = None) -> tuple[jax.Array, jax.Array]:
@@ -230,138 +197,6 @@ def rows(W: ArrayLike, where: ArrayLike | None = None) -> tuple[jax.Array, jax.A
     if where.shape != W.shape[:1]:
         raise ValueError(f"where must have shape {W.shape[:1]} like the rows, found {where.shape}")
     return jnp.where(where[:, None], W, 0), where
-
-
-def group_pair_sum(
-    W: jax.Array,
-    groups: np.ndarray | jax.Array,
-    weights: jax.Array,
-    metric: MetricLike,
-    *,
-    half_space: bool = False,
-) -> jax.Array:
-    """Σ_g v_g Σ_{i<j in g} e(w_i, w_j): the pairs inside each group, by a weight of the group.
-
-    Concrete groups are gathered into windows of rows, so the cost is that of few pairs besides
-    their own and the memory that of some windows; groups that jit traces cost n×n.
-
-    Args:
-      W: (n, d), cleaned by `rows`.
-      groups: (n,) integers, the group of each row; concrete ones are numbered from 0.
-      weights: (n,) v_g of each row's group, 0 for rows that take no part; a constant to autodiff.
-      metric: a name, a `Metric` or a profile f(c, h).
-      half_space: of the groups' W ∪ −W.
-    """
-    metric = get_metric(metric)
-    if isinstance(groups, jax.Array):
-        return _mixed_sum(metric, half_space, W, groups, weights)
-    parts = jnp.asarray(groups), weights, _windows(groups)
-    return _windows_sum(metric, half_space, W, parts)
-
-
-def _mixed_sum(
-    metric: Metric, half_space: bool, W: jax.Array, groups: jax.Array, weights: jax.Array
-) -> jax.Array:
-    """Of rows of any groups, dense."""
-    pairs = all_pairs(weights > 0) & (groups[:, None] == groups[None, :])
-    total = jnp.zeros((), W.dtype)
-    if half_space:
-        total += _opposite(metric) * jnp.sum(weights)
-        metric = _with_opposites(metric)
-    return jnp.add(total, dense_sum(metric, W, jnp.where(pairs, weights[:, None], 0)))
-
-
-def _one_group_sum(
-    metric: Metric, half_space: bool, W: jax.Array, groups: jax.Array, weights: jax.Array
-) -> jax.Array:
-    """Of rows of one group, by the method for so many."""
-    del groups
-    total = pair_sum(W, metric, where=weights > 0, half_space=half_space)
-    return jnp.max(weights) * total
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["index"], meta_fields=["one_group"]
-)
-@dataclasses.dataclass(frozen=True)
-class _Windows:
-    """Rows of windows of one width, (chunks, windows, width) padded with n."""
-
-    index: jax.Array
-    one_group: bool  # in each window
-
-
-_Parts = tuple[jax.Array, jax.Array, list[_Windows]]  # groups, weights and windows of the rows
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _windows_sum(metric: Metric, half_space: bool, W: jax.Array, parts: _Parts) -> jax.Array:
-    return _windows_fwd(metric, half_space, W, parts)[0]
-
-
-def _windows_fwd(metric: Metric, half_space: bool, W: jax.Array, parts: _Parts):
-    # With the gradient chunk by chunk: autodiff would keep what all of them need for theirs.
-    groups, weights, windows = parts
-    carry = jnp.zeros((), W.dtype), jnp.zeros_like(W)
-    for kind in windows:
-        fn = functools.partial(_one_group_sum if kind.one_group else _mixed_sum, metric, half_space)
-        values_and_slopes = jax.vmap(jax.value_and_grad(fn))
-
-        def step(carry, index, values_and_slopes=values_and_slopes):
-            total, gradient = carry
-            members = (X.at[index].get(mode="fill", fill_value=0) for X in (W, groups, weights))
-            values, slopes = values_and_slopes(*members)
-            return (total + jnp.sum(values), gradient.at[index].set(slopes, mode="drop")), None
-
-        if kind.index.shape[0] == 1:
-            carry, _ = step(carry, kind.index[0])
-        else:
-            carry, _ = lax.scan(step, carry, kind.index)
-    return carry
-
-
-_windows_sum.defvjp(_windows_fwd, scale_gradient)
-
-
-def _windows(groups: np.ndarray) -> list[_Windows]:
-    """The groups with two or more members: small ones share windows, larger ones have their own.
-
-    All are small if that is cheap; the larger ones' windows have one width a power of two.
-    """
-    sizes = np.bincount(groups)
-    members = np.split(np.argsort(groups, kind="stable"), np.cumsum(sizes)[:-1])
-    cheap = len(groups) * np.max(sizes, initial=0) <= CHEAP_PAIRS
-    kinds = np.where(cheap | (sizes <= WINDOW), 0, np.ceil(np.log2(np.maximum(sizes, 1))))
-    return [
-        _chunks([members[g] for g in np.flatnonzero((kinds == kind) & (sizes > 1))], len(groups))
-        for kind in np.unique(kinds[sizes > 1])
-    ]
-
-
-def _chunks(groups: list[np.ndarray], n: int) -> _Windows:
-    width = max(map(len, groups))
-    windows = _packed(groups, width)
-    chunks = -(-len(windows) // max(1, CHUNK // width))
-    index = np.full((chunks, -(-len(windows) // chunks), width), n)
-    for row, window in zip(index.reshape(-1, width), windows, strict=False):
-        row[: len(window)] = window
-    return _Windows(jnp.asarray(index), one_group=len(windows) == len(groups))
-
-
-def _packed(groups: list[np.ndarray], width: int) -> list[np.ndarray]:
-    """The members of groups in windows, each filled with the largest groups that still fit."""
-    by_size: list[list[np.ndarray]] = [[] for _ in range(width + 1)]
-    for group in groups:
-        by_size[len(group)].append(group)
-    windows = []
-    while any(by_size):
-        window, room = [], width
-        for size in range(width, 0, -1):
-            while size <= room and by_size[size]:
-                window.append(by_size[size].pop())
-                room -= size
-        windows.append(np.concatenate(window))
-    return windows
 
 
 class _Plan(NamedTuple):

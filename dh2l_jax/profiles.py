@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from dh2l_jax.metrics import Metric, Profile
 
-__all__ = ["Affine", "Used", "separate", "similarities_used"]
+__all__ = ["Affine", "Used", "opposite", "separate", "similarities_used", "with_opposites"]
 
 Affine = tuple[float, float, float]
 
@@ -125,3 +125,24 @@ def _at_zero(energy: Profile) -> Affine:
     with jax.ensure_compile_time_eval():
         k, (a, b) = jax.jit(jax.value_and_grad(energy, (0, 1)))(0.0, 0.0)
         return float(a), float(b), float(k)
+
+
+def opposite(metric: Metric) -> jax.Array:
+    """e(w, −w): both similarities are −1, whatever the vector."""
+    return metric.energy(jnp.float32(-1), jnp.float32(-1))
+
+
+@functools.lru_cache(maxsize=256)
+def with_opposites(metric: Metric) -> Metric:
+    """e(u, v) + e(−u, −v) + e(u, −v) + e(−u, v): for W ∪ −W no more similarities are needed.
+
+    >>> import dh2l_jax as dh2l
+    >>> with_opposites(dh2l.get_metric("cosine")).affine
+    (0.0, 0.0, 0.0)
+    """
+    affine = metric.affine and (0.0, 0.0, 4 * metric.affine[2])
+
+    def energy(c: jax.Array, h: jax.Array) -> jax.Array:
+        return 2 * (metric.energy(c, h) + metric.energy(-c, -h))
+
+    return dataclasses.replace(metric, energy=energy, affine=affine)

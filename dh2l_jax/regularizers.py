@@ -12,12 +12,13 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from dh2l_jax.constraints import CONSTRAINTS, constraint_values, hinge
+from dh2l_jax.group_sums import group_pair_sum
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.kernels import Patterns, kernel_matrices
 from dh2l_jax.messages import unknown_name
 from dh2l_jax.metrics import MetricLike, get_metric
 from dh2l_jax.numerics import as_float, safe_norm
-from dh2l_jax.pairwise import group_pair_sum, mean_energy, rows
+from dh2l_jax.pairwise import mean_energy, rows
 from dh2l_jax.spheres import Level, sphere_levels
 
 __all__ = [

@@ -15,12 +15,9 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from dh2l_jax.metrics import Metric
-from dh2l_jax.pair_sums import (
-    cross_cotangents,
-    scale_gradient,
-    tiled_cotangent,
-    tiled_pull,
-)
+from dh2l_jax.numerics import inverse_norm
+from dh2l_jax.pair_blocks import even_block, scale_gradient
+from dh2l_jax.tiled_sums import Blocks, cross_cotangents, tiled_cotangent, tiled_pull
 
 __all__ = ["ring_sum"]
 
@@ -33,7 +30,7 @@ def ring_sum(
 
     Args:
       metric: of the pairs.
-      block: rows of a tile.
+      block: rows of a tile, at most.
       mesh: the devices.
       axis: name of the axis of the mesh.
       W: (n, d).
@@ -48,7 +45,7 @@ def _ring_fwd(metric: Metric, block: int, mesh: Mesh, axis: str, W: jax.Array, w
     W = jnp.pad(W, ((0, rows * devices - n), (0, 0)))
     where = jnp.pad(where, (0, rows * devices - n))
     spec = PartitionSpec(axis)
-    one_device = functools.partial(_on_one_device, metric, min(block, rows), axis, devices)
+    one_device = functools.partial(_on_one_device, metric, even_block(rows, block), axis, devices)
     value, gradient = jax.shard_map(
         one_device,
         mesh=mesh,
@@ -64,7 +61,8 @@ def _on_one_device(
     metric: Metric, block: int, axis: str, devices: int, W: jax.Array, where: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The sum over all devices, and the gradient of this device's rows."""
-    value, dU = tiled_cotangent(metric, block, W, where)
+    mine = Blocks(W, inverse_norm(W), where)
+    value, dU = tiled_cotangent(metric, block, mine)
     half = devices // 2
     towards = [(p, (p - 1) % devices) for p in range(devices)]
     home = [(p, (p + half) % devices) for p in range(devices)]
@@ -72,15 +70,16 @@ def _on_one_device(
 
     def step(distance, carry):
         value, dU, visitor = carry
-        V, V_where, dV = lax.ppermute(visitor, axis, towards)
+        theirs, dV = lax.ppermute(visitor, axis, towards)
         # Half way round an even ring two devices meet each other's blocks: one of them counts.
         counts = where & ((2 * distance != devices) | (place < half))
-        more, (dU, dV) = cross_cotangents(metric, block, W, counts, V, V_where, (dU, dV))
-        return value + more, dU, (V, V_where, dV)
+        here = mine._replace(where=counts)
+        more, (dU, dV) = cross_cotangents(metric, block, here, theirs, (dU, dV))
+        return value + more, dU, (theirs, dV)
 
-    visitor = W, where, jnp.zeros_like(W)
-    value, dU, (_, _, dV) = lax.fori_loop(1, half + 1, step, (value, dU, visitor))
-    return lax.psum(value, axis), tiled_pull(block, W, dU + lax.ppermute(dV, axis, home))
+    carry = value, dU, (mine, jnp.zeros_like(W))
+    value, dU, (_, dV) = lax.fori_loop(1, half + 1, step, carry)
+    return lax.psum(value, axis), tiled_pull(block, mine, dU + lax.ppermute(dV, axis, home))
 
 
 ring_sum.defvjp(_ring_fwd, scale_gradient)

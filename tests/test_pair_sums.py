@@ -12,13 +12,13 @@ from helpers import assert_close, every_metric, everyone, rows
 from jax.sharding import AxisType
 
 import dh2l_jax as dh2l
-from dh2l_jax import pair_sums
+from dh2l_jax import dense_sums, group_sums
 
 
 @pytest.fixture
 def small_parts(monkeypatch):
     """Few rows are summed as many are: in several panels, affine parts in closed form."""
-    monkeypatch.setattr(pair_sums, "PANEL", 4)
+    monkeypatch.setattr(dense_sums, "PANEL", 4)
     module = importlib.import_module("dh2l_jax.pairwise")  # the package has a function of that name
     monkeypatch.setattr(module, "SEPARATE_FROM", 0)
 
@@ -135,9 +135,8 @@ def test_groups_of_half_spaces(name, traced):
 @pytest.fixture
 def small_windows(monkeypatch):
     """Few groups are summed as many are: in windows of three widths, and in several chunks."""
-    module = importlib.import_module("dh2l_jax.pairwise")
     for name, rows_of in {"WINDOW": 4, "CHUNK": 8, "CHEAP_PAIRS": 0}.items():
-        monkeypatch.setattr(module, name, rows_of)
+        monkeypatch.setattr(group_sums, name, rows_of)
 
 
 # Shared windows and a lone one; windows of one group each, at one width and in one chunk.

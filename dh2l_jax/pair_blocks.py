@@ -1,0 +1,191 @@
+"""Blocks of rows: their similarities, a profile with its slopes, and the way back to the rows.
+
+Every profile lives on two Gram matrices, U Uᵀ and S Sᵀ, so no sum builds an n×n×d tensor. The
+slopes are symmetric in the pair, so the gradient is one product per Gram matrix, formed in the
+forward pass without a tape.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dh2l_jax.code_products import code_products
+from dh2l_jax.metrics import Metric
+from dh2l_jax.numerics import snap
+from dh2l_jax.profiles import similarities_used
+from dh2l_jax.similarity import code_length, encode
+
+__all__ = [
+    "Features",
+    "Start",
+    "add_rows",
+    "all_pairs",
+    "block_of",
+    "energy_and_slopes",
+    "even_block",
+    "features",
+    "grams",
+    "over_blocks",
+    "pair_count",
+    "product",
+    "pull_to_rows",
+    "pull_to_unit",
+    "scale_gradient",
+    "total_energy",
+    "write_rows",
+]
+
+LARGE = 2**18  # numbers
+
+T = TypeVar("T")
+Start = jax.Array | int
+
+
+def pair_count(where: jax.Array, *, half_space: bool = False) -> jax.Array:
+    """Number of pairs i < j of the rows of a (..., n) mask, as float32 of shape (...).
+
+    With `half_space`, of the 2n rows W ∪ −W.
+    """
+    n = jnp.sum(where, axis=-1, dtype=jnp.float32) * (2 if half_space else 1)
+    return n * (n - 1) / 2
+
+
+def all_pairs(where: jax.Array) -> jax.Array:
+    """(n, n) bool: i ≠ j, both present."""
+    return where[:, None] & where[None, :] & off_diagonal(where.shape[0])
+
+
+def off_diagonal(n: int) -> jax.Array:
+    """(n, n) bool: i ≠ j."""
+    return ~jnp.eye(n, dtype=bool)
+
+
+# Similarities, and the profile with its slopes.
+
+
+class Features(NamedTuple):
+    """Unit vectors U and their codes S, both (rows, d)."""
+
+    U: jax.Array
+    S: jax.Array
+
+
+def features(metric: Metric, W: jax.Array, r: jax.Array) -> Features:
+    """Of rows W with the inverse norms r."""
+    U = r[:, None] * W
+    return Features(U, encode(U, metric.code, metric.threshold))
+
+
+def grams(metric: Metric, left: Features, right: Features) -> tuple[jax.Array, jax.Array]:
+    """(c, h) of every row of `left` with every row of `right`."""
+    h = (code_products if metric.code == "binary" else _product_with)(left.S, right.S)
+    c = _product_with(left.U, right.U)
+    return c, snap(h / code_length(left.U.shape[1], metric.threshold))
+
+
+def product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a b in full float32: accelerators' default would round c to a few digits."""
+    return jnp.dot(a, b, precision=lax.Precision.HIGHEST)
+
+
+def _product_with(a: jax.Array, b: jax.Array) -> jax.Array:
+    return product(a, b.T)
+
+
+def total_energy(metric: Metric, c: jax.Array, h: jax.Array, weights: jax.Array) -> jax.Array:
+    """Σ weights·e; entries of weight 0 are never looked at."""
+    return jnp.sum(jnp.where(weights != 0, weights * metric.energy(c, h), 0))
+
+
+def energy_and_slopes(
+    metric: Metric, c: jax.Array, h: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Σ weights·e, and weights·∂e/∂c, weights·∂e/∂h; entries of weight 0 are never looked at."""
+    e, pull = jax.vjp(metric.energy, c, h)
+    used = weights != 0
+    dc, dh = (jnp.where(used, weights * slope, 0) for slope in pull(jnp.ones_like(e)))
+    return jnp.sum(jnp.where(used, weights * e, 0)), dc, dh
+
+
+def pull_to_unit(
+    metric: Metric, dc: jax.Array, dh: jax.Array, rows: Features, other: Features
+) -> jax.Array:
+    """The cotangent of the unit vectors `rows.U`, given the slopes against the rows of `other`."""
+    uses = similarities_used(metric.energy)
+    dU = _apart(product(dc, other.U)) if uses.c else jnp.zeros_like(rows.U)
+    if not uses.h:
+        return dU
+    dS = _apart(product(dh / code_length(rows.U.shape[1], metric.threshold), other.S))
+    if metric.threshold:
+        code = functools.partial(encode, code=metric.code, threshold=metric.threshold)
+        return dU + jax.vjp(code, rows.U)[1](dS)[0]
+    return dU + dS  # the estimator passes all of it: no entry of a unit vector is beyond ±1
+
+
+def _apart(product: jax.Array) -> jax.Array:
+    """A product that XLA does not fuse with what follows, where that costs CPUs a tenth."""
+    return lax.optimization_barrier(product) if product.size >= LARGE else product
+
+
+def pull_to_rows(W: jax.Array, r: jax.Array, dU: jax.Array) -> jax.Array:
+    """The cotangent of rows W with inverse norms r, given that of their unit vectors.
+
+    r (I − u uᵀ) dU,   u = r w
+    """
+    U = r[:, None] * W
+    return r[:, None] * (dU - U * jnp.sum(U * dU, axis=1, keepdims=True))
+
+
+def scale_gradient(*args):
+    """The backward pass of a sum whose forward pass has formed the gradient."""
+    *_, gradient, g = args
+    return g * gradient, None
+
+
+# Loops over blocks of rows.
+
+
+def over_blocks(step: Callable[..., T], carry: T, n: int, block: int) -> T:
+    """Folds step(carry, start, own) over blocks of n rows.
+
+    A ragged last block starts early instead of being padded; `own`, (block,) bool, leaves out the
+    rows that it shares with the block before.
+    """
+    if n <= block:
+        return step(carry, 0, jnp.ones(n, bool))
+    return lax.fori_loop(
+        0, -(-n // block), lambda i, carry: step(carry, *block_of(n, block, i)), carry
+    )
+
+
+def even_block(n: int, block: int) -> int:
+    """Rows of a block such that n rows make as many blocks as with `block`, of one size.
+
+    >>> even_block(1025, 512)
+    342
+    """
+    return -(-n // -(-n // block))
+
+
+def block_of(n: int, block: int, i: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """First row of block i of n rows, and which of its rows are its own."""
+    start = jnp.minimum(i * block, n - block)
+    return start, start + jnp.arange(block) >= i * block
+
+
+def write_rows(target: jax.Array, start: Start, own: jax.Array, rows: jax.Array) -> jax.Array:
+    """The target with its own rows of a block in place of those that it had."""
+    old = lax.dynamic_slice_in_dim(target, start, own.shape[0])
+    return lax.dynamic_update_slice_in_dim(target, jnp.where(own[:, None], rows, old), start, 0)
+
+
+def add_rows(target: jax.Array, start: Start, rows: jax.Array) -> jax.Array:
+    """The target with a block added."""
+    old = lax.dynamic_slice_in_dim(target, start, rows.shape[0])
+    return lax.dynamic_update_slice_in_dim(target, old + rows, start, 0)

@@ -1,0 +1,84 @@
+"""Products of codes, counted on their bits, are matrix products, derivatives included."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dh2l_jax import code_products
+from dh2l_jax.numerics import binary_sign
+
+SIZES = [(128, 128, 1024), (130, 200, 1025), (128, 131, 1500), (129, 128, 2048), (200, 128, 4608)]
+
+
+def codes(*size, seed=0):
+    return np.random.default_rng(seed).choice(np.float32([-1, 1]), size)
+
+
+@pytest.fixture(scope="module")
+def product():
+    return jax.jit(code_products.code_products)
+
+
+@pytest.mark.parametrize(("n", "m", "d"), SIZES)
+def test_counts_are_the_product(n, m, d, product):
+    S, T = codes(n, d), codes(m, d, seed=1)
+    T[:64] = S[:64]
+    T[64:80] = -S[64:80]
+    found = product(S, T)
+    assert found.dtype == jnp.float32
+    np.testing.assert_array_equal(found, S.astype(int) @ T.T.astype(int))
+
+
+def test_long_codes_are_counted_and_short_or_few_multiplied():
+    def multiplies(n, d):
+        S = jax.ShapeDtypeStruct((n, d), jnp.float32)
+        text = jax.jit(code_products.code_products).lower(S, S).compile().as_text()
+        return " dot(" in text or "matmul" in text
+
+    assert not multiplies(128, 1024)
+    assert multiplies(127, 1024)
+    assert multiplies(128, 1023)
+
+
+def test_a_row_of_nan_is_nan_and_no_other(product):
+    S, T = codes(128, 1024), codes(128, 1024, seed=1)
+    S[3], T[5] = np.nan, np.nan
+    found = product(S, T)
+    expected = np.zeros((128, 128), bool)
+    expected[3], expected[:, 5] = True, True
+    np.testing.assert_array_equal(np.isnan(found), expected)
+
+
+def test_a_batch(product):
+    S, T = codes(2, 128, 1100), codes(2, 128, 1100, seed=1)
+    batched = jax.jit(jax.vmap(code_products.code_products))(S, T)
+    for i in range(2):
+        np.testing.assert_array_equal(batched[i], product(S[i], T[i]))
+
+
+def test_derivatives_are_those_of_the_product():
+    """Forward and backward, through the estimator that made the codes, and a second time."""
+    rng = np.random.default_rng(0)
+    U, V = (rng.normal(size=(128, 1024)).astype(np.float32) * 0.1 for _ in range(2))
+    weights = rng.normal(size=(128, 128)).astype(np.float32)
+
+    def total(product):
+        def fn(U, V):
+            return jnp.sum(weights * product(binary_sign(U), binary_sign(V)) ** 2)
+
+        return jax.jit(jax.grad(fn, (0, 1)))
+
+    counted = total(code_products.code_products)
+    multiplied = total(lambda S, T: jnp.dot(S, T.T, precision="highest"))
+    for found, expected in zip(counted(U, V), multiplied(U, V), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-2)
+        assert np.abs(expected).max() > 1e3
+
+    S, T = codes(128, 1024), codes(128, 1024, seed=1)
+    dS = rng.normal(size=S.shape).astype(np.float32)
+    value, tangent = jax.jit(
+        lambda S, dS: jax.jvp(lambda S: code_products.code_products(S, T), (S,), (dS,))
+    )(S, dS)
+    np.testing.assert_array_equal(value, S @ T.T)
+    np.testing.assert_allclose(tangent, dS @ T.T, rtol=1e-5, atol=1e-4)
