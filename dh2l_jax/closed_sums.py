@@ -102,8 +102,11 @@ def _sum_of_codes(metric: Metric, W: jax.Array, where: jax.Array) -> tuple[jax.A
 
     def step(sums, start, own):
         rows, present = (lax.dynamic_slice_in_dim(X, start, own.shape[0]) for X in (W, where))
-        S = jnp.where((own & present)[:, None], encode(rows, metric.code), 0)
-        return sums[0] + jnp.sum(S, axis=0), sums[1] + jnp.sum(S * S)
+        present &= own
+        S = jnp.where(present[:, None], encode(rows, metric.code), 0)
+        binary = metric.code == "binary"
+        squares = W.shape[1] * jnp.sum(present, dtype=W.dtype) if binary else jnp.sum(S * S)
+        return sums[0] + jnp.sum(S, axis=0), sums[1] + squares
 
     zeros = jnp.zeros(W.shape[1], W.dtype), jnp.zeros((), W.dtype)
     return over_blocks(step, zeros, W.shape[0], CODES_BLOCK)

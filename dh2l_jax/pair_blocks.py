@@ -31,6 +31,7 @@ __all__ = [
     "even_block",
     "features",
     "grams",
+    "off_diagonal",
     "over_blocks",
     "pair_count",
     "product",
@@ -138,14 +139,14 @@ def pull_to_rows(W: jax.Array, r: jax.Array, dU: jax.Array) -> jax.Array:
 
     r (I − u uᵀ) dU,   u = r w
     """
-    U = r[:, None] * W
-    return r[:, None] * (dU - U * jnp.sum(U * dU, axis=1, keepdims=True))
+    U = r[..., None] * W
+    return r[..., None] * (dU - U * jnp.sum(U * dU, axis=-1, keepdims=True))
 
 
 def scale_gradient(*args):
     """The backward pass of a sum whose forward pass has formed the gradient."""
     *_, gradient, g = args
-    return g * gradient, None
+    return jax.tree.map(lambda x: g * x, gradient), None
 
 
 # Loops over blocks of rows.

@@ -6,7 +6,8 @@ is chosen here from the metric and the size, and nobody else knows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, TypedDict, Unpack, overload
 
 import jax
@@ -15,7 +16,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from dh2l_jax.closed_sums import closed_sum
-from dh2l_jax.dense_sums import dense_sum
+from dh2l_jax.dense_sums import dense_sum, stacked_sum
 from dh2l_jax.messages import unknown_name
 from dh2l_jax.metrics import METRICS, Metric, MetricLike, get_metric
 from dh2l_jax.numerics import as_float
@@ -24,7 +25,7 @@ from dh2l_jax.profiles import Affine, opposite, separate, with_opposites
 from dh2l_jax.ring_sums import ring_sum
 from dh2l_jax.tiled_sums import tiled_sum
 
-__all__ = ["mean_energy", "pair_sum", "pairwise", "rows"]
+__all__ = ["checked_rows", "mean_energy", "pair_sum", "pairwise", "rows", "stacked_energy"]
 
 METHODS = ("auto", "closed", "dense", "tiled")
 BLOCK = 512  # rows of a tile, whose n×n intermediates then take a megabyte each
@@ -150,6 +151,30 @@ def pair_sum(
     return _sum(W, where, get_metric(metric), method, block, half_space, mesh, axis)[0]
 
 
+def stacked_energy(
+    stacks: Sequence[jax.Array], metric: MetricLike, *, method: str, half_space: bool
+) -> jax.Array:
+    """Σ of the mean energies of all matrices of stacks (matrices, n, d); options as there.
+
+    The matrices of few rows are summed together, so that they share a program.
+    """
+    metric, total, small = get_metric(metric), jnp.zeros(()), []
+    of_each = functools.partial(mean_energy, metric=metric, method=method, half_space=half_space)
+    pairs = with_opposites(metric) if half_space else metric
+    for W in stacks:
+        count, n = W.shape[:2]
+        if 1 < n < SEPARATE_FROM and _plan(method, pairs, n, None, "").method == "dense":
+            small.append(W)
+            total += count * opposite(metric) / (2 * n - 1) if half_space else 0
+        else:
+            total += jnp.sum(jax.vmap(of_each)(W))
+    if not small:
+        return total
+    vectors = [W.shape[1] * (2 if half_space else 1) for W in small]
+    scales = tuple(2 / (n * (n - 1)) for n in vectors)
+    return jnp.add(total, stacked_sum(pairs, scales, small))
+
+
 def _sum(
     W: jax.Array,
     where: jax.Array,
@@ -186,6 +211,12 @@ def _sum(
 
 def rows(W: ArrayLike, where: ArrayLike | None = None) -> tuple[jax.Array, jax.Array]:
     """Checked (n, d) floats and (n,) mask; rows that take no part become 0, whatever they hold."""
+    W, mask = checked_rows(W, where)
+    return (W if where is None else jnp.where(mask[:, None], W, 0)), mask
+
+
+def checked_rows(W: ArrayLike, where: ArrayLike | None = None) -> tuple[jax.Array, jax.Array]:
+    """(n, d) floats as they are, and an (n,) mask."""
     W = as_float(W)
     if W.ndim != 2:
         raise ValueError(f"expected a matrix (n, d) with a vector a row, found shape {W.shape}")
@@ -196,7 +227,7 @@ def rows(W: ArrayLike, where: ArrayLike | None = None) -> tuple[jax.Array, jax.A
         raise TypeError(f"where must be boolean, found dtype {where.dtype}")
     if where.shape != W.shape[:1]:
         raise ValueError(f"where must have shape {W.shape[:1]} like the rows, found {where.shape}")
-    return jnp.where(where[:, None], W, 0), where
+    return W, where
 
 
 class _Plan(NamedTuple):

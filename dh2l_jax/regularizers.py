@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +17,7 @@ from dh2l_jax.kernels import Patterns, kernel_matrices
 from dh2l_jax.messages import unknown_name
 from dh2l_jax.metrics import MetricLike, get_metric
 from dh2l_jax.numerics import as_float, safe_norm
-from dh2l_jax.pairwise import mean_energy, rows
+from dh2l_jax.pairwise import checked_rows, mean_energy, rows, stacked_energy
 from dh2l_jax.spheres import Level, sphere_levels
 
 __all__ = [
@@ -71,8 +70,7 @@ def group_energy(
     Reference: DH²L, Eq. (5).
     """
     metric = get_metric(metric)
-    W, where = rows(W, where)
-    W, where, groups = _present_rows(W, where, groups, max_present)
+    W, where, groups = _rows_present(W, where, groups, max_present)
     groups = _groups(groups, W.shape[0])
     sizes = _group_sizes(groups, where)
     shared = sizes > 0
@@ -112,9 +110,8 @@ def center_energy(
 
     Reference: DH²L, Eq. (6).
     """
-    C, where = rows(C, where)
-    parents = np.zeros(C.shape[0], np.int32) if groups is None else groups
-    C, where, parents = _present_rows(C, where, parents, max_present)
+    parents = np.zeros(jnp.shape(C)[:1], np.int32) if groups is None else groups
+    C, where, parents = _rows_present(C, where, parents, max_present)
     if groups is None:
         return mean_energy(C, metric, where=where)
     parents = _groups(parents, C.shape[0])
@@ -174,15 +171,11 @@ def weight_energy(
 
     Reference: DH²L, §3.1 (E).
     """
-    metric = get_metric(metric)
     layers = defaultdict(list)
     for matrix in kernel_matrices(params, include, exclude).values():
         layers[matrix.shape].append(as_float(matrix))
-    total = jnp.zeros(())
-    for matrices in layers.values():
-        energy = functools.partial(mean_energy, metric=metric, method=method, half_space=half_space)
-        total += jnp.sum(jax.vmap(energy)(jnp.stack(matrices)))
-    return total
+    stacks = [jnp.stack(matrices) for matrices in layers.values()]
+    return stacked_energy(stacks, metric, method=method, half_space=half_space)
 
 
 def classes_present(labels: ArrayLike, num_classes: int) -> jax.Array:
@@ -283,14 +276,15 @@ def hierarchical(
     return value, terms
 
 
-def _present_rows(
-    W: jax.Array, where: jax.Array, groups: ArrayLike, max_present: int | None
+def _rows_present(
+    W: ArrayLike, where: ArrayLike | None, groups: ArrayLike, max_present: int | None
 ) -> tuple[jax.Array, jax.Array, ArrayLike]:
-    """The rows that take part, at most `max_present`, if that saves looking at many others."""
+    """As `rows`; the present ones alone, at most `max_present`, if that saves looking at many."""
+    W, mask = checked_rows(W, where)
     n = W.shape[0]
     if max_present is None or FEW * max_present > n:
-        return W, where, groups
-    index = jnp.nonzero(where, size=max_present, fill_value=n)[0]
+        return *rows(W, where), groups
+    index = jnp.nonzero(mask, size=max_present, fill_value=n)[0]
     W = W.at[index].get(mode="fill", fill_value=0)
     groups = jnp.asarray(groups).at[index].get(mode="fill", fill_value=0)
     return W, index < n, groups

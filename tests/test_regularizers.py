@@ -1,5 +1,7 @@
 """Group, centre and weight energies against the oracle; transformations, properties, errors."""
 
+import functools
+
 import chex
 import hypothesis
 import jax
@@ -176,6 +178,56 @@ def test_include_and_exclude_choose_layers():
         "stem/conv/kernel",
     ]
     assert "head/kernel" not in dh2l.kernel_matrices(params, exclude="^head/")
+
+
+LAYERS = {"a": (9, 4), "b": (9, 4), "c": (12, 5), "d": (12, 1), "e": (6, 300), "f": (5, 2)}
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "half_space"),
+    [
+        ("d_cos_hm", "auto", False),
+        ("d_am_cos", "dense", True),
+        ("d_h_bin", "auto", False),
+        ("angular2", "tiled", True),
+    ],
+)
+def test_layers_of_all_shapes_are_summed_together(name, method, half_space):
+    """Two of one shape, one vector, more rows than go with others; NaN stays in its layer."""
+    rng = np.random.default_rng(0)
+    params = {key: {"kernel": rng.normal(size=shape)} for key, shape in LAYERS.items()}
+    params = jax.tree.map(jnp.float32, params)
+    options = {"method": method, "half_space": half_space}
+
+    def each(params):
+        layers = [dh2l.mean_energy(p["kernel"].T, name, **options) for p in params.values()]
+        return jnp.sum(jnp.stack(layers))
+
+    together = functools.partial(dh2l.weight_energy, metric=name, **options)
+    value, gradient = jax.jit(jax.value_and_grad(together))(params)
+    expected, slopes = jax.jit(jax.value_and_grad(each))(params)
+    np.testing.assert_allclose(value, expected, rtol=3e-6)
+    jax.tree.map(functools.partial(assert_close, atol=1e-6), gradient, slopes)
+    params["a"]["kernel"] = jnp.full((9, 4), jnp.nan)
+    broken = jax.jit(jax.grad(together))(params)
+    assert np.isnan(broken.pop("a")["kernel"]).all()
+    gradient.pop("a")
+    jax.tree.map(functools.partial(assert_close, atol=1e-6), broken, gradient)
+
+
+def test_a_profile_is_traced_as_often_for_six_layers_as_for_one():
+    def traces(keys):
+        calls = []
+
+        def profile(c, h):
+            calls.append(1)
+            return jnp.sin(c) * h
+
+        params = {key: {"kernel": jax.ShapeDtypeStruct(LAYERS[key], "float32")} for key in keys}
+        jax.eval_shape(jax.grad(lambda p: dh2l.weight_energy(p, profile)), params)
+        return len(calls)
+
+    assert traces("abcf") == traces("a") > 0
 
 
 @pytest.mark.parametrize("name", ["cosine", "d_am_cos", "d_h_bin"])
