@@ -56,7 +56,7 @@ class Job:
         environment = os.environ | {
             "JAX_COMPILATION_CACHE_DIR": str(self.cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "XLA_FLAGS": "",  # one device, whatever the tests use
+            "JAX_NUM_CPU_DEVICES": "1",  # whatever the tests use
         }
         pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
         return subprocess.Popen(command, env=environment, text=True, **pipes)

@@ -180,8 +180,9 @@ def test_plain_head_energy_is_conv_plus_head():
     model = dh2l.models.create("resnet8", num_classes=6)
     params = init_variables(model)["params"]
     value, terms = jax.jit(lambda p: make_regularizer(model.head, TREE, reg)(p, None))(params)
-    conv = dh2l.weight_energy({k: v for k, v in params.items() if k != "head"}, "d_h_bin")
-    head = dh2l.mean_energy(params["head"]["kernel"].T, "angular2")
+    convolutions = {name: values for name, values in params.items() if name != "head"}
+    conv = jax.jit(lambda p: dh2l.weight_energy(p, "d_h_bin"))(convolutions)
+    head = jax.jit(lambda W: dh2l.mean_energy(W, "angular2"))(params["head"]["kernel"].T)
     np.testing.assert_allclose(float(terms["R_E"]), float(conv + head), rtol=1e-6)
     np.testing.assert_allclose(float(value), 0.1 * float(conv + head), rtol=1e-6)
 
@@ -203,8 +204,13 @@ def test_only_classes_of_the_batch_take_part(monkeypatch):
             variables["params"], variables["batch_stats"], images, labels
         )[1][1]["R_p/3"]
     head = variables["params"]["head"]
-    w = dh2l.project(head["surface_3"], head["center_3"], TREE.parents(3))
-    alone = dh2l.energy(w[3], w[4], "d_am_cos")
+
+    @jax.jit
+    def energy_of_the_pair(surfaces, centers):
+        w = dh2l.project(surfaces, centers, TREE.parents(3))
+        return dh2l.energy(w[3], w[4], "d_am_cos")
+
+    alone = energy_of_the_pair(head["surface_3"], head["center_3"])
     np.testing.assert_allclose(float(found["batch"]), float(alone), rtol=1e-5)
     assert abs(float(found["global"]) - float(alone)) > 1e-4
     assert bounds == [4, None]  # no more classes than images
@@ -218,13 +224,14 @@ def test_half_space_of_every_layer():
         "head": {"kernel": generator.normal(size=(7, 4)).astype(np.float32)},
     }
     reg = RegConfig(conv_metric="d_am_cos", fc_metric="angular2", half_space=True)
-    value, _ = make_regularizer(None, TREE, reg)(params, None)
+    value, _ = jax.jit(lambda p: make_regularizer(None, TREE, reg)(p, None))(params)
     expected = 0.0
     for rows, metric in (
         (params["stem"]["kernel"].reshape(-1, 5).T, "d_am_cos"),
         (params["head"]["kernel"].T, "angular2"),
     ):
-        expected += dh2l.mean_energy(np.concatenate([rows, -rows]), metric)
+        both = np.concatenate([rows, -rows])
+        expected += jax.jit(functools.partial(dh2l.mean_energy, metric=metric))(both)
     np.testing.assert_allclose(float(value), 0.1 * float(expected), rtol=1e-5)
 
 
@@ -328,8 +335,8 @@ def test_regularizer_as_a_link_of_an_optax_chain():
 
     gradients = jax.tree.map(jnp.ones_like, params)
     chain = optax.chain(optim.add_gradient_of(penalty), optax.sgd(0.1))
-    found, _ = chain.update(gradients, chain.init(params), params)
-    total = jax.tree.map(jnp.add, gradients, jax.grad(penalty)(params))
+    found, _ = jax.jit(chain.update)(gradients, chain.init(params), params)
+    total = jax.tree.map(jnp.add, gradients, jax.jit(jax.grad(penalty))(params))
     chex.assert_trees_all_close(found, jax.tree.map(lambda g: -0.1 * g, total), rtol=1e-6)
     with pytest.raises(ValueError, match="parameters are needed"):
         chain.update(gradients, chain.init(params))
