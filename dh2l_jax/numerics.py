@@ -164,8 +164,12 @@ def _unit_jvp(axis, primals, tangents):
 
 
 def inverse_norm(x: jax.Array) -> jax.Array:
-    """1/‖x‖ over the last axis, without overflow or underflow; 0 for a zero vector."""
-    return _unit(x, -1)[1][..., 0]
+    """1/‖x‖ over the last axis; 0 for a zero vector.
+
+    Neither squares overflow nor underflow; NaN where the inverse does: beyond 8e37 in float32.
+    """
+    r, (_, nonzero) = _unit(x, -1)[1], _scale(x, -1)
+    return jnp.where(nonzero & (r == 0), jnp.nan, r)[..., 0]
 
 
 def safe_norm(x: ArrayLike, axis: int = -1) -> jax.Array:

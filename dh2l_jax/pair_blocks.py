@@ -85,8 +85,8 @@ def features(metric: Metric, W: jax.Array, r: jax.Array) -> Features:
 
 def grams(metric: Metric, left: Features, right: Features) -> tuple[jax.Array, jax.Array]:
     """(c, h) of every row of `left` with every row of `right`."""
-    h = (code_products if metric.code == "binary" else _product_with)(left.S, right.S)
-    c = _product_with(left.U, right.U)
+    h = (code_products if metric.code == "binary" else _gram)(left.S, right.S)
+    c = _gram(left.U, right.U)
     return c, snap(h / code_length(left.U.shape[1], metric.threshold))
 
 
@@ -95,7 +95,7 @@ def product(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.dot(a, b, precision=lax.Precision.HIGHEST)
 
 
-def _product_with(a: jax.Array, b: jax.Array) -> jax.Array:
+def _gram(a: jax.Array, b: jax.Array) -> jax.Array:
     return product(a, b.T)
 
 

@@ -182,6 +182,19 @@ def test_degenerate_rows_have_finite_values_and_gradients(name):
                 assert not gradient.any(), what
 
 
+@pytest.mark.parametrize("length", [6e37, 1e38])
+@pytest.mark.parametrize(
+    ("name", "method"), [("cosine", "closed"), ("d_cos_hm", "dense"), ("d_cos_hm", "tiled")]
+)
+def test_a_row_beyond_inverse_norms_is_no_zero_row(name, method, length):
+    """Where its 1/‖w‖ is subnormal and the device takes that for 0, the sum is no number."""
+    W = np.where(np.arange(N)[:, None] == 1, np.sign(rows(3)), rows(3)).astype(np.float32)
+    expected, _ = energy_and_gradient(name, method=method)(W, everyone(W))
+    W[1] *= np.float32(length)
+    value, _ = energy_and_gradient(name, method=method)(W, everyone(W))
+    assert not np.isfinite(value) or np.isclose(value, expected, rtol=1e-3)
+
+
 @every_metric
 def test_one_row_is_exactly_zero(name):
     """No pair, no energy: not even the rounding of a sum from which itself is taken away."""

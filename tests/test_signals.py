@@ -39,7 +39,15 @@ def test_the_first_is_noted_and_the_second_ends(first, second):
     assert errors == f"{first.name}: saving after this step; a second signal ends at once\n"
 
 
-def test_handlers_are_put_back():
+@pytest.fixture
+def interruptible():
+    """As at a terminal: a shell's jobs in the background are started to ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_handlers_are_put_back(interruptible):
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with stop_requests() as stop:
         signal.raise_signal(signal.SIGINT)
