@@ -20,8 +20,8 @@ from dh2l_jax.pair_blocks import (
     features,
     grams,
     off_diagonal,
+    pull_symmetric,
     pull_to_rows,
-    pull_to_unit,
     scale_gradient,
     total_energy,
 )
@@ -58,7 +58,7 @@ def _dense_fwd(metric: Metric, W: jax.Array, weights: jax.Array):
         total += value
         slopes.append(panel_slopes)
     dc, dh = (_symmetric(panels) for panels in zip(*slopes, strict=True))
-    return total, pull_to_rows(W, r, pull_to_unit(metric, dc, dh, parts, parts))
+    return total, pull_to_rows(W, r, pull_symmetric(metric, dc, dh, parts))
 
 
 class _Panel(NamedTuple):
@@ -136,7 +136,7 @@ def _stacked_fwd(metric: Metric, scales: tuple[float, ...], stacks: list[jax.Arr
     value, dc, dh = energy_and_slopes(metric, c, h, _in_a_row(weights))
     slopes = zip(_taken_apart(dc, shapes), _taken_apart(dh, shapes), strict=True)
     cotangents = [
-        _of_each(pull_to_unit, metric, *pair, part, part)
+        _of_each(pull_symmetric, metric, *pair, part)
         for pair, part in zip(slopes, parts, strict=True)
     ]
     return value / 2, [pull_to_rows(*x) for x in zip(stacks, norms, cotangents, strict=True)]

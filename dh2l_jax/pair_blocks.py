@@ -35,14 +35,13 @@ __all__ = [
     "over_blocks",
     "pair_count",
     "product",
+    "pull_symmetric",
     "pull_to_rows",
     "pull_to_unit",
     "scale_gradient",
     "total_energy",
     "write_rows",
 ]
-
-LARGE = 2**18  # numbers
 
 T = TypeVar("T")
 Start = jax.Array | int
@@ -119,19 +118,22 @@ def pull_to_unit(
 ) -> jax.Array:
     """The cotangent of the unit vectors `rows.U`, given the slopes against the rows of `other`."""
     uses = similarities_used(metric.energy)
-    dU = _apart(product(dc, other.U)) if uses.c else jnp.zeros_like(rows.U)
+    dU = product(dc, other.U) if uses.c else jnp.zeros_like(rows.U)
     if not uses.h:
         return dU
-    dS = _apart(product(dh / code_length(rows.U.shape[1], metric.threshold), other.S))
+    dS = product(dh / code_length(rows.U.shape[1], metric.threshold), other.S)
     if metric.threshold:
         code = functools.partial(encode, code=metric.code, threshold=metric.threshold)
         return dU + jax.vjp(code, rows.U)[1](dS)[0]
     return dU + dS  # the estimator passes all of it: no entry of a unit vector is beyond ±1
 
 
-def _apart(product: jax.Array) -> jax.Array:
-    """A product that XLA does not fuse with what follows, where that costs CPUs a tenth."""
-    return lax.optimization_barrier(product) if product.size >= LARGE else product
+def pull_symmetric(metric: Metric, dc: jax.Array, dh: jax.Array, rows: Features) -> jax.Array:
+    """As `pull_to_unit`, given the slopes of rows against themselves, dc and dh symmetric.
+
+    XLA does not fuse products of transposed matrices with what follows, which takes CPUs longer.
+    """
+    return pull_to_unit(metric, dc.T, dh.T, rows, rows)
 
 
 def pull_to_rows(W: jax.Array, r: jax.Array, dU: jax.Array) -> jax.Array:

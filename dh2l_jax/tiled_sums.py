@@ -25,6 +25,7 @@ from dh2l_jax.pair_blocks import (
     grams,
     over_blocks,
     pair_count,
+    pull_symmetric,
     pull_to_rows,
     pull_to_unit,
     scale_gradient,
@@ -126,7 +127,7 @@ def tiled_cotangent(metric: Metric, block: int, blocks: Blocks) -> Cotangent:
         # A block with itself is symmetric: half of the value, and one product for its gradient.
         similarities = grams(metric, side.parts, side.parts)
         value, dc, dh = energy_and_slopes(metric, *similarities, all_pairs(side.own))
-        dU = pull_to_unit(metric, dc, dh, side.parts, side.parts)
+        dU = pull_symmetric(metric, dc, dh, side.parts)
         return carry[0] + value / 2, add_rows(carry[1], side.start, dU)
 
     def tile(carry: Cotangent, left: _Side, right: _Side) -> Cotangent:
