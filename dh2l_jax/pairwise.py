@@ -28,7 +28,7 @@ from dh2l_jax.tiled_sums import tiled_sum
 __all__ = ["checked_rows", "mean_energy", "pair_sum", "pairwise", "rows", "stacked_energy"]
 
 METHODS = ("auto", "closed", "dense", "tiled")
-BLOCK = 512  # rows of a tile, whose n×n intermediates then take a megabyte each
+BLOCK = 640  # rows of a tile, at most: its n×n intermediates then take 1.6 MB each
 DENSE_LIMIT = 1024  # above it the tiles' bookkeeping costs less than the lower triangle
 SEPARATE_FROM = 256  # below, a Gram product costs less than compiling what makes up for it
 
