@@ -77,13 +77,20 @@ class Features(NamedTuple):
 
 
 def features(metric: Metric, W: jax.Array, r: jax.Array) -> Features:
-    """Of rows W with the inverse norms r."""
+    """Of rows W, (rows, d), with the inverse norms r, (rows,)."""
     U = r[:, None] * W
     return Features(U, encode(U, metric.code, metric.threshold))
 
 
 def grams(metric: Metric, left: Features, right: Features) -> tuple[jax.Array, jax.Array]:
-    """(c, h) of every row of `left` with every row of `right`."""
+    """(c, h), both (m, n), of the m rows of `left` with the n rows of `right`.
+
+    >>> import dh2l_jax as dh2l
+    >>> metric = dh2l.get_metric("d_am")
+    >>> parts = features(metric, jnp.array([[3.0, 0.0], [0.0, -2.0]]), jnp.array([1 / 3, 1 / 2]))
+    >>> [X.tolist() for X in grams(metric, parts, parts)]
+    [[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]]]
+    """
     h = (code_products if metric.code == "binary" else _gram)(left.S, right.S)
     c = _gram(left.U, right.U)
     return c, snap(h / code_length(left.U.shape[1], metric.threshold))
@@ -116,7 +123,7 @@ def energy_and_slopes(
 def pull_to_unit(
     metric: Metric, dc: jax.Array, dh: jax.Array, rows: Features, other: Features
 ) -> jax.Array:
-    """The cotangent of the unit vectors `rows.U`, given the slopes against the rows of `other`."""
+    """The cotangent of `rows.U`, (m, d), given the slopes (m, n) against the rows of `other`."""
     uses = similarities_used(metric.energy)
     dU = product(dc, other.U) if uses.c else jnp.zeros_like(rows.U)
     if not uses.h:

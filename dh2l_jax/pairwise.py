@@ -157,6 +157,10 @@ def stacked_energy(
     """Σ of the mean energies of all matrices of stacks (matrices, n, d); options as there.
 
     The matrices of few rows are summed together, so that they share a program.
+
+    >>> stacks = [jnp.ones((2, 3, 4)), jnp.ones((1, 2, 5))]
+    >>> round(float(stacked_energy(stacks, "cosine", method="auto", half_space=False)), 4)
+    3.0
     """
     metric, total, small = get_metric(metric), jnp.zeros(()), []
     of_each = functools.partial(mean_energy, metric=metric, method=method, half_space=half_space)

@@ -215,7 +215,7 @@ def test_layers_of_all_shapes_are_summed_together(name, method, half_space):
     jax.tree.map(functools.partial(assert_close, atol=1e-6), broken, gradient)
 
 
-def test_a_profile_is_traced_as_often_for_six_layers_as_for_one():
+def test_a_profile_is_traced_as_often_for_four_layers_as_for_one():
     def traces(keys):
         calls = []
 
