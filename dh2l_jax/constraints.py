@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from dh2l_jax.checks import as_float
 from dh2l_jax.hierarchy import Hierarchy
-from dh2l_jax.numerics import as_float, safe_norm
+from dh2l_jax.numerics import safe_norm
 from dh2l_jax.spheres import Level, radii
 
 __all__ = [

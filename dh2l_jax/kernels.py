@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from dh2l_jax.messages import unknown_name
+from dh2l_jax.checks import unknown_name
 
 __all__ = ["kernel_matrices"]
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from dh2l_jax.messages import unknown_name
+from dh2l_jax.checks import unknown_name
 from dh2l_jax.numerics import (
     CLAMPS,
     CLIP,

@@ -9,12 +9,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from dh2l_jax.messages import unknown_name
+from dh2l_jax.checks import as_float, unknown_name
 
 __all__ = [
     "CLAMPS",
     "CLIP",
-    "as_float",
     "binary_sign",
     "clip",
     "clipped_arccos",
@@ -33,14 +32,6 @@ __all__ = [
 
 CLIP = 0.99  # similarities beyond ±0.99 have an arccos too steep to train on
 CLAMPS = ("hard", "straight_through")
-
-
-def as_float(x: ArrayLike) -> jax.Array:
-    """An array of at least float32: half precision and integers are widened, float64 stays."""
-    x = jnp.asarray(x)
-    if jnp.issubdtype(x.dtype, jnp.complexfloating):
-        raise TypeError(f"expected real numbers, found an array of dtype {x.dtype}")
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 @jax.custom_vjp

@@ -15,17 +15,16 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
+from dh2l_jax.checks import rows, unknown_name
 from dh2l_jax.closed_sums import closed_sum
 from dh2l_jax.dense_sums import dense_sum, stacked_sum
-from dh2l_jax.messages import unknown_name
 from dh2l_jax.metrics import METRICS, Metric, MetricLike, get_metric
-from dh2l_jax.numerics import as_float
 from dh2l_jax.pair_blocks import all_pairs, even_block, pair_count
 from dh2l_jax.profiles import Affine, opposite, separate, with_opposites
 from dh2l_jax.ring_sums import ring_sum
 from dh2l_jax.tiled_sums import tiled_sum
 
-__all__ = ["checked_rows", "mean_energy", "pair_sum", "pairwise", "rows", "stacked_energy"]
+__all__ = ["mean_energy", "pair_sum", "pairwise", "stacked_energy"]
 
 METHODS = ("auto", "closed", "dense", "tiled")
 BLOCK = 640  # rows of a tile, at most: its n×n intermediates then take 1.6 MB each
@@ -211,27 +210,6 @@ def _sum(
         assert mesh is not None
         total = jnp.add(total, ring_sum(plan.rest, block, mesh, axis, W, where))
     return total, plan.why
-
-
-def rows(W: ArrayLike, where: ArrayLike | None = None) -> tuple[jax.Array, jax.Array]:
-    """Checked (n, d) floats and (n,) mask; rows that take no part become 0, whatever they hold."""
-    W, mask = checked_rows(W, where)
-    return (W if where is None else jnp.where(mask[:, None], W, 0)), mask
-
-
-def checked_rows(W: ArrayLike, where: ArrayLike | None = None) -> tuple[jax.Array, jax.Array]:
-    """(n, d) floats as they are, and an (n,) mask."""
-    W = as_float(W)
-    if W.ndim != 2:
-        raise ValueError(f"expected a matrix (n, d) with a vector a row, found shape {W.shape}")
-    if where is None:
-        return W, jnp.ones(W.shape[0], bool)
-    where = jnp.asarray(where)
-    if where.dtype != bool:
-        raise TypeError(f"where must be boolean, found dtype {where.dtype}")
-    if where.shape != W.shape[:1]:
-        raise ValueError(f"where must have shape {W.shape[:1]} like the rows, found {where.shape}")
-    return W, where
 
 
 class _Plan(NamedTuple):

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from dh2l_jax.checks import as_float, checked_rows, integers, mask, rows, unknown_name
 from dh2l_jax.constraints import CONSTRAINTS, constraint_values, hinge
 from dh2l_jax.group_sums import group_pair_sum
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.kernels import Patterns, kernel_matrices
-from dh2l_jax.messages import unknown_name
 from dh2l_jax.metrics import MetricLike, get_metric
-from dh2l_jax.numerics import as_float, safe_norm
-from dh2l_jax.pairwise import checked_rows, mean_energy, rows, stacked_energy
+from dh2l_jax.numerics import safe_norm
+from dh2l_jax.pairwise import mean_energy, stacked_energy
 from dh2l_jax.spheres import Level, sphere_levels
 
 __all__ = [
@@ -244,7 +244,7 @@ def hierarchical(
         levels = sphere_levels(levels, hierarchy)
     _check_levels(levels, hierarchy)
     weights = _level_weights(weight, hierarchy)
-    present = None if where is None else _nodes_present(hierarchy, jnp.asarray(where))
+    present = None if where is None else _nodes_present(hierarchy, where)
     terms, value = {}, jnp.zeros(())
     for number, level in enumerate(levels, 1):
         nodes, groups = (None, None) if present is None else (present[number], present[number - 1])
@@ -280,11 +280,11 @@ def _rows_present(
     W: ArrayLike, where: ArrayLike | None, groups: ArrayLike, max_present: int | None
 ) -> tuple[jax.Array, jax.Array, ArrayLike]:
     """As `rows`; the present ones alone, at most `max_present`, if that saves looking at many."""
-    W, mask = checked_rows(W, where)
+    W, used = checked_rows(W, where)
     n = W.shape[0]
     if max_present is None or FEW * max_present > n:
         return *rows(W, where), groups
-    index = jnp.nonzero(mask, size=max_present, fill_value=n)[0]
+    index = jnp.nonzero(used, size=max_present, fill_value=n)[0]
     W = W.at[index].get(mode="fill", fill_value=0)
     groups = jnp.asarray(groups).at[index].get(mode="fill", fill_value=0)
     return W, index < n, groups
@@ -296,10 +296,7 @@ def _groups(groups: ArrayLike, n: int) -> np.ndarray | jax.Array:
         labels = np.asarray(groups)
     except jax.errors.TracerArrayConversionError:
         labels = jnp.asarray(groups)
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"groups must be integers, found dtype {labels.dtype}")
-    if labels.shape != (n,):
-        raise ValueError(f"groups must have shape {(n,)} like the rows, found {labels.shape}")
+    integers("groups", labels, (n,), "like the rows")
     return labels if isinstance(labels, jax.Array) else np.unique(labels, return_inverse=True)[1]
 
 
@@ -313,16 +310,9 @@ def _group_sizes(groups: np.ndarray | jax.Array, where: jax.Array) -> jax.Array:
     return jnp.where(where & (sizes > 1), sizes, 0)
 
 
-def _nodes_present(hierarchy: Hierarchy, where: jax.Array) -> list[jax.Array]:
+def _nodes_present(hierarchy: Hierarchy, where: ArrayLike) -> list[jax.Array]:
     """For each level 0..L the nodes above a present class."""
-    if where.dtype != bool:
-        raise TypeError(f"where must be boolean, found dtype {where.dtype}")
-    if where.shape != (hierarchy.num_classes,):
-        raise ValueError(
-            f"where must have shape {(hierarchy.num_classes,)}, one entry a class, "
-            f"found {where.shape}"
-        )
-    present = [where]
+    present = [mask(where, (hierarchy.num_classes,), "one entry a class")]
     for level in range(hierarchy.num_levels, 0, -1):
         above = jnp.zeros(hierarchy.size(level - 1), bool)
         present.append(above.at[hierarchy.parents(level)].max(present[-1]))

@@ -6,16 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from dh2l_jax.messages import unknown_name
-from dh2l_jax.numerics import (
-    as_float,
-    binary_sign,
-    clip,
-    clipped_arccos,
-    safe_normalize,
-    snap,
-    ternary_sign,
-)
+from dh2l_jax.checks import as_float, unknown_name
+from dh2l_jax.numerics import binary_sign, clip, clipped_arccos, safe_normalize, snap, ternary_sign
 
 __all__ = [
     "angle",

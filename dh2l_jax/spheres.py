@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from dh2l_jax.checks import as_float, unknown_name
 from dh2l_jax.hierarchy import Hierarchy
-from dh2l_jax.messages import unknown_name
-from dh2l_jax.numerics import as_float, safe_norm
+from dh2l_jax.numerics import safe_norm
 
 __all__ = [
     "CENTERS",

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from dh2l_jax.checks import as_float, integers, mask
 from dh2l_jax.hierarchy import Hierarchy
-from dh2l_jax.numerics import as_float
 
 __all__ = ["RANKS", "Tally", "tally"]
 
@@ -141,21 +141,13 @@ def _batch(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Checked logits, labels and mask; a logit of −0 becomes 0, below which top_k would rank it."""
     logits, labels = as_float(logits), jnp.asarray(labels)
-    mask = jnp.ones(labels.shape, bool) if where is None else jnp.asarray(where)
     if logits.shape != (*labels.shape, hierarchy.num_classes) or labels.ndim != 1:
         raise ValueError(
             f"expected logits (b, {hierarchy.num_classes}) and labels (b,), found {logits.shape} "
             f"and {labels.shape}"
         )
-    if mask.shape != labels.shape:
-        raise ValueError(
-            f"where must have shape {labels.shape} like the labels, found {mask.shape}"
-        )
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"labels must be integers, found dtype {labels.dtype}")
-    if mask.dtype != bool:
-        raise TypeError(f"where must be boolean, found dtype {mask.dtype}")
-    return jnp.where(logits == 0, 0, logits), labels, mask
+    integers("labels", labels)
+    return jnp.where(logits == 0, 0, logits), labels, mask(where, labels.shape, "like the labels")
 
 
 def _inner_choices(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from dh2l_jax.messages import unknown_name
+from dh2l_jax.checks import unknown_name
 
 COMMANDS = ("prepare", "check")
 

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
+from dh2l_jax.checks import unknown_name
 from dh2l_jax.data import idx
 from dh2l_jax.data.cache import open_cached
 from dh2l_jax.data.images import Images, RaggedImages, channels, pixel_counts, take
 from dh2l_jax.data.source import Source
 from dh2l_jax.data.taxonomies import taxonomy
 from dh2l_jax.hierarchy import Hierarchy
-from dh2l_jax.messages import unknown_name
 
 __all__ = ["DATASETS", "Dataset", "balanced_indices", "hold_out", "load", "subsample"]
 

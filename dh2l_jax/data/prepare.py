@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dh2l_jax.checks import unknown_name
 from dh2l_jax.data.source import Source
-from dh2l_jax.messages import unknown_name
 
 __all__ = ["PREPARED", "main", "open_prepared", "prepare"]
 

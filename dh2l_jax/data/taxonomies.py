@@ -11,8 +11,8 @@ import functools
 import json
 from importlib import resources
 
+from dh2l_jax.checks import unknown_name
 from dh2l_jax.hierarchy import Hierarchy
-from dh2l_jax.messages import unknown_name
 
 __all__ = ["TAXONOMIES", "taxonomy"]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from dh2l_jax.messages import unknown_name
+from dh2l_jax.checks import unknown_name
 from dh2l_jax.training import recipes
 from dh2l_jax.training.config import Config, override
 

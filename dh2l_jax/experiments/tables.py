@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 from importlib import resources
 from typing import Any
 
+from dh2l_jax.checks import unknown_name
 from dh2l_jax.experiments.settings import DATA, Setting
-from dh2l_jax.messages import unknown_name
 from dh2l_jax.training.recipes import VARIANTS
 
 __all__ = ["FACTORED", "FASHION", "TABLES", "Cell", "Table", "count_runs", "table"]

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
+from dh2l_jax.checks import unknown_name
 from dh2l_jax.hierarchy import Hierarchy
-from dh2l_jax.messages import unknown_name
 from dh2l_jax.models.head import HierarchicalHead, dense_kernel
 from dh2l_jax.models.resnet import CifarResNet, Network
 from dh2l_jax.models.torchvision_resnet import BLOCKS, TorchvisionResNet

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from dh2l_jax.checks import unknown_name
 from dh2l_jax.hierarchy import Hierarchy
-from dh2l_jax.messages import unknown_name
 from dh2l_jax.spheres import CENTERS, EPSILON, LOGITS, logit_vectors, sphere_levels
 
 __all__ = ["HierarchicalHead", "dense_kernel"]

@@ -16,7 +16,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 from jax import lax
 
-from dh2l_jax.messages import unknown_name
+from dh2l_jax.checks import unknown_name
 from dh2l_jax.models.resnet import BasicBlock, Conv, Network, batch_norm, check_images, shortcut_b
 
 __all__ = [

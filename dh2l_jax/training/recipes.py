@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from dh2l_jax.messages import unknown_name
+from dh2l_jax.checks import unknown_name
 from dh2l_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig, RegConfig
 
 __all__ = ["VARIANTS", "embedded", "heavy", "light", "with_variant"]

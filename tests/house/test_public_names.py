@@ -52,12 +52,12 @@ def test_a_module_stays_a_command(module):
     assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0
 
 
-PATHS = """block_1_1/bn_1/bias block_1_1/bn_1/scale block_1_1/bn_2/bias block_1_1/bn_2/scale
-    block_1_1/conv_1/kernel block_1_1/conv_2/kernel block_2_1/bn_1/bias block_2_1/bn_1/scale
-    block_2_1/bn_2/bias block_2_1/bn_2/scale block_2_1/conv_1/kernel block_2_1/conv_2/kernel
-    block_3_1/bn_1/bias block_3_1/bn_1/scale block_3_1/bn_2/bias block_3_1/bn_2/scale
-    block_3_1/conv_1/kernel block_3_1/conv_2/kernel head/center_2 head/surface_2 stem/bn/bias
-    stem/bn/scale stem/conv/kernel"""
+PATHS = """block_1_1/conv_1/kernel block_1_1/conv_2/kernel block_1_1/norm_1/bias
+    block_1_1/norm_1/scale block_1_1/norm_2/bias block_1_1/norm_2/scale block_2_1/conv_1/kernel
+    block_2_1/conv_2/kernel block_2_1/norm_1/bias block_2_1/norm_1/scale block_2_1/norm_2/bias
+    block_2_1/norm_2/scale block_3_1/conv_1/kernel block_3_1/conv_2/kernel
+    block_3_1/norm_1/bias block_3_1/norm_1/scale block_3_1/norm_2/bias block_3_1/norm_2/scale
+    head/center_2 head/surface_2 stem/conv/kernel stem/norm/bias stem/norm/scale"""
 
 
 def test_checkpoints_of_before_fit_the_parameters():

@@ -1,0 +1,94 @@
+"""Arguments at the door: names, rows, masks and labels, each with one wording of its errors.
+
+Nothing here is imported with JAX: trees and configs check their names without it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import jax
+    from jax.typing import ArrayLike
+
+__all__ = ["as_float", "checked_rows", "integers", "mask", "rows", "unknown_name"]
+
+
+def unknown_name(what: str, found: object, valid: Iterable[str]) -> str:
+    """One line that names the value found, the nearest valid name and all valid names.
+
+    >>> unknown_name("shortcut", "a", ["A", "B"])
+    "unknown shortcut 'a': did you mean 'A'? Valid: A, B"
+    """
+    valid = [str(name) for name in valid]
+    folded = {name.lower(): name for name in valid}
+    close = difflib.get_close_matches(str(found).lower(), folded, n=1, cutoff=0.0)
+    hint = f"did you mean {folded[close[0]]!r}? " if close else ""
+    return f"unknown {what} {found!r}: {hint}Valid: {', '.join(valid)}"
+
+
+def as_float(x: ArrayLike) -> jax.Array:
+    """An array of at least float32: half precision and integers are widened, float64 stays."""
+    import jax.numpy as jnp
+
+    x = jnp.asarray(x)
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise TypeError(f"expected real numbers, found an array of dtype {x.dtype}")
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def mask(where: ArrayLike | None, shape: tuple[int, ...], like: str) -> jax.Array:
+    """A boolean mask of a shape; all True for None.
+
+    Raises:
+      TypeError: it is not boolean.
+      ValueError: it has another shape; `like` says what that should be, "like the rows".
+    """
+    import jax.numpy as jnp
+
+    if where is None:
+        return jnp.ones(shape, bool)
+    where = jnp.asarray(where)
+    if where.dtype != bool:
+        raise TypeError(f"where must be boolean, found dtype {where.dtype}")
+    if where.shape != shape:
+        raise ValueError(f"where must have shape {shape} {like}, found {where.shape}")
+    return where
+
+
+def integers(what: str, values: Any, shape: tuple[int, ...] | None = None, like: str = "") -> None:
+    """Refuses an array that does not hold integers, or has another shape.
+
+    Raises:
+      TypeError: `what` are not integers.
+      ValueError: it has another shape; `like` says what that should be.
+    """
+    import jax.numpy as jnp
+
+    if not jnp.issubdtype(values.dtype, jnp.integer):
+        raise TypeError(f"{what} must be integers, found dtype {values.dtype}")
+    if shape is not None and values.shape != shape:
+        raise ValueError(f"{what} must have shape {shape} {like}, found {values.shape}")
+
+
+def rows(W: ArrayLike, where: ArrayLike | None = None) -> tuple[jax.Array, jax.Array]:
+    """Checked (n, d) floats and (n,) mask; rows that take no part become 0, whatever they hold."""
+    import jax.numpy as jnp
+
+    W, used = checked_rows(W, where)
+    return (W if where is None else jnp.where(used[:, None], W, 0)), used
+
+
+def checked_rows(W: ArrayLike, where: ArrayLike | None = None) -> tuple[jax.Array, jax.Array]:
+    """(n, d) floats as they are, and an (n,) mask.
+
+    Raises:
+      ValueError: W is not a matrix, or `where` has another length.
+      TypeError: `where` is not boolean, or W not real.
+    """
+    W = as_float(W)
+    if W.ndim != 2:
+        raise ValueError(f"expected a matrix (n, d) with a vector a row, found shape {W.shape}")
+    return W, mask(where, W.shape[:1], "like the rows")
