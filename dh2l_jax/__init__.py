@@ -67,4 +67,6 @@ __all__ = [
 def __getattr__(name: str):
     if name in ("data", "models", "training"):
         return importlib.import_module(f"dh2l_jax.{name}")
+    if name == "evaluation":
+        return importlib.import_module("dh2l_jax.hierarchy.scores")
     raise AttributeError(f"module 'dh2l_jax' has no attribute {name!r}")

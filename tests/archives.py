@@ -9,7 +9,7 @@ import numpy as np
 import scipy.io
 from PIL import Image
 
-from dh2l_jax.data.taxonomies import taxonomy
+from dh2l_jax.hierarchy.published import taxonomy
 
 FIELDS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname")
 

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dh2l_jax.data.pipeline import epoch_order
-from dh2l_jax.evaluation import summarize
+from dh2l_jax.hierarchy.scores import summarize
 from dh2l_jax.training import distributed
 from dh2l_jax.training.config import Config, DistributedConfig, from_dict
 from dh2l_jax.training.experiment import build

@@ -15,8 +15,8 @@ from test_data_idx import NAMES, encode, write_folder
 
 from dh2l_jax.data import datasets, idx, make_fashion_mnist_mini
 from dh2l_jax.data.datasets import Dataset, hold_out, load
-from dh2l_jax.data.taxonomies import taxonomy
 from dh2l_jax.hierarchy import Hierarchy
+from dh2l_jax.hierarchy.published import taxonomy
 
 SOURCE = os.environ.get("DH2L_FASHION_MNIST_DIR")
 

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dh2l_jax import Hierarchy
 from dh2l_jax.data.pipeline import padded_batches
-from dh2l_jax.evaluation import Tally, evaluate, summarize, tally, tree_order
+from dh2l_jax.hierarchy.scores import Tally, evaluate, summarize, tally, tree_order
 
 PARENTS = ((0, 0), (0, 1, 1, 0, 1), (0, 1, 1, 2, 4, 3, 4, 4, 2))
 TREE = Hierarchy.from_parents(PARENTS[1:])

@@ -23,7 +23,7 @@ from dh2l_jax.data.pipeline import (
     training_plan,
 )
 from dh2l_jax.data.streaming import crop_image, stream
-from dh2l_jax.evaluation import summarize
+from dh2l_jax.hierarchy.scores import summarize
 from dh2l_jax.training.feeding import Cut, Resident, Streamed, check_sizes, make_feed
 from dh2l_jax.training.steps import TrainState, last, make_eval_step, make_train_step, tallies
 

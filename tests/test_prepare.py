@@ -17,7 +17,7 @@ from tensorflow_datasets.core import hashing
 
 from dh2l_jax.data import builders_files, builders_shuffle, prepare
 from dh2l_jax.data.builders import BUILDERS
-from dh2l_jax.data.taxonomies import taxonomy
+from dh2l_jax.hierarchy.published import taxonomy
 
 STOCK = {"cub200": "caltech_birds2011"}
 VERSIONS = {

@@ -16,9 +16,9 @@ from oracle_tables import FACTORED, holm, key_of_config, key_of_labels, key_of_s
 
 import dh2l_jax as dh2l
 from dh2l_jax.data import datasets
-from dh2l_jax.data.taxonomies import taxonomy
 from dh2l_jax.experiments import runner, runs, statistics, tables
 from dh2l_jax.experiments.settings import DATA, Options, Setting, Weights, config_of
+from dh2l_jax.hierarchy.published import taxonomy
 from dh2l_jax.training import loop
 from dh2l_jax.training.config import from_dict, override, to_dict
 from dh2l_jax.training.objective import make_regularizer

@@ -6,7 +6,7 @@ from importlib import import_module, resources
 
 import pytest
 
-from dh2l_jax.data.taxonomies import TAXONOMIES, taxonomy
+from dh2l_jax.hierarchy.published import TAXONOMIES, taxonomy
 
 # The table on the data set's page, in the spelling of its files.
 CIFAR100 = {
@@ -68,7 +68,9 @@ BODY_TYPES = {
 
 
 def read(name):
-    text = resources.files("dh2l_jax.data").joinpath(f"{name}_hierarchy.json").read_text("utf-8")
+    text = (
+        resources.files("dh2l_jax.hierarchy").joinpath("trees", f"{name}.json").read_text("utf-8")
+    )
     return json.loads(text)
 
 
@@ -100,11 +102,9 @@ def test_every_file_names_its_source_and_agrees_with_itself(name):
 
 @pytest.mark.parametrize("name", TAXONOMIES)
 def test_every_file_belongs_to_a_name(name):
-    files = {file.name for file in resources.files("dh2l_jax.data").iterdir()}
-    assert f"{name}_hierarchy.json" in files
-    assert {file for file in files if file.endswith("_hierarchy.json")} == {
-        f"{known}_hierarchy.json" for known in TAXONOMIES
-    }
+    files = {file.name for file in resources.files("dh2l_jax.hierarchy").joinpath("trees").iterdir()}
+    assert f"{name}.json" in files
+    assert files == {f"{known}.json" for known in TAXONOMIES}
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 import dh2l_jax as dh2l
 from dh2l_jax.data.datasets import Dataset
 from dh2l_jax.data.pipeline import epoch_order
-from dh2l_jax.evaluation import summarize
+from dh2l_jax.hierarchy.scores import summarize
 from dh2l_jax.training import checkpoint, config, loop, optim, profiling
 from dh2l_jax.training import objective as objective_module
 from dh2l_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig, RegConfig

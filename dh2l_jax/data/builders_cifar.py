@@ -15,7 +15,7 @@ from tensorflow_datasets.core import registered
 from tensorflow_datasets.image_classification import cifar
 
 from dh2l_jax.data import archives, builders_files, builders_images
-from dh2l_jax.data.taxonomies import taxonomy
+from dh2l_jax.hierarchy.published import taxonomy
 
 __all__ = ["Cifar10", "Cifar100"]
 

@@ -10,8 +10,8 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from dh2l_jax.data.source import Source
-from dh2l_jax.data.taxonomies import taxonomy
 from dh2l_jax.hierarchy import Hierarchy
+from dh2l_jax.hierarchy.published import taxonomy
 
 __all__ = ["check_copy", "source"]
 

@@ -22,8 +22,8 @@ from dh2l_jax.data import idx
 from dh2l_jax.data.cache import open_cached
 from dh2l_jax.data.images import Images, RaggedImages, channels, pixel_counts, take
 from dh2l_jax.data.source import Source
-from dh2l_jax.data.taxonomies import taxonomy
 from dh2l_jax.hierarchy import Hierarchy
+from dh2l_jax.hierarchy.published import taxonomy
 
 __all__ = ["DATASETS", "Dataset", "balanced_indices", "hold_out", "load", "subsample"]
 

@@ -39,7 +39,7 @@ class DataConfig(Checked):
       name: data set, see `dh2l_jax.data.datasets.DATASETS`.
       data_dir: folder of the data set's files, if it is not embedded.
       csv: file `class,parent[,grandparent]` with the tree of a folder of images.
-      tree: another tree of the same classes, see `dh2l_jax.data.taxonomies`, or "flat".
+      tree: another tree of the same classes, see `dh2l_jax.hierarchy.published`, or "flat".
       cache_dir: where decoded images are kept; empty for the user's cache folder.
       resize: shorter side in pixels to which images are scaled; 0 to keep their size.
       crop: side of the square that the network sees, a random one in training and the centre in

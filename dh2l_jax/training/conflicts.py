@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from dh2l_jax.checks import unknown_name
 from dh2l_jax.data.datasets import DATASETS
-from dh2l_jax.data.taxonomies import TAXONOMIES
 from dh2l_jax.hierarchy import Hierarchy
+from dh2l_jax.hierarchy.published import TAXONOMIES
 from dh2l_jax.metrics import get_metric
 from dh2l_jax.models import CIFAR, MODELS, TORCHVISION
 from dh2l_jax.training.config import Config, DataConfig, DistributedConfig, OptimConfig, RegConfig

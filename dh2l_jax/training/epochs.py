@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dh2l_jax.data.pipeline import epoch_order
-from dh2l_jax.evaluation import Tally, summarize
+from dh2l_jax.hierarchy.scores import Tally, summarize
 from dh2l_jax.training import checkpoint
 from dh2l_jax.training.config import Config
 from dh2l_jax.training.distributed import flags, several

@@ -19,8 +19,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dh2l_jax.data.datasets import Dataset
 from dh2l_jax.data.pipeline import normalize
-from dh2l_jax.evaluation import Tally, tally
 from dh2l_jax.hierarchy import Hierarchy
+from dh2l_jax.hierarchy.scores import Tally, tally
 from dh2l_jax.models import Network
 from dh2l_jax.training.feeding import Feed
 from dh2l_jax.training.finite import all_finite

@@ -23,8 +23,8 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from dh2l_jax.hierarchy import Hierarchy
-from dh2l_jax.tallies import RANKS, Tally, tally
+from dh2l_jax.hierarchy.counts import RANKS, Tally, tally
+from dh2l_jax.hierarchy.tree import Hierarchy
 
 __all__ = ["Tally", "evaluate", "summarize", "tally", "tree_order"]
 

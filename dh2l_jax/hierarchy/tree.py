@@ -6,7 +6,6 @@ no vector. Node k of level l−1 owns one *group* of level l: its children. Leve
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import operator
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["Hierarchy"]
+from dh2l_jax.hierarchy.class_lists import read_class_list
 
-# Of a file; work on a tree grows with the square of its depth.
-MAX_LEVELS = 100
+__all__ = ["Hierarchy"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,8 +132,7 @@ class Hierarchy:
           ValueError: names the file, the line and the node.
         """
         path = Path(path)
-        rows = _read_csv(path)
-        _check_one_parent(path, rows)
+        rows = read_class_list(path)
         return _from_full_paths([tuple(reversed(cells)) for _, cells in rows])
 
     # Shape of the tree.
@@ -287,50 +284,3 @@ def _from_full_paths(full: Sequence[tuple[str, ...]]) -> Hierarchy:
         names.append(tuple(node[-1] for node in nodes))
         above = {node: index for index, node in enumerate(nodes)}
     return Hierarchy(tuple(table), tuple(names))
-
-
-def _read_csv(path: Path) -> list[tuple[int, tuple[str, ...]]]:
-    """(line number, cells) of every class; blank lines are skipped."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            lines = [(reader.line_num, tuple(cell.strip() for cell in row)) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a CSV file in UTF-8: {error}") from error
-    lines = [(number, row) for number, row in lines if any(row)]
-    if not lines or lines[0][1][0].lower() != "class":
-        found = repr(",".join(lines[0][1]))[:80] if lines else "an empty file"
-        raise ValueError(f"{path}: expected the header class,parent[,grandparent], found {found}")
-    width = len(lines[0][1])
-    if width > MAX_LEVELS:
-        raise ValueError(f"{path}: expected at most {MAX_LEVELS} columns, found {width}")
-    if len(lines) == 1:
-        raise ValueError(f"{path}: no classes below the header")
-    for number, row in lines[1:]:
-        if len(row) != width:
-            raise ValueError(
-                f"{path}, line {number}: class {row[0]!r} has {len(row)} columns, expected {width}"
-            )
-        if not all(row):
-            raise ValueError(f"{path}, line {number}: class {row[0]!r} has a blank name")
-    return lines[1:]
-
-
-def _check_one_parent(path: Path, rows: Sequence[tuple[int, tuple[str, ...]]]) -> None:
-    """In a table of names a node is its name, so a name has one line of ancestors."""
-    classes: dict[str, int] = {}
-    seen: dict[tuple[int, str], tuple[int, tuple[str, ...]]] = {}
-    for number, cells in rows:
-        first = classes.setdefault(cells[0], number)
-        if first != number:
-            raise ValueError(
-                f"{path}, line {number}: class {cells[0]!r} occurs twice (first on line {first})"
-            )
-        for column in range(1, len(cells)):
-            above = cells[column + 1 :]
-            first, known = seen.setdefault((column, cells[column]), (number, above))
-            if known != above:
-                raise ValueError(
-                    f"{path}, line {number}: {cells[column]!r} stands under {above[0]!r} here and "
-                    f"under {known[0]!r} on line {first}"
-                )

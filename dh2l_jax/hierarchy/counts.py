@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from dh2l_jax.checks import as_float, integers, mask
-from dh2l_jax.hierarchy import Hierarchy
+from dh2l_jax.hierarchy.tree import Hierarchy
 
 __all__ = ["RANKS", "Tally", "tally"]
 

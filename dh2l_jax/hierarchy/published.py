@@ -1,6 +1,6 @@
 """Published trees of classes, as `Hierarchy` objects whose leaves are in label order.
 
-Each lives in `<name>_hierarchy.json` next to this file, with its source and licence: the names of
+Each lives in `trees/<name>.json`, with its source and licence: the names of
 every level in `level1`, `level2`, ... and each node's parent in `level<l>_to_level<l-1>`. Where the
 parents follow from the names of the classes, `rule` says how and `exceptions` lists the rest.
 """
@@ -12,7 +12,7 @@ import json
 from importlib import resources
 
 from dh2l_jax.checks import unknown_name
-from dh2l_jax.hierarchy import Hierarchy
+from dh2l_jax.hierarchy.tree import Hierarchy
 
 __all__ = ["TAXONOMIES", "taxonomy"]
 
@@ -46,7 +46,9 @@ def taxonomy(name: str) -> Hierarchy:
 
 @functools.cache
 def _read(name: str) -> Hierarchy:
-    text = resources.files("dh2l_jax.data").joinpath(f"{name}_hierarchy.json").read_text("utf-8")
+    text = (
+        resources.files("dh2l_jax.hierarchy").joinpath("trees", f"{name}.json").read_text("utf-8")
+    )
     table = json.loads(text)
     depth = len(table["levels"])
     return Hierarchy.from_parents(
