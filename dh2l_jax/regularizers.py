@@ -12,12 +12,12 @@ from jax.typing import ArrayLike
 
 from dh2l_jax.checks import as_float, checked_rows, integers, mask, rows, unknown_name
 from dh2l_jax.constraints import CONSTRAINTS, constraint_values, hinge
-from dh2l_jax.group_sums import group_pair_sum
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.kernels import Patterns, kernel_matrices
-from dh2l_jax.metrics import MetricLike, get_metric
+from dh2l_jax.metrics import MetricLike, get_metric, mean_energy
+from dh2l_jax.metrics.pairs import stacked_energy
+from dh2l_jax.metrics.sums.groups import group_pair_sum
 from dh2l_jax.numerics import safe_norm
-from dh2l_jax.pairwise import mean_energy, stacked_energy
 from dh2l_jax.spheres import Level, sphere_levels
 
 __all__ = [

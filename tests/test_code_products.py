@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dh2l_jax import code_products
+from dh2l_jax.metrics import bits
 from dh2l_jax.numerics import binary_sign
 
 SIZES = [(128, 128, 1024), (130, 200, 1025), (128, 131, 1500), (129, 128, 2048), (200, 128, 4608)]
@@ -17,7 +17,7 @@ def codes(*size, seed=0):
 
 @pytest.fixture(scope="module")
 def product():
-    return jax.jit(code_products.code_products)
+    return jax.jit(bits.code_products)
 
 
 @pytest.mark.parametrize(("n", "m", "d"), SIZES)
@@ -33,7 +33,7 @@ def test_counts_are_the_product(n, m, d, product):
 def test_long_codes_are_counted_and_short_or_few_multiplied():
     def multiplies(n, d):
         S = jax.ShapeDtypeStruct((n, d), jnp.float32)
-        text = jax.jit(code_products.code_products).lower(S, S).compile().as_text()
+        text = jax.jit(bits.code_products).lower(S, S).compile().as_text()
         return " dot(" in text or "matmul" in text
 
     assert not multiplies(128, 1024)
@@ -52,7 +52,7 @@ def test_a_row_of_nan_is_nan_and_no_other(product):
 
 def test_a_batch(product):
     S, T = codes(2, 128, 1100), codes(2, 128, 1100, seed=1)
-    batched = jax.jit(jax.vmap(code_products.code_products))(S, T)
+    batched = jax.jit(jax.vmap(bits.code_products))(S, T)
     for i in range(2):
         np.testing.assert_array_equal(batched[i], product(S[i], T[i]))
 
@@ -79,7 +79,7 @@ def test_derivatives_are_those_of_the_product():
 
         return jax.jit(fn)(U, V, S, T)
 
-    counted = derivatives(code_products.code_products)
+    counted = derivatives(bits.code_products)
     multiplied = derivatives(lambda S, T: jnp.dot(S, T.T, precision="highest"))
     for found, expected in zip(counted, multiplied, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())

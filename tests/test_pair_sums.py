@@ -1,7 +1,6 @@
 """Sums over pairs: what a profile is split into, fast angles, W ∪ −W, tiles, half precision."""
 
 import functools
-import importlib
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +11,16 @@ from helpers import assert_close, every_metric, everyone, rows
 from jax.sharding import AxisType
 
 import dh2l_jax as dh2l
-from dh2l_jax import dense_sums, group_sums
+from dh2l_jax.metrics.sums import dense as dense_module
+from dh2l_jax.metrics.sums import groups as groups_module
+from dh2l_jax.metrics.sums import plan
 
 
 @pytest.fixture
 def small_parts(monkeypatch):
     """Few rows are summed as many are: in several panels, affine parts in closed form."""
-    monkeypatch.setattr(dense_sums, "PANEL", 4)
-    module = importlib.import_module("dh2l_jax.pairwise")  # the package has a function of that name
-    monkeypatch.setattr(module, "SEPARATE_FROM", 0)
+    monkeypatch.setattr(dense_module, "PANEL", 4)
+    monkeypatch.setattr(plan, "SEPARATE_FROM", 0)
 
 
 # --- every metric by every method: W, and W ∪ −W by brute force ---------------------------------
@@ -136,7 +136,7 @@ def test_groups_of_half_spaces(name, traced):
 def small_windows(monkeypatch):
     """Few groups are summed as many are: in windows of three widths, and in several chunks."""
     for name, rows_of in {"WINDOW": 4, "CHUNK": 8, "CHEAP_PAIRS": 0}.items():
-        monkeypatch.setattr(group_sums, name, rows_of)
+        monkeypatch.setattr(groups_module, name, rows_of)
 
 
 # Shared windows and a lone one; windows of one group each, at one width and in one chunk.

@@ -12,17 +12,19 @@ from helpers import NAMES, every_metric, rows
 from jax import lax
 
 import dh2l_jax as dh2l
-from dh2l_jax import dense_sums
-from dh2l_jax.metrics import _ratio
+from dh2l_jax.metrics.profile import separate, similarities_used
+from dh2l_jax.metrics.sums import dense
+from dh2l_jax.metrics.table import _ratio
 from dh2l_jax.numerics import clip, cos_pi, safe_arccos, sin_pi
-from dh2l_jax.profiles import separate, similarities_used
 
 
 @pytest.fixture
 def small_parts(monkeypatch):
     """Few rows are summed as many are: in several panels, affine parts in closed form."""
-    monkeypatch.setattr(dense_sums, "PANEL", 4)
-    module = importlib.import_module("dh2l_jax.pairwise")  # the package has a function of that name
+    monkeypatch.setattr(dense, "PANEL", 4)
+    module = importlib.import_module(
+        "dh2l_jax.metrics.pairs"
+    )  # the package has a function of that name
     monkeypatch.setattr(module, "SEPARATE_FROM", 0)
 
 

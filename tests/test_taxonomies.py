@@ -102,7 +102,9 @@ def test_every_file_names_its_source_and_agrees_with_itself(name):
 
 @pytest.mark.parametrize("name", TAXONOMIES)
 def test_every_file_belongs_to_a_name(name):
-    files = {file.name for file in resources.files("dh2l_jax.hierarchy").joinpath("trees").iterdir()}
+    files = {
+        file.name for file in resources.files("dh2l_jax.hierarchy").joinpath("trees").iterdir()
+    }
     assert f"{name}.json" in files
     assert files == {f"{known}.json" for known in TAXONOMIES}
 

@@ -19,7 +19,7 @@ NAMES = {
         orthogonality pairwise project radii radius_order safe_normalize satisfaction sphere_levels
         straight_through ternary_sign weight_energy""",
     "dh2l_jax.models": "create HierarchicalHead dense_kernel",
-    "dh2l_jax.metrics": "METRICS Metric MetricLike Profile distance energy get_metric",
+    "dh2l_jax.metrics.table": "METRICS Metric MetricLike Profile distance energy get_metric",
     "dh2l_jax.regularizers": """center_energy classes_present group_energy hierarchical
         orthogonality weight_energy""",
     "dh2l_jax.hierarchy.tree": "Hierarchy",

@@ -1,4 +1,4 @@
-"""What a profile f(c, h) depends on, read off its trace: which similarities, and which linearly.
+"""A metric as two profiles f(c, h), and what a profile depends on, read off its trace.
 
 A similarity that a profile does not use needs no Gram product, and one that it is affine in needs
 none either, as sums of c or h have a closed form.
@@ -8,16 +8,63 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from dh2l_jax.metrics import Metric, Profile
+from dh2l_jax.metrics.similarity import check_code
 
-__all__ = ["Affine", "Used", "opposite", "separate", "similarities_used", "with_opposites"]
+__all__ = [
+    "Affine",
+    "Metric",
+    "MetricLike",
+    "Profile",
+    "Used",
+    "opposite",
+    "separate",
+    "similarities_used",
+    "with_opposites",
+]
+
+Profile = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A pairwise metric as two profiles of (c, h), elementwise on arrays of any shape.
+
+    Attributes:
+      name: key of `METRICS`.
+      symbol: as the paper prints it.
+      equation: where the paper defines it.
+      distance: (c, h) → distance, grows as vectors move apart.
+      energy: (c, h) → energy, falls as vectors move apart; what training minimises.
+      affine: (a, b, k) if energy = a·c + b·h + k, which has an O(nd) closed form; else None.
+      code: "binary" or "ternary", the code that h compares.
+      threshold: dead zone of the ternary code, in units of mean|w|.
+    """
+
+    name: str
+    symbol: str
+    equation: str
+    distance: Profile
+    energy: Profile
+    affine: tuple[float, float, float] | None = None
+    code: str = "binary"
+    threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_code(self.code, self.threshold)
+
+
+MetricLike = str | Metric | Profile
 
 Affine = tuple[float, float, float]
+
+
+# What a profile depends on.
 
 
 class Used(NamedTuple):

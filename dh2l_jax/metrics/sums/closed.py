@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dh2l_jax.metrics import Metric
+from dh2l_jax.metrics.blocks import features, over_blocks, pair_count, product, scale_gradient
+from dh2l_jax.metrics.profile import Affine, Metric
+from dh2l_jax.metrics.similarity import code_length, encode
 from dh2l_jax.numerics import inverse_norm
-from dh2l_jax.pair_blocks import features, over_blocks, pair_count, product, scale_gradient
-from dh2l_jax.profiles import Affine
-from dh2l_jax.similarity import code_length, encode
 
 __all__ = ["Linear", "closed_sum", "linear"]
 

@@ -11,10 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dh2l_jax.closed_sums import linear
-from dh2l_jax.metrics import Metric
-from dh2l_jax.numerics import inverse_norm
-from dh2l_jax.pair_blocks import (
+from dh2l_jax.metrics.blocks import (
     Features,
     Start,
     add_rows,
@@ -32,8 +29,10 @@ from dh2l_jax.pair_blocks import (
     total_energy,
     write_rows,
 )
-from dh2l_jax.profiles import Affine
-from dh2l_jax.similarity import code_length, encode
+from dh2l_jax.metrics.profile import Affine, Metric
+from dh2l_jax.metrics.similarity import code_length, encode
+from dh2l_jax.metrics.sums.closed import linear
+from dh2l_jax.numerics import inverse_norm
 
 __all__ = ["Blocks", "cross_cotangents", "tiled_cotangent", "tiled_pull", "tiled_sum"]
 

@@ -5,7 +5,7 @@
 
 A *distance* grows as vectors move apart; an *energy* falls and is what training minimises.
 A metric is a few lines of elementwise code on (c, h); how the sum over pairs is done is the
-business of `dh2l_jax.pairwise`.
+business of `dh2l_jax.metrics.pairs`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from dh2l_jax.checks import unknown_name
+from dh2l_jax.metrics.profile import Metric, MetricLike, Profile
+from dh2l_jax.metrics.similarity import (
+    code_similarity,
+    cosine_similarity,
+    theta,
+    theta_h,
+)
 from dh2l_jax.numerics import (
     CLAMPS,
     CLIP,
@@ -31,48 +38,8 @@ from dh2l_jax.numerics import (
     safe_sqrt,
     sin_pi,
 )
-from dh2l_jax.similarity import (
-    check_code,
-    code_similarity,
-    cosine_similarity,
-    theta,
-    theta_h,
-)
 
-__all__ = ["METRICS", "Metric", "MetricLike", "Profile", "distance", "energy", "get_metric"]
-
-Profile = Callable[[jax.Array, jax.Array], jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class Metric:
-    """A pairwise metric as two profiles of (c, h), elementwise on arrays of any shape.
-
-    Attributes:
-      name: key of `METRICS`.
-      symbol: as the paper prints it.
-      equation: where the paper defines it.
-      distance: (c, h) → distance, grows as vectors move apart.
-      energy: (c, h) → energy, falls as vectors move apart; what training minimises.
-      affine: (a, b, k) if energy = a·c + b·h + k, which has an O(nd) closed form; else None.
-      code: "binary" or "ternary", the code that h compares.
-      threshold: dead zone of the ternary code, in units of mean|w|.
-    """
-
-    name: str
-    symbol: str
-    equation: str
-    distance: Profile
-    energy: Profile
-    affine: tuple[float, float, float] | None = None
-    code: str = "binary"
-    threshold: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_code(self.code, self.threshold)
-
-
-MetricLike = str | Metric | Profile
+__all__ = ["METRICS", "distance", "energy", "get_metric"]
 
 
 # Profiles. a, b: two angles or two similarities in [0, 1].

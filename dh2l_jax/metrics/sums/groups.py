@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dh2l_jax.dense_sums import dense_sum
-from dh2l_jax.metrics import Metric, MetricLike, get_metric
-from dh2l_jax.pair_blocks import all_pairs, scale_gradient
-from dh2l_jax.pairwise import pair_sum
-from dh2l_jax.profiles import opposite, with_opposites
+from dh2l_jax.metrics.blocks import all_pairs, scale_gradient
+from dh2l_jax.metrics.profile import Metric, MetricLike, opposite, with_opposites
+from dh2l_jax.metrics.sums.dense import dense_sum
+from dh2l_jax.metrics.sums.plan import pair_sum
+from dh2l_jax.metrics.table import get_metric
 
 __all__ = ["group_pair_sum"]
 

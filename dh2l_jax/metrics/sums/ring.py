@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from dh2l_jax.metrics import Metric
+from dh2l_jax.metrics.blocks import even_block, scale_gradient
+from dh2l_jax.metrics.profile import Metric
+from dh2l_jax.metrics.sums.tiled import Blocks, cross_cotangents, tiled_cotangent, tiled_pull
 from dh2l_jax.numerics import inverse_norm
-from dh2l_jax.pair_blocks import even_block, scale_gradient
-from dh2l_jax.tiled_sums import Blocks, cross_cotangents, tiled_cotangent, tiled_pull
 
 __all__ = ["ring_sum"]
 

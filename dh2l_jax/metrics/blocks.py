@@ -15,11 +15,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dh2l_jax.code_products import code_products
-from dh2l_jax.metrics import Metric
+from dh2l_jax.metrics.bits import code_products
+from dh2l_jax.metrics.profile import Metric, similarities_used
+from dh2l_jax.metrics.similarity import code_length, encode
 from dh2l_jax.numerics import snap
-from dh2l_jax.profiles import similarities_used
-from dh2l_jax.similarity import code_length, encode
 
 __all__ = [
     "Features",

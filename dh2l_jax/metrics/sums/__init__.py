@@ -1,0 +1,1 @@
+"""Ways of summing over all pairs, one a file; `plan` chooses."""
