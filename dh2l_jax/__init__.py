@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import importlib
 
-from dh2l_jax.constraints import containment, hinge, margin, radius_order, satisfaction
 from dh2l_jax.hierarchy import Hierarchy
-from dh2l_jax.kernels import kernel_matrices
 from dh2l_jax.metrics import METRICS, Metric, distance, energy, get_metric, mean_energy, pairwise
 from dh2l_jax.metrics.similarity import angle, code_angle, code_similarity, cosine_similarity
 from dh2l_jax.numerics import binary_sign, safe_normalize, straight_through, ternary_sign
@@ -22,6 +20,8 @@ from dh2l_jax.regularizers import (
     orthogonality,
     weight_energy,
 )
+from dh2l_jax.regularizers.constraints import containment, hinge, margin, radius_order, satisfaction
+from dh2l_jax.regularizers.params.kernels import kernel_matrices
 from dh2l_jax.spheres import Level, logit_vectors, project, radii, sphere_levels
 
 __version__ = "0.1.0"

@@ -17,6 +17,7 @@ import dh2l_jax as dh2l
 from dh2l_jax.data.datasets import Dataset
 from dh2l_jax.data.pipeline import epoch_order
 from dh2l_jax.hierarchy.scores import summarize
+from dh2l_jax.regularizers import transform
 from dh2l_jax.training import checkpoint, config, loop, optim, profiling
 from dh2l_jax.training import objective as objective_module
 from dh2l_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig, RegConfig
@@ -334,7 +335,7 @@ def test_regularizer_as_a_link_of_an_optax_chain():
         return 0.1 * dh2l.weight_energy(params, "d_am_cos")
 
     gradients = jax.tree.map(jnp.ones_like, params)
-    chain = optax.chain(optim.add_gradient_of(penalty), optax.sgd(0.1))
+    chain = optax.chain(transform.add_gradient_of(penalty), optax.sgd(0.1))
     found, _ = jax.jit(chain.update)(gradients, chain.init(params), params)
     total = jax.tree.map(jnp.add, gradients, jax.jit(jax.grad(penalty))(params))
     chex.assert_trees_all_close(found, jax.tree.map(lambda g: -0.1 * g, total), rtol=1e-6)

@@ -17,8 +17,8 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from dh2l_jax.constraints import constraint_values, satisfaction
 from dh2l_jax.models import TORCHVISION, HierarchicalHead, TorchvisionResNet
+from dh2l_jax.regularizers.constraints import constraint_values, satisfaction
 from dh2l_jax.training import checkpoint, profiling
 from dh2l_jax.training.epochs import Epochs, Evaluator, Progress, keep_better
 from dh2l_jax.training.experiment import Experiment, build

@@ -1,8 +1,7 @@
-"""SGD with coupled weight decay, learning-rate schedules, and a regulariser as an optax link."""
+"""SGD with coupled weight decay and learning-rate schedules."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,7 +9,7 @@ import optax
 
 from dh2l_jax.training.config import OptimConfig
 
-__all__ = ["add_gradient_of", "decay_mask", "learning_rate", "optimizer"]
+__all__ = ["decay_mask", "learning_rate", "optimizer"]
 
 
 def learning_rate(optim: OptimConfig, steps_per_epoch: int, epochs: int) -> optax.Schedule:
@@ -45,25 +44,3 @@ def optimizer(optim: OptimConfig, schedule: optax.Schedule) -> optax.GradientTra
         optax.add_decayed_weights(optim.weight_decay, decay_mask),
         optax.sgd(schedule, momentum=optim.momentum, nesterov=optim.nesterov),
     )
-
-
-def add_gradient_of(regularizer: Callable[[Any], jax.Array]) -> optax.GradientTransformation:
-    """Adds the gradient of regularizer(params) to the updates: one link of any optax chain.
-
-    Put it where a loss term's gradient would enter, before momentum or Adam.
-
-    >>> import jax.numpy as jnp
-    >>> import dh2l_jax as dh2l
-    >>> link = add_gradient_of(lambda params: 0.1 * dh2l.weight_energy(params, "d_am_cos"))
-    >>> tx = optax.chain(link, optax.adam(1e-3))
-    >>> params = {"kernel": jnp.eye(4)}
-    >>> updates, _ = tx.update(params, tx.init(params), params)
-    """
-
-    def update(updates: Any, state: Any, params: Any = None):
-        if params is None:
-            raise ValueError("the parameters are needed: call update(gradients, state, params)")
-        gradient = jax.grad(regularizer)(params)
-        return jax.tree.map(lambda u, g: u + g, updates, gradient), state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

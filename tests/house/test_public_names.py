@@ -20,7 +20,7 @@ NAMES = {
         straight_through ternary_sign weight_energy""",
     "dh2l_jax.models": "create HierarchicalHead dense_kernel",
     "dh2l_jax.metrics.table": "METRICS Metric MetricLike Profile distance energy get_metric",
-    "dh2l_jax.regularizers": """center_energy classes_present group_energy hierarchical
+    "dh2l_jax.regularizers.energies": """center_energy classes_present group_energy hierarchical
         orthogonality weight_energy""",
     "dh2l_jax.hierarchy.tree": "Hierarchy",
     "dh2l_jax.spheres": """CENTERS EPSILON LOGITS Level absolute_centers logit_vectors project radii

@@ -1,16 +1,19 @@
-"""A params tree → named (fan_out, fan_in) matrices, chosen by rules on the path."""
+"""A params tree → named (fan_out, fan_in) matrices by rules on the path, and their energy."""
 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
-from dh2l_jax.checks import unknown_name
+from dh2l_jax.checks import as_float, unknown_name
+from dh2l_jax.metrics import MetricLike
+from dh2l_jax.metrics.pairs import stacked_energy
 
-__all__ = ["kernel_matrices"]
+__all__ = ["kernel_matrices", "weight_energy"]
 
 Patterns = str | Sequence[str]
 
@@ -59,3 +62,42 @@ def _matching(paths: dict[str, jax.Array], patterns: Patterns) -> set[str]:
 
 def _vectors(kernel: jax.Array) -> jax.Array:
     return jnp.reshape(kernel, (-1, kernel.shape[-1])).T
+
+
+def weight_energy(
+    params: object,
+    metric: MetricLike,
+    *,
+    include: Patterns = r"(^|/)kernel$",
+    exclude: Patterns = (),
+    method: str = "auto",
+    half_space: bool = False,
+) -> jax.Array:
+    """R_E: sum over layers of the mean energy of the layer's weight vectors.
+
+        Σ_layers 2/(n(n−1)) Σ_{i<j} e(w_i, w_j)
+
+    Kernels of one shape are stacked and summed in one call.
+
+    Args:
+      params: any pytree; see `kernel_matrices` for what counts as a layer.
+      metric: a name, a `Metric` or a profile f(c, h).
+      include: regular expressions of the paths to use.
+      exclude: regular expressions of the paths to leave out.
+      method: as in `mean_energy`.
+      half_space: as in `mean_energy`.
+
+    Raises:
+      ValueError: a pattern matches nothing, unknown metric or method.
+
+    >>> params = {"a": {"kernel": jnp.eye(2)}, "b": {"kernel": jnp.ones((2, 2))}}
+    >>> round(float(weight_energy(params, "cosine")), 4)
+    1.0
+
+    Reference: DH²L, §3.1 (E).
+    """
+    layers = defaultdict(list)
+    for matrix in kernel_matrices(params, include, exclude).values():
+        layers[matrix.shape].append(as_float(matrix))
+    stacks = [jnp.stack(matrices) for matrices in layers.values()]
+    return stacked_energy(stacks, metric, method=method, half_space=half_space)

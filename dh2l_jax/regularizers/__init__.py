@@ -1,0 +1,16 @@
+"""What is added to a loss: energies of groups and trees, of a model's weights, and constraints."""
+
+from dh2l_jax.regularizers.energies import center_energy, classes_present, group_energy
+from dh2l_jax.regularizers.field.orthogonal import orthogonality
+from dh2l_jax.regularizers.params.kernels import kernel_matrices, weight_energy
+from dh2l_jax.regularizers.tree import hierarchical
+
+__all__ = [
+    "center_energy",
+    "classes_present",
+    "group_energy",
+    "hierarchical",
+    "kernel_matrices",
+    "orthogonality",
+    "weight_energy",
+]

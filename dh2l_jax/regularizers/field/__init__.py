@@ -1,0 +1,1 @@
+"""Penalties of the field beside the paper's energies."""

@@ -1,0 +1,149 @@
+"""R of Eqs. (3) and (4): the energies of every level of the tree, and the constraints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from dh2l_jax.checks import mask, unknown_name
+from dh2l_jax.hierarchy import Hierarchy
+from dh2l_jax.metrics import MetricLike
+from dh2l_jax.regularizers.constraints import CONSTRAINTS, constraint_values, hinge
+from dh2l_jax.regularizers.energies import center_energy, group_energy
+from dh2l_jax.spheres import Level, sphere_levels
+
+__all__ = ["hierarchical"]
+
+
+PAIRS = ("siblings", "all")
+
+
+def hierarchical(
+    levels: Sequence[Level] | Mapping[str, ArrayLike],
+    hierarchy: Hierarchy,
+    metric: MetricLike,
+    *,
+    where: ArrayLike | None = None,
+    max_present: int | None = None,
+    weight: float | Mapping[int, float] = 1.0,
+    pairs: str = "siblings",
+    constraints: Mapping[str, float] | None = None,
+    outer_radius: float = 1.0,
+    half_space: bool = False,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """R: every level's R_p and R_c, weighted by λ_l, and the constraints that are switched on.
+
+        R = Σ_l λ_l (R_p^(l,l−1) + R_c^(l,l−1)) + Σ_k λ_k mean max(0, −C_k)
+
+    Args:
+      levels: one `Level` a level 1..L (see `sphere_levels`), or a head's parameters.
+      hierarchy: the tree.
+      metric: a name, a `Metric` or a profile f(c, h).
+      where: (C,) bool, the classes present in the mini-batch; an inner node and its group's
+        centre take part when one class below them does. None: all ("global").
+      max_present: an upper bound of the number of classes present, such as the size of the
+        mini-batch; of a large tree only so many nodes of a level are then looked at.
+      weight: λ_l, one for all levels or {level: λ}; levels not named have 0.
+      pairs: centres of one level that make pairs: "siblings" or "all".
+      constraints: {"C1": λ, "C2": λ, "C3": λ}, default none.
+      outer_radius: r^(0) of the constraints.
+      half_space: R_p of each group's W ∪ −W, as in `mean_energy`.
+
+    Returns:
+      (R, terms): terms holds each mean before its λ, under "R_p/<level>", "R_c/<level>",
+      "C1/<level>", ….
+
+    Raises:
+      ValueError: the levels do not fit the tree, or an unknown option.
+      TypeError: `where` is not boolean.
+
+    >>> tree = Hierarchy.two_level([0, 0, 1])
+    >>> head = {"surface_2": jnp.eye(3, 4), "center_2": -jnp.eye(2, 4)}
+    >>> value, terms = hierarchical(head, tree, "cosine")
+    >>> sorted(terms), round(float(value), 4)
+    (['R_c/2', 'R_p/2'], 0.7071)
+
+    Reference: DH²L, Eqs. (3)-(6).
+    """
+    if pairs not in PAIRS:
+        raise ValueError(unknown_name("pairs", pairs, PAIRS))
+    if isinstance(levels, Mapping):
+        levels = sphere_levels(levels, hierarchy)
+    _check_levels(levels, hierarchy)
+    weights = _level_weights(weight, hierarchy)
+    present = None if where is None else _nodes_present(hierarchy, where)
+    terms, value = {}, jnp.zeros(())
+    for number, level in enumerate(levels, 1):
+        nodes, groups = (None, None) if present is None else (present[number], present[number - 1])
+        if level.vectors is not None:
+            terms[f"R_p/{number}"] = group_energy(
+                level.vectors,
+                hierarchy.parents(number),
+                metric,
+                where=nodes,
+                max_present=max_present,
+                half_space=half_space,
+            )
+            value += weights[number] * terms[f"R_p/{number}"]
+        if level.center is not None:
+            siblings = hierarchy.parents(number - 1) if pairs == "siblings" else None
+            terms[f"R_c/{number}"] = center_energy(
+                level.center, metric, groups=siblings, where=groups, max_present=max_present
+            )
+            value += weights[number] * terms[f"R_c/{number}"]
+    active = _checked_constraints(constraints)
+    if active:
+        quantities = constraint_values(
+            levels, hierarchy, present=present, outer_radius=outer_radius
+        )
+        for key, (quantity, mask) in quantities.items():
+            if weight_k := active.get(key.split("/")[0]):
+                terms[key] = hinge(quantity, where=mask)
+                value += weight_k * terms[key]
+    return value, terms
+
+
+def _nodes_present(hierarchy: Hierarchy, where: ArrayLike) -> list[jax.Array]:
+    """For each level 0..L the nodes above a present class."""
+    present = [mask(where, (hierarchy.num_classes,), "one entry a class")]
+    for level in range(hierarchy.num_levels, 0, -1):
+        above = jnp.zeros(hierarchy.size(level - 1), bool)
+        present.append(above.at[hierarchy.parents(level)].max(present[-1]))
+    return present[::-1]
+
+
+def _check_levels(levels: Sequence[Level], hierarchy: Hierarchy) -> None:
+    if len(levels) != hierarchy.num_levels:
+        raise ValueError(f"the tree has {hierarchy.num_levels} levels, found {len(levels)}")
+    for number, level in enumerate(levels, 1):
+        for name, array, size in (
+            ("vectors", level.vectors, hierarchy.size(number)),
+            ("center", level.center, hierarchy.size(number - 1)),
+        ):
+            if array is not None and (array.ndim != 2 or array.shape[0] != size):
+                raise ValueError(
+                    f"{name} of level {number} must have shape ({size}, d), found {array.shape}"
+                )
+
+
+def _level_weights(weight: float | Mapping[int, float], hierarchy: Hierarchy) -> dict[int, float]:
+    """λ_l of every level 1..L."""
+    numbers = range(1, hierarchy.num_levels + 1)
+    if not isinstance(weight, Mapping):
+        return dict.fromkeys(numbers, weight)
+    for number in weight:
+        if number not in numbers:
+            raise ValueError(f"weight names level {number!r}: levels are 1..{len(numbers)}")
+    return {number: weight.get(number, 0.0) for number in numbers}
+
+
+def _checked_constraints(constraints: Mapping[str, float] | None) -> dict[str, float]:
+    """The constraints with λ ≠ 0."""
+    constraints = constraints or {}
+    for name in constraints:
+        if name not in CONSTRAINTS:
+            raise ValueError(unknown_name("constraint", name, CONSTRAINTS))
+    return {name: weight for name, weight in constraints.items() if weight}
