@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pth_files import Storage, Tensor
 
-from dh2l_jax.models.pth import PthError, read_state_dict
+from dh2l_jax.models.weights.pth import PthError, read_state_dict
 
 NAME = "hostile.pth"
 

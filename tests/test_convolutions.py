@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dh2l_jax.models import convolutions
-from dh2l_jax.models.convolutions import convolution
+from dh2l_jax.models import convolution as convolution_module
+from dh2l_jax.models.convolution import convolution
 
 
 @pytest.fixture(autouse=True)
 def one_device(request, monkeypatch):
     """The tests have two devices; a process with one goes through the batch in chunks."""
     if "two_devices" not in request.node.name:
-        monkeypatch.setattr(convolutions, "_several_devices", lambda: False)
+        monkeypatch.setattr(convolution_module, "_several_devices", lambda: False)
 
 
 def plain(x, kernel, stride):
@@ -81,8 +81,8 @@ def test_batch_is_chunked_so_that_few_copies_exist():
     def temporaries(batch):
         arrays = draw((batch, 32, 32, 16), (3, 3, 16, 16), 1)
         step = jax.jit(
-            lambda x, g: convolutions._kernel_gradient(
-                x, g, 1, convolutions._images_at_a_time(x, g)
+            lambda x, g: convolution_module._kernel_gradient(
+                x, g, 1, convolution_module._images_at_a_time(x, g)
             )
         )
         memory = step.lower(arrays[0], arrays[2]).compile().memory_analysis()
@@ -149,7 +149,7 @@ def test_forward_mode_is_refused():
 @pytest.mark.parametrize("stride", [1, 2])
 def test_two_devices_share_the_batch_and_exchange_sums_only(stride):
     x, kernel, g = draw((32, 32, 32, 16), (3, 3, 16, 16), stride)
-    assert len(x) > convolutions._images_at_a_time(x, g)
+    assert len(x) > convolution_module._images_at_a_time(x, g)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     split, same = (NamedSharding(mesh, PartitionSpec(*names)) for names in (("data",), ()))
     arguments = jax.device_put((x, kernel, g), (split, same, split))

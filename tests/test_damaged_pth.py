@@ -8,7 +8,7 @@ import pytest
 from pth_checks import check_clear, check_refused, read, state_dict
 from pth_files import MAKERS, Call, Storage, Tensor, dump, tar_members
 
-from dh2l_jax.models.pth import PthError
+from dh2l_jax.models.weights.pth import PthError
 
 every_format = pytest.mark.parametrize("kind", MAKERS)
 

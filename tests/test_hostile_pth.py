@@ -51,7 +51,7 @@ def gadgets(canary):
         "torch.storage": Call("torch.storage _load_from_bytes", "x"),
         "method of an allowed class": Call("collections OrderedDict.fromkeys", "ab"),
         "globals of an allowed function": Call("torch._utils _rebuild_tensor_v2.__globals__"),
-        "this reader": Call("dh2l_jax.models.pth read_state_dict", str(canary)),
+        "this reader": Call("dh2l_jax.models.weights.pth read_state_dict", str(canary)),
         "argument": Call("collections OrderedDict", [("a", call)]),
         "argument of a parameter": Call("torch.nn.parameter Parameter", call),
         "state": Call("collections OrderedDict", state=call),

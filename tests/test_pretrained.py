@@ -16,7 +16,7 @@ from pth_files import MAKERS
 
 import dh2l_jax as dh2l
 from dh2l_jax import models
-from dh2l_jax.models.pretrained import (
+from dh2l_jax.models.weights.torchvision import (
     export_safetensors,
     load_pretrained,
     load_state_dict,

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pth_files import KINDS, MAKERS, Global, Parameter, Storage, Tensor
 
-from dh2l_jax.models.pth import PthError, read_state_dict
+from dh2l_jax.models.weights.pth import PthError, read_state_dict
 
 every_format = pytest.mark.parametrize("maker", MAKERS.values(), ids=MAKERS)
 

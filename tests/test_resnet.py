@@ -7,8 +7,9 @@ import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from dh2l_jax.models import resnet
-from dh2l_jax.models.resnet import BasicBlock, CifarResNet
+from dh2l_jax.models import layers as layers_module
+from dh2l_jax.models.layers import BasicBlock
+from dh2l_jax.models.resnet_cifar import CifarResNet
 
 
 def make(depth=20, classes=100, **options):
@@ -125,7 +126,7 @@ def test_batch_stats_change_only_in_training():
     assert all(np.any(old != new) for old, new in pairs)
     # Momentum 0.9: the new mean is 0.9 times the old one (0) plus 0.1 times the batch's.
     kernel = variables["params"]["stem"]["conv"]["kernel"]
-    mean = jnp.mean(resnet.convolution(images, kernel, 1), axis=(0, 1, 2))
+    mean = jnp.mean(layers_module.convolution(images, kernel, 1), axis=(0, 1, 2))
     np.testing.assert_allclose(moved["batch_stats"]["stem"]["norm"]["mean"], 0.1 * mean, rtol=1e-4)
 
 
@@ -136,7 +137,7 @@ def test_shortcut_a_is_slicing_and_padding(size):
     for i in range(0, size, 2):
         for j in range(0, size, 2):
             expected[:, i // 2, j // 2, :3] = x[:, i, j]
-    np.testing.assert_array_equal(resnet.shortcut_a(jnp.asarray(x), 5, 2), expected)
+    np.testing.assert_array_equal(layers_module.shortcut_a(jnp.asarray(x), 5, 2), expected)
 
 
 def numpy_convolution(x, kernel, stride):
@@ -189,8 +190,8 @@ def test_all_convolutions_pass_through_the_seam(monkeypatch):
         calls.append((kernel.shape[0], stride))
         return plain(x, kernel, stride)
 
-    plain = resnet.convolution
-    monkeypatch.setattr(resnet, "convolution", spy)
+    plain = layers_module.convolution
+    monkeypatch.setattr(layers_module, "convolution", spy)
     shapes(make(20, shortcut="B"))
     assert len(calls) == 19 + 2
     assert calls.count((3, 2)) == calls.count((1, 2)) == 2

@@ -17,7 +17,7 @@ from dh2l_jax.data import cache
 from dh2l_jax.data.datasets import load
 from dh2l_jax.data.idx import read_array
 from dh2l_jax.hierarchy import Hierarchy
-from dh2l_jax.models.pth import read_state_dict
+from dh2l_jax.models.weights.pth import read_state_dict
 from dh2l_jax.training import checkpoint, config, logging, manifest
 from dh2l_jax.training.steps import TrainState
 
@@ -36,7 +36,7 @@ METHODS = {
 }  # fmt: skip
 # Where one of these stands, and why it is harmless.
 ALLOWED = {
-    ("dh2l_jax/models/pth_pickle.py", "pickle"): "the numbers of opcodes, see below",
+    ("dh2l_jax/models/weights/pickles.py", "pickle"): "the numbers of opcodes, see below",
     ("dh2l_jax/training/config.py", "runpy"): "a --config file is the user's own program",
     ("dh2l_jax/__init__.py", "import_module"): "its own parts, by a fixed list of names",
     ("dh2l_jax/data/__main__.py", "import_module"): "one of its own commands, by a fixed list",
@@ -100,7 +100,7 @@ def test_the_search_finds(code, found):
 
 
 def test_of_pickle_only_constants_are_used():
-    tree = ast.parse((ROOT / "dh2l_jax/models/pth_pickle.py").read_text("utf-8"))
+    tree = ast.parse((ROOT / "dh2l_jax/models/weights/pickles.py").read_text("utf-8"))
     names = [n for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id == "pickle"]
     attributes = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.value in names]
     assert len(attributes) == len(names) > 20

@@ -13,9 +13,10 @@ from helpers import assert_close
 
 import dh2l_jax as dh2l
 from dh2l_jax import models
-from dh2l_jax.models import CifarResNet, TorchvisionResNet, resnet
-from dh2l_jax.models.pretrained import load_state_dict, torchvision_state_dict
-from dh2l_jax.models.torchvision_resnet import max_pool
+from dh2l_jax.models import CifarResNet, TorchvisionResNet
+from dh2l_jax.models import layers as layers_module
+from dh2l_jax.models.resnet_torchvision import max_pool
+from dh2l_jax.models.weights.torchvision import load_state_dict, torchvision_state_dict
 
 CONVOLUTIONS = {18: 20, 34: 36, 50: 53, 101: 104}
 
@@ -191,8 +192,8 @@ def test_all_convolutions_pass_through_the_seam(monkeypatch):
         calls.append((kernel.shape[0], stride))
         return plain(x, kernel, stride)
 
-    plain = resnet.convolution
-    monkeypatch.setattr(resnet, "convolution", spy)
+    plain = layers_module.convolution
+    monkeypatch.setattr(layers_module, "convolution", spy)
     shapes(make(50))
     assert len(calls) == CONVOLUTIONS[50]
     assert calls.count((7, 2)) == 1

@@ -217,7 +217,7 @@ def export(workdir: Path, path: Path, tell: Tell | None = None) -> Path:
       ImportError: safetensors is not installed.
     """
     # Imported late: only this needs the names of torchvision.
-    from dh2l_jax.models.pretrained import export_safetensors
+    from dh2l_jax.models.weights.torchvision import export_safetensors
 
     experiment = build(read_config(workdir), training=False)
     model, tree = experiment.model, experiment.dataset.hierarchy

@@ -16,7 +16,7 @@ import optax
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.metrics import get_metric
 from dh2l_jax.models import Network
-from dh2l_jax.models.head import HierarchicalHead
+from dh2l_jax.models.heads import HierarchicalHead
 from dh2l_jax.regularizers import classes_present, hierarchical, orthogonality, weight_energy
 from dh2l_jax.spheres import Level, logit_vectors, sphere_levels
 from dh2l_jax.training.config import RegConfig

@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from dh2l_jax.models.pth_pickle import PthError, Vocabulary, quote, set_item
+from dh2l_jax.models.weights.pickles import PthError, Vocabulary, quote, set_item
 
 __all__ = ["MAX_AXES", "Parameter", "Storage", "Storages", "Tensor", "make_tensor", "vocabulary"]
 

@@ -62,7 +62,7 @@ def load(data: memoryview, start: int, vocabulary: Vocabulary) -> tuple[Any, int
     ({'a': [1, 2.5]}, 31)
     >>> load(memoryview(pickle.dumps(eval, 2)), 0, nothing)
     Traceback (most recent call last):
-    dh2l_jax.models.pth_pickle.PthError: refused '__builtin__ eval', no part of a state dict
+    dh2l_jax.models.weights.pickles.PthError: refused '__builtin__ eval', no part of a state dict
     """
     machine = _Machine(data[start : start + MAX_PICKLE], vocabulary)
     return machine.run(), start + machine.position

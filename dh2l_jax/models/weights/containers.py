@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from dh2l_jax.models.pth_pickle import PthError, load, quote
-from dh2l_jax.models.pth_tensors import (
+from dh2l_jax.models.weights.pickles import PthError, load, quote
+from dh2l_jax.models.weights.tensors import (
     MAX_AXES,
     Storage,
     Storages,

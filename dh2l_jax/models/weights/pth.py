@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from dh2l_jax.models.pth_containers import read_container
-from dh2l_jax.models.pth_pickle import PthError, quote
-from dh2l_jax.models.pth_tensors import Parameter, Tensor
+from dh2l_jax.models.weights.containers import read_container
+from dh2l_jax.models.weights.pickles import PthError, quote
+from dh2l_jax.models.weights.tensors import Parameter, Tensor
 
 __all__ = ["MAX_BYTES", "PthError", "read_state_dict"]
 

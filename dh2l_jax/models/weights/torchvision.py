@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dh2l_jax.hierarchy import Hierarchy
-from dh2l_jax.models.head import dense_kernel
-from dh2l_jax.models.pth import read_state_dict
-from dh2l_jax.models.pth_pickle import quote
-from dh2l_jax.models.torchvision_resnet import BLOCKS, FIRST_BOTTLENECK
+from dh2l_jax.models.heads import dense_kernel
+from dh2l_jax.models.resnet_torchvision import BLOCKS, FIRST_BOTTLENECK
+from dh2l_jax.models.weights.pickles import quote
+from dh2l_jax.models.weights.pth import read_state_dict
 
 __all__ = [
     "export_safetensors",
@@ -53,7 +53,7 @@ def load_pretrained(path: str | Path, variables: Any) -> Any:
     The head stays as it is; the file's 1000-class "fc" is not used.
 
     Args:
-      path: see `dh2l_jax.models.pth.read_state_dict`; the checksum in its name is verified.
+      path: see `dh2l_jax.models.weights.pth.read_state_dict`; the checksum in its name is verified.
       variables: {"params": …, "batch_stats": …} of a `TorchvisionResNet` on RGB images.
 
     Returns:

@@ -17,7 +17,7 @@ from flax.typing import Dtype
 from jax import lax
 
 from dh2l_jax.checks import unknown_name
-from dh2l_jax.models.resnet import BasicBlock, Conv, Network, batch_norm, check_images, shortcut_b
+from dh2l_jax.models.layers import BasicBlock, Conv, Network, batch_norm, check_images, shortcut_b
 
 __all__ = [
     "BLOCKS",

@@ -1,0 +1,89 @@
+"""Networks by name, with a plain or a hierarchical head."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.typing import Dtype
+
+from dh2l_jax.checks import unknown_name
+from dh2l_jax.hierarchy import Hierarchy
+from dh2l_jax.models.heads import HierarchicalHead
+from dh2l_jax.models.layers import Network
+from dh2l_jax.models.resnet_cifar import CifarResNet
+from dh2l_jax.models.resnet_torchvision import BLOCKS, TorchvisionResNet
+from dh2l_jax.spheres import EPSILON
+
+__all__ = ["CIFAR", "MODELS", "TORCHVISION", "create"]
+
+CIFAR = {f"resnet{depth}": depth for depth in (8, 20, 32, 44, 56, 110)}
+TORCHVISION = {f"resnet{depth}": depth for depth in BLOCKS}
+MODELS = (*CIFAR, *TORCHVISION)
+
+
+def create(
+    name: str,
+    *,
+    hierarchy: Hierarchy | None = None,
+    num_classes: int | None = None,
+    shortcut: str = "A",
+    dtype: Dtype = jnp.float32,
+    center: str = "free",
+    epsilon: float = EPSILON,
+    logits: str = "relative",
+    inner_surfaces: bool = False,
+) -> Network:
+    """A network by name, with a hierarchical head on a tree or a plain one on n classes.
+
+    Args:
+      name: one of `MODELS`: a `TorchvisionResNet` at the depths 18, 34, 50 and 101, else a
+        `CifarResNet`.
+      hierarchy: the tree of classes, for a `HierarchicalHead`; or
+      num_classes: number of classes, for a plain bias-free Dense head.
+      shortcut: of a `CifarResNet`: "A" (no parameters) or "B" (1×1 convolution). The others have
+        1×1 convolutions and take no choice: leave the default.
+      dtype: compute dtype of the convolutions; parameters and logits are float32.
+      center: of the hierarchical head: "free", "mean" or "epsilon".
+      epsilon: of the hierarchical head.
+      logits: of the hierarchical head: "relative" or "absolute".
+      inner_surfaces: of the hierarchical head.
+
+    Returns:
+      A Linen module: `model.init(key, images, train=False)`, `model.apply(...)` → logits (b, C).
+
+    Raises:
+      ValueError: unknown name or option, or not exactly one of hierarchy and num_classes.
+
+    >>> import jax
+    >>> model = create("resnet20", num_classes=100)
+    >>> images = jnp.zeros((1, 32, 32, 3))
+    >>> shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+    >>> sum(p.size for p in jax.tree.leaves(shapes["params"]))
+    275472
+
+    Reference: DH²L, §5.
+    """
+    if name not in MODELS:
+        raise ValueError(unknown_name("model", name, MODELS))
+    if hierarchy is not None and num_classes is None:
+        head = HierarchicalHead(hierarchy, center, epsilon, logits, inner_surfaces)
+    elif num_classes is not None and hierarchy is None:
+        head = _plain_head(num_classes)
+    else:
+        raise ValueError(
+            f"expected one of hierarchy and num_classes, found {hierarchy} and {num_classes}"
+        )
+    if name in CIFAR:
+        return CifarResNet(CIFAR[name], head, shortcut=shortcut, dtype=dtype)
+    if shortcut != "A":
+        valid = ", ".join(CIFAR)
+        raise ValueError(f"{name} takes no shortcut, got {shortcut!r}; networks that do: {valid}")
+    return TorchvisionResNet(TORCHVISION[name], head, dtype=dtype)
+
+
+def _plain_head(num_classes: int) -> nn.Dense:
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be ≥ 1, found {num_classes}")
+    # N(0, 1/d), the variance of w_s − w_c in the hierarchical head.
+    init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+    return nn.Dense(num_classes, use_bias=False, kernel_init=init)

@@ -1,0 +1,1 @@
+"""Weights of others: read into our variables, and ours written for them."""
