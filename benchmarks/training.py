@@ -15,13 +15,13 @@ from rows import Ceilings, Row, compared
 from timing import Times, interleaved
 
 from dh2l_jax import Hierarchy, models
+from dh2l_jax.data.batches.feed import Cut, Feed, make_feed
+from dh2l_jax.data.batches.order import epoch_order
 from dh2l_jax.data.datasets import Dataset
-from dh2l_jax.data.pipeline import epoch_order
 from dh2l_jax.models import Network
 from dh2l_jax.regularizers import classes_present
 from dh2l_jax.training import optim
 from dh2l_jax.training.config import OptimConfig, RegConfig
-from dh2l_jax.training.feeding import Cut, Feed, make_feed
 from dh2l_jax.training.objective import make_objective, make_regularizer
 from dh2l_jax.training.steps import TrainState, init_state, make_train_step
 

@@ -235,7 +235,7 @@ def use_tiny(monkeypatch, name, manual):
     """Lets the builder of a data set expect the files in `manual` instead of the real originals."""
     from tensorflow_datasets.core.download import checksums
 
-    from dh2l_jax.data.builders import BUILDERS
+    from dh2l_jax.data.prepared.read import BUILDERS
 
     builder = BUILDERS[name]
     infos = {

@@ -11,7 +11,7 @@ import optax
 from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dh2l_jax.data.pipeline import epoch_order
+from dh2l_jax.data.batches.order import epoch_order
 from dh2l_jax.hierarchy.scores import summarize
 from dh2l_jax.training import distributed
 from dh2l_jax.training.config import Config, DistributedConfig, from_dict

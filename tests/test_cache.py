@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import dh2l_jax as dh2l
-from dh2l_jax.data import cache
-from dh2l_jax.data.cache import open_cached
-from dh2l_jax.data.decoding import decode
-from dh2l_jax.data.images import RaggedImages
-from dh2l_jax.data.source import Source
+from dh2l_jax.data.store import cache
+from dh2l_jax.data.store.cache import open_cached
+from dh2l_jax.data.store.decode import decode
+from dh2l_jax.data.store.images import RaggedImages
+from dh2l_jax.data.store.source import Source
 
 
 def encoded(pixels, kind="PNG", **options):

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from test_folders import FILE, Image, birds, picture, write
 
-from dh2l_jax.data import check
 from dh2l_jax.data.__main__ import main
-from dh2l_jax.data.folders import open_folder
+from dh2l_jax.data.folders import check
+from dh2l_jax.data.folders.scan import open_folder
 
 
 def report(root, **options):
@@ -222,7 +222,7 @@ def test_no_folder_is_a_usage_error(capsys):
 def test_without_pillow_one_line_says_what_to_install(tmp_path, monkeypatch, capsys):
     root = birds(tmp_path)
     monkeypatch.setitem(sys.modules, "PIL", None)
-    monkeypatch.delitem(sys.modules, "dh2l_jax.data.decoding", raising=False)
+    monkeypatch.delitem(sys.modules, "dh2l_jax.data.store.decode", raising=False)
     assert check.main([str(root)]) == 2
     captured = capsys.readouterr()
     assert "pip install 'dh2l_jax[data]'" in captured.err

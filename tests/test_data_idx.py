@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dh2l_jax.data import idx
+from dh2l_jax.data.prepared.originals import idx
 
 NAMES = {
     "train_images": "train-images-idx3-ubyte",

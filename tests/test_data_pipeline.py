@@ -6,17 +6,22 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dh2l_jax.data.pipeline import (
-    batch_indices,
-    draw_crops,
-    epoch_order,
-    normalize,
-    padded_batches,
-    random_crop_flip,
-    take_batch,
-)
+from dh2l_jax.data.batches.augment import crop_images, draw_crops, normalize
+from dh2l_jax.data.batches.order import epoch_order, padded_batches, take_batch
+
+
+def batch_indices(seed, epoch, step, size, batch_size):
+    """What training sees, by definition; the loop makes the first call once an epoch."""
+    return take_batch(epoch_order(seed, epoch, size), step, batch_size)
+
+
+def random_crop_flip(key, images, *, pad=4, flip=True):
+    """Pads with zeros, crops to the old size at a random place, mirrors at random."""
+    b, h, w, c = images.shape
+    size, start = jnp.broadcast_to(jnp.array([h, w]), (b, 2)), jnp.arange(b) * h * w
+    crops = draw_crops(key, size, (h, w), pad=pad, flip=flip)
+    return crop_images(images.reshape(-1, c), start, size, crops, (h, w))
 
 
 def some_images(shape, seed=0):
@@ -119,25 +124,6 @@ def test_no_crop_no_flip_is_the_identity():
     images = some_images((6, 8, 8, 3))
     result = random_crop_flip(jax.random.key(0), jnp.asarray(images), pad=0, flip=False)
     np.testing.assert_array_equal(result, images)
-
-
-def test_crop_needs_no_communication_between_devices():
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
-    split = NamedSharding(mesh, PartitionSpec("data"))
-    images = some_images((8, 32, 32, 3))
-    fn = jax.jit(random_crop_flip, out_shardings=split)
-    key, sharded = jax.random.key(1), jax.device_put(images, split)
-    text = fn.lower(key, sharded).compile().as_text()
-    assert not any(
-        word in text for word in ("all-gather", "all-reduce", "collective", "all-to-all")
-    )
-    np.testing.assert_array_equal(fn(key, sharded), random_crop_flip(key, jnp.asarray(images)))
-
-
-@pytest.mark.parametrize(("shape", "pad"), [((4, 8, 8), 4), ((4, 8, 8, 1), -1)])
-def test_crop_refuses_bad_arguments(shape, pad):
-    with pytest.raises(ValueError, match="expected images"):
-        random_crop_flip(jax.random.key(0), jnp.zeros(shape, jnp.uint8), pad=pad)
 
 
 def test_normalize_is_the_formula():

@@ -20,8 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dh2l_jax.data.images import RaggedImages, pixel_rows
-from dh2l_jax.training import checkpoint, distributed, placement
+from dh2l_jax.data.batches import placement
+from dh2l_jax.data.store.images import RaggedImages, pixel_rows
+from dh2l_jax.training import checkpoint, distributed
 from dh2l_jax.training.config import DistributedConfig, from_dict
 from dh2l_jax.training.experiment import build
 

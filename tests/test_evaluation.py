@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dh2l_jax import Hierarchy
-from dh2l_jax.data.pipeline import padded_batches
+from dh2l_jax.data.batches.order import padded_batches
 from dh2l_jax.hierarchy.scores import Tally, evaluate, summarize, tally, tree_order
 
 PARENTS = ((0, 0), (0, 1, 1, 0, 1), (0, 1, 1, 2, 4, 3, 4, 4, 2))

@@ -11,20 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dh2l_jax as dh2l
-from dh2l_jax.data.datasets import Dataset
-from dh2l_jax.data.images import RaggedImages, flat_pixels, pixel_counts, sizes, take
-from dh2l_jax.data.pipeline import (
+from dh2l_jax.data.batches.augment import (
     Crops,
     Plan,
     center_crops,
     crop_images,
     draw_crops,
-    epoch_order,
     training_plan,
 )
-from dh2l_jax.data.streaming import crop_image, stream
+from dh2l_jax.data.batches.feed import Cut, Resident, Streamed, check_sizes, make_feed
+from dh2l_jax.data.batches.order import epoch_order
+from dh2l_jax.data.batches.stream import crop_image, stream
+from dh2l_jax.data.datasets import Dataset
+from dh2l_jax.data.store.images import RaggedImages, flat_pixels, pixel_counts, sizes, take
 from dh2l_jax.hierarchy.scores import summarize
-from dh2l_jax.training.feeding import Cut, Resident, Streamed, check_sizes, make_feed
 from dh2l_jax.training.steps import TrainState, last, make_eval_step, make_train_step, tallies
 
 KEY = jax.random.key(7)

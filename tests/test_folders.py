@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from dh2l_jax.data import check
-from dh2l_jax.data.folders import SUFFIXES, open_folder, scan
+from dh2l_jax.data.folders import check
+from dh2l_jax.data.folders.scan import SUFFIXES, open_folder, scan
 from dh2l_jax.hierarchy import Hierarchy
 
 Image = pytest.importorskip("PIL.Image", reason="needs the extra `data`")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from test_folders import CSV, birds, files, flat_birds, problems, remarks, write
 
-from dh2l_jax.data import check, walk
-from dh2l_jax.data.folders import open_folder
+from dh2l_jax.data.folders import check, walk
+from dh2l_jax.data.folders.scan import open_folder
 from dh2l_jax.hierarchy import Hierarchy
 
 # CSV files.

@@ -17,9 +17,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dh2l_jax.data import cache, idx
-from dh2l_jax.data.images import sizes
-from dh2l_jax.data.source import Source
+from dh2l_jax.data.prepared.originals import idx
+from dh2l_jax.data.store import cache
+from dh2l_jax.data.store.images import sizes
+from dh2l_jax.data.store.source import Source
 from dh2l_jax.experiments import runs
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.training import config, manifest, workdir

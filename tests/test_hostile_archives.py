@@ -18,8 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dh2l_jax.data import archives, builders_images, builders_mat, prepare
-from dh2l_jax.data.builders import BUILDERS
+from dh2l_jax.data.prepared import prepare
+from dh2l_jax.data.prepared.originals import archives, matlab
+from dh2l_jax.data.prepared.originals import images as images_module
+from dh2l_jax.data.prepared.read import BUILDERS
 
 C10, C100, CUB = "cifar-10-batches-bin/", "cifar-100-binary/", "CUB_200_2011/"
 TEST = f"{C10}test_batch.bin"
@@ -45,9 +47,9 @@ def check_refused(name, tmp_path, capsys, match):
 def in_process(monkeypatch):
     """Reads tables without a child process, where the test is not about that; it takes 0.4 s."""
     monkeypatch.setattr(
-        builders_mat,
+        matlab,
         "read_table",
-        lambda data, variable, fields, what: builders_mat._rows(data, variable, fields),
+        lambda data, variable, fields, what: matlab._rows(data, variable, fields),
     )
 
 
@@ -494,7 +496,7 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path, monkeypatch):
 
     manual = make.write(make.originals("cub200")[0], tmp_path / "manual")
     make.use_tiny(monkeypatch, "cub200", manual)
-    monkeypatch.setattr(builders_images, "rgb_image", interrupt)
+    monkeypatch.setattr(images_module, "rgb_image", interrupt)
     with pytest.raises(KeyboardInterrupt):
         prepare.prepare("cub200", data_dir=tmp_path / "data", manual_dir=manual)
     assert not (tmp_path / "data").exists()
@@ -650,12 +652,12 @@ def test_a_table_without_rows(tmp_path, capsys):
 
 def test_the_size_and_time_of_a_table_are_limited(monkeypatch):
     data = row()
-    monkeypatch.setattr(builders_mat, "TIMEOUT_SECONDS", 0.001)
+    monkeypatch.setattr(matlab, "TIMEOUT_SECONDS", 0.001)
     with pytest.raises(ValueError, match=r"^x: not read within 0.001 s"):
-        builders_mat.read_table(data, "annotations", make.FIELDS, "x")
-    monkeypatch.setattr(builders_mat, "MAX_BYTES", 100)
+        matlab.read_table(data, "annotations", make.FIELDS, "x")
+    monkeypatch.setattr(matlab, "MAX_BYTES", 100)
     with pytest.raises(ValueError, match=f"^x: expected at most 100 bytes, found {len(data)}"):
-        builders_mat.read_table(data, "annotations", make.FIELDS, "x")
+        matlab.read_table(data, "annotations", make.FIELDS, "x")
 
 
 CAR_IMAGES = {

@@ -15,8 +15,9 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import hashing
 
-from dh2l_jax.data import builders_files, builders_shuffle, prepare
-from dh2l_jax.data.builders import BUILDERS
+from dh2l_jax.data.prepared import prepare, shuffle
+from dh2l_jax.data.prepared.originals import files as files_module
+from dh2l_jax.data.prepared.read import BUILDERS
 from dh2l_jax.hierarchy.published import taxonomy
 
 STOCK = {"cub200": "caltech_birds2011"}
@@ -142,7 +143,7 @@ def test_examples_are_in_the_order_of_the_stock_builder(tiny):
 def test_large_splits_are_sorted_in_files(tiny, monkeypatch, tmp_path):
     manual, data, examples = tiny("cub200")
     small = prepare.open_prepared("cub200", prepare_into(data, manual)).train
-    monkeypatch.setattr(builders_shuffle, "MAX_IN_MEMORY", 0)
+    monkeypatch.setattr(shuffle, "MAX_IN_MEMORY", 0)
     large = prepare.open_prepared("cub200", prepare_into(tmp_path / "other", manual)).train
     assert len(large) == len(examples["train"])
     assert [large[i] for i in range(len(large))] == [small[i] for i in range(len(small))]
@@ -240,7 +241,7 @@ class Trap:
         raise SystemExit(f"{spec.name} was imported")
 
 sys.meta_path.insert(0, Trap())
-from dh2l_jax.data import prepare
+from dh2l_jax.data.prepared import prepare
 status = prepare.main(["cars196", "--data-dir", sys.argv[1], "--manual-dir", sys.argv[2]])
 train = prepare.open_prepared("cars196", sys.argv[1]).train
 print(status, len(train), train[0][1] >= 0)
@@ -320,7 +321,7 @@ def test_a_manual_folder_that_is_none(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "cub200", "fashion_mnist"])
 def test_without_network_it_says_what_to_fetch(tmp_path, monkeypatch, capsys, name):
-    monkeypatch.setattr(builders_files, "_refusal", lambda url: "cannot be reached")
+    monkeypatch.setattr(files_module, "_refusal", lambda url: "cannot be reached")
     manual = archives.write({}, tmp_path / "manual")
     message = refused(
         capsys, name, "--data-dir", tmp_path / "data", "--manual-dir", tmp_path / "manual"
@@ -334,7 +335,7 @@ def test_without_network_it_says_what_to_fetch(tmp_path, monkeypatch, capsys, na
 
 def test_only_missing_files_are_asked_for(tiny, monkeypatch, capsys):
     manual, data, _ = tiny("fashion_mnist")
-    monkeypatch.setattr(builders_files, "_refusal", lambda url: "cannot be reached")
+    monkeypatch.setattr(files_module, "_refusal", lambda url: "cannot be reached")
     (manual / "t10k-labels-idx1-ubyte.gz").unlink()
     message = refused(capsys, "fashion_mnist", "--data-dir", data, "--manual-dir", manual)
     assert message.count("put it at") == 1
@@ -410,7 +411,7 @@ def test_a_closed_port(served, silent_port, tmp_path, capsys):
 
 
 def test_a_server_that_does_not_answer(served, silent_port, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(builders_files, "PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(files_module, "PROBE_SECONDS", 0.2)
     url = served(silent_port)
     message = refused(capsys, "cifar10", "--data-dir", tmp_path / "data")
     assert f"{url}: " in message
@@ -419,11 +420,9 @@ def test_a_server_that_does_not_answer(served, silent_port, tmp_path, capsys, mo
 
 def test_a_look_up_that_hangs(monkeypatch):
     release = threading.Event()
-    monkeypatch.setattr(builders_files, "PROBE_SECONDS", 0.2)
-    monkeypatch.setattr(builders_files, "_refusal", lambda url: release.wait(60) and "")
-    assert (
-        builders_files.unreachable(["http://a", "http://b"]) == "http://a: no answer within 0.2 s"
-    )
+    monkeypatch.setattr(files_module, "PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(files_module, "_refusal", lambda url: release.wait(60) and "")
+    assert files_module.unreachable(["http://a", "http://b"]) == "http://a: no answer within 0.2 s"
     release.set()
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import train
-from dh2l_jax.data import cache
-from dh2l_jax.data.datasets import load
-from dh2l_jax.data.idx import read_array
+from dh2l_jax.data.catalog import load
+from dh2l_jax.data.prepared.originals.idx import read_array
+from dh2l_jax.data.store import cache
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.models.weights.pth import read_state_dict
 from dh2l_jax.training import checkpoint, config, logging, manifest
@@ -40,8 +40,11 @@ ALLOWED = {
     ("dh2l_jax/training/config.py", "runpy"): "a --config file is the user's own program",
     ("dh2l_jax/__init__.py", "import_module"): "its own parts, by a fixed list of names",
     ("dh2l_jax/data/__main__.py", "import_module"): "one of its own commands, by a fixed list",
-    ("dh2l_jax/data/builders_mat.py", "subprocess"): "our own reader of tables, with limits",
-    ("dh2l_jax/data/make_fashion_mnist_mini.py", "subprocess"): "made the embedded file, once",
+    (
+        "dh2l_jax/data/prepared/originals/matlab.py",
+        "subprocess",
+    ): "our own reader of tables, with limits",
+    ("dh2l_jax/data/mini/make.py", "subprocess"): "made the embedded file, once",
     ("dh2l_jax/training/memory.py", "ctypes"): "one setting of the C library's allocator",
     ("dh2l_jax/training/distributed.py", "ctypes"): "the exit code where a process is lost",
 }

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from oracle_tables import FACTORED, holm, key_of_config, key_of_labels, key_of_setting
 
 import dh2l_jax as dh2l
-from dh2l_jax.data import datasets
+from dh2l_jax.data import catalog, datasets
 from dh2l_jax.experiments import runner, runs, statistics, tables
 from dh2l_jax.experiments.settings import DATA, Options, Setting, Weights, config_of
 from dh2l_jax.hierarchy.published import taxonomy
@@ -143,7 +143,7 @@ def full_size_data():
     ),
 )
 def test_every_network_builds_on_every_data_set(monkeypatch, full_size_data, data, model, head):
-    monkeypatch.setattr(datasets, "load", lambda name, **_: full_size_data[name])
+    monkeypatch.setattr(catalog, "load", lambda name, **_: full_size_data[name])
     setting = next(
         s
         for s in ALL_SETTINGS

@@ -14,14 +14,14 @@ import optax
 import pytest
 
 import dh2l_jax as dh2l
+from dh2l_jax.data.batches.feed import Cut, Resident
+from dh2l_jax.data.batches.order import epoch_order
 from dh2l_jax.data.datasets import Dataset
-from dh2l_jax.data.pipeline import epoch_order
 from dh2l_jax.hierarchy.scores import summarize
 from dh2l_jax.regularizers import transform
 from dh2l_jax.training import checkpoint, config, loop, optim, profiling
 from dh2l_jax.training import objective as objective_module
 from dh2l_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig, RegConfig
-from dh2l_jax.training.feeding import Cut, Resident
 from dh2l_jax.training.objective import make_objective, make_regularizer
 from dh2l_jax.training.steps import last, make_eval_step, make_train_step, one_late, tallies
 

@@ -11,7 +11,7 @@ import sys
 
 from dh2l_jax.checks import unknown_name
 
-COMMANDS = ("prepare", "check")
+COMMANDS = {"prepare": "dh2l_jax.data.prepared.prepare", "check": "dh2l_jax.data.folders.check"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"python -m dh2l_jax.data: error: {message}", file=sys.stderr)
         return 2
     # Only the command that runs is imported: `check` needs no tensorflow_datasets.
-    return importlib.import_module(f"dh2l_jax.data.{name}").main(rest)
+    return importlib.import_module(COMMANDS[name]).main(rest)
 
 
 if __name__ == "__main__":

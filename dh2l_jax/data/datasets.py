@@ -1,44 +1,20 @@
-"""Image data sets in memory, and where they come from.
+"""Image data sets in memory: images, labels, the tree above them, and parts of them.
 
-dataset = load("fashion_mnist_mini")                              # embedded, 6,000 + 2,000
-dataset = load("fashion_mnist", data_dir="~/data/fashion-mnist")  # its four IDX files
-dataset = load("cifar100")                                        # as `prepare` left it
-dataset = load("folder", data_dir="~/birds", resize=256)          # <super>/<class>/*.jpg
 tuning = hold_out(dataset, 1_000, seed=0)                         # choose settings on this
+small = subsample(dataset, 0.1)                                   # a tenth of every class
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import io
-from importlib import resources
-from pathlib import Path
 
 import numpy as np
 
-from dh2l_jax.checks import unknown_name
-from dh2l_jax.data import idx
-from dh2l_jax.data.cache import open_cached
-from dh2l_jax.data.images import Images, RaggedImages, channels, pixel_counts, take
-from dh2l_jax.data.source import Source
+from dh2l_jax.data.store.images import Images, RaggedImages, channels, pixel_counts, take
 from dh2l_jax.hierarchy import Hierarchy
-from dh2l_jax.hierarchy.published import taxonomy
 
-__all__ = ["DATASETS", "Dataset", "balanced_indices", "hold_out", "load", "subsample"]
+__all__ = ["Dataset", "Split", "balanced_indices", "hold_out", "subsample"]
 
-DATASETS = (
-    "fashion_mnist_mini",
-    "fashion_mnist",
-    "cifar10",
-    "cifar100",
-    "cub200",
-    "cars196",
-    "folder",
-)
-
-# Of the embedded file; `make_fashion_mnist_mini` prints it.
-MINI_SHA256 = "ed0f14a1145d25d64829bc671309c929342a47e0ea3d7f1e4ad7f83519932fde"
 
 Split = tuple[Images, np.ndarray]
 
@@ -114,46 +90,6 @@ class Dataset:
         return dataclasses.replace(unscaled, mean=mean, std=std)
 
 
-def load(
-    name: str,
-    *,
-    data_dir: str | Path | None = None,
-    csv: str | Path | None = None,
-    tree: str = "",
-    resize: int = 0,
-    cache_dir: str | Path | None = None,
-    progress: bool = False,
-) -> Dataset:
-    """Loads a data set by name; nothing is downloaded.
-
-    Args:
-      name: "fashion_mnist_mini", the subset inside the package (6,000 + 2,000 images 28 × 28);
-        "cifar10", "cifar100", "cub200", "cars196" or "fashion_mnist", which
-        `python -m dh2l_jax.data prepare NAME` has prepared; or "folder", your own images.
-      data_dir: of a folder of images, that folder; of a prepared data set, TFDS's data folder
-        (None for its default); of "fashion_mnist", also the folder of its four IDX files.
-      csv: of a folder of images, a file `class,parent[,grandparent]` with their tree.
-      tree: a taxonomy of the same classes instead of the data set's own, such as
-        "cifar100_five_level", or "flat" for none.
-      resize: shorter side in pixels; 0 to keep the images' sizes.
-      cache_dir: where decoded images are kept, see `cache.open_cached`.
-      progress: show a bar on a terminal while images are decoded.
-
-    Returns:
-      The data set with its class tree.
-
-    Raises:
-      ValueError: the name is unknown, an option is missing or superfluous, a file is damaged.
-      OSError: a file is missing or cannot be read.
-
-    >>> dataset = load("fashion_mnist_mini")
-    >>> dataset.train_images.shape, dataset.test_images.shape, dataset.hierarchy
-    ((6000, 28, 28, 1), (2000, 28, 28, 1), Hierarchy({2, 6, 10}))
-    """
-    dataset = _load(name, data_dir, csv, resize, cache_dir, progress=progress)
-    return _with_tree(dataset, tree) if tree else dataset
-
-
 def subsample(dataset: Dataset, fraction: float, seed: int = 0) -> Dataset:
     """The same part of the images of every class, at least one, of training and test alike.
 
@@ -165,6 +101,7 @@ def subsample(dataset: Dataset, fraction: float, seed: int = 0) -> Dataset:
     Returns:
       A data set whose name says so.
 
+    >>> from dh2l_jax.data.catalog import load
     >>> small = subsample(load("fashion_mnist_mini"), 0.1)
     >>> len(small.train_labels), len(small.test_labels)
     (600, 200)
@@ -200,6 +137,7 @@ def hold_out(dataset: Dataset, count: int, seed: int) -> Dataset:
     Raises:
       ValueError: `count` is not a positive multiple, or a class would have no image left.
 
+    >>> from dh2l_jax.data.catalog import load
     >>> tuning = hold_out(load("fashion_mnist_mini"), 1_000, seed=0)
     >>> tuning.name, len(tuning.train_labels), np.bincount(tuning.test_labels).tolist()[:3]
     ('fashion_mnist_mini/hold_out(1000, seed=0)', 5000, [100, 100, 100])
@@ -252,81 +190,6 @@ def balanced_indices(labels: np.ndarray, per_class: int | np.ndarray, seed: int)
             )
         chosen.append(members[: wanted[label]])
     return np.sort(np.concatenate(chosen))
-
-
-def _load(
-    name: str,
-    data_dir: str | Path | None,
-    csv: str | Path | None,
-    resize: int,
-    cache_dir: str | Path | None,
-    *,
-    progress: bool,
-) -> Dataset:
-    if name not in DATASETS:
-        raise ValueError(unknown_name("data set", name, DATASETS))
-    if csv is not None and name != "folder":
-        raise ValueError(f"{name} has its own tree and takes no csv, found {str(csv)!r}")
-    folder = None if data_dir is None else Path(data_dir).expanduser()
-    if resize and name.startswith("fashion_mnist"):
-        raise ValueError(f"{name} has images of one size and takes no resize, found {resize}")
-    if name == "fashion_mnist_mini":
-        return _load_mini(folder)
-    if name == "fashion_mnist" and folder and not (folder / name).is_dir():
-        return _load_idx(folder)
-    source = _open_source(name, folder, csv)
-    splits = open_cached(source, cache_dir, resize=resize, progress=progress)
-    return Dataset.from_splits(source.name, splits["train"], splits["test"], source.hierarchy)
-
-
-def _with_tree(dataset: Dataset, tree: str) -> Dataset:
-    classes = dataset.hierarchy.names(dataset.hierarchy.num_levels)
-    if tree == "flat":
-        flat = Hierarchy.flat(len(classes), names=classes)
-        return dataclasses.replace(dataset, hierarchy=flat)
-    other = taxonomy(tree)
-    theirs = other.names(other.num_levels)
-    if classes != theirs:
-        raise ValueError(
-            f"expected a tree of the {len(classes)} classes of {dataset.name}, found {tree!r} of "
-            f"{len(theirs)} classes, the first of them {theirs[0]!r}"
-        )
-    return dataclasses.replace(dataset, hierarchy=other)
-
-
-def _load_mini(folder: Path | None) -> Dataset:
-    name = "fashion_mnist_mini"
-    if folder is not None:
-        raise ValueError(f"{name} is embedded and takes no data_dir, found {str(folder)!r}")
-    data = resources.files("dh2l_jax.data").joinpath(f"{name}.npz").read_bytes()
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != MINI_SHA256:
-        raise ValueError(
-            f"{name}.npz is damaged, reinstall the package: expected the sha256 {MINI_SHA256}, "
-            f"found {digest}"
-        )
-    with np.load(io.BytesIO(data), allow_pickle=False) as file:
-        train, test = ((file[f"{s}_images"], file[f"{s}_labels"]) for s in ("train", "test"))
-    return Dataset.from_splits(name, train, test, taxonomy("fashion_mnist"))
-
-
-def _load_idx(folder: Path) -> Dataset:
-    tree = taxonomy("fashion_mnist")
-    splits = idx.read_folder(folder, num_classes=tree.num_classes)
-    return Dataset.from_splits("fashion_mnist", splits["train"], splits["test"], tree)
-
-
-def _open_source(name: str, folder: Path | None, csv: str | Path | None) -> Source:
-    # Imported late: only these readers need tensorflow_datasets or Pillow.
-    if name == "folder":
-        if folder is None:
-            raise ValueError("folder needs data_dir, the folder that holds the images")
-        from dh2l_jax.data.folders import open_folder
-
-        return open_folder(folder, classes_csv=csv)
-    from dh2l_jax.data.prepare import open_prepared
-
-    return open_prepared(name, folder)
 
 
 def _shape(images: Images) -> tuple[int | None, int | None, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dh2l_jax.checks import unknown_name
-from dh2l_jax.data.datasets import DATASETS
+from dh2l_jax.data.catalog import DATASETS
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.hierarchy.published import TAXONOMIES
 from dh2l_jax.metrics import get_metric

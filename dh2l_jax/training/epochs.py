@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dh2l_jax.data.pipeline import epoch_order
+from dh2l_jax.data.batches.feed import Feed
+from dh2l_jax.data.batches.order import epoch_order
 from dh2l_jax.hierarchy.scores import Tally, summarize
 from dh2l_jax.training import checkpoint
 from dh2l_jax.training.config import Config
 from dh2l_jax.training.distributed import flags, several
 from dh2l_jax.training.experiment import Experiment
-from dh2l_jax.training.feeding import Feed
 from dh2l_jax.training.finite import check_finite
 from dh2l_jax.training.logging import Log, append_record
 from dh2l_jax.training.profiling import Step

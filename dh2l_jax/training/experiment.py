@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dh2l_jax.data import datasets
+from dh2l_jax.data import catalog, datasets
+from dh2l_jax.data.batches.feed import Cut, Feed, check_sizes, make_feed
 from dh2l_jax.data.datasets import Dataset
 from dh2l_jax.models import Network, create
 from dh2l_jax.training import conflicts, optim
 from dh2l_jax.training.config import Config
-from dh2l_jax.training.feeding import Cut, Feed, check_sizes, make_feed
 from dh2l_jax.training.objective import make_regularizer
 from dh2l_jax.training.steps import TrainState, init_state
 
@@ -177,7 +177,7 @@ def _pretrained(config: Config) -> Callable[[Any], Any] | None:
 def _dataset(config: Config, split: str, progress: bool) -> Dataset:
     """The data with the evaluation split in the place of the test part."""
     data = config.data
-    whole = datasets.load(
+    whole = catalog.load(
         data.name,
         data_dir=data.data_dir or None,
         csv=data.csv or None,

@@ -17,12 +17,13 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from dh2l_jax.data.batches.feed import Feed
+from dh2l_jax.data.batches.placement import place
 from dh2l_jax.models import TORCHVISION, HierarchicalHead, TorchvisionResNet
 from dh2l_jax.regularizers.constraints import constraint_values, satisfaction
 from dh2l_jax.training import checkpoint, profiling
 from dh2l_jax.training.epochs import Epochs, Evaluator, Progress, keep_better
 from dh2l_jax.training.experiment import Experiment, build
-from dh2l_jax.training.feeding import Feed
 from dh2l_jax.training.finite import NotFiniteError
 from dh2l_jax.training.logging import (
     Log,
@@ -33,7 +34,6 @@ from dh2l_jax.training.logging import (
     write_text,
 )
 from dh2l_jax.training.objective import head_levels, make_objective, make_regularizer
-from dh2l_jax.training.placement import place
 from dh2l_jax.training.signals import stop_requests
 from dh2l_jax.training.steps import TrainState, make_train_step
 from dh2l_jax.training.workdir import CONFIG, METRICS, RESULT, TEST, read_config

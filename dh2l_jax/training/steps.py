@@ -17,15 +17,15 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from dh2l_jax.data.batches.augment import normalize
+from dh2l_jax.data.batches.feed import Feed
+from dh2l_jax.data.batches.placement import place
 from dh2l_jax.data.datasets import Dataset
-from dh2l_jax.data.pipeline import normalize
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.hierarchy.scores import Tally, tally
 from dh2l_jax.models import Network
-from dh2l_jax.training.feeding import Feed
 from dh2l_jax.training.finite import all_finite
 from dh2l_jax.training.objective import Terms
-from dh2l_jax.training.placement import place
 
 __all__ = [
     "Stepped",

@@ -19,13 +19,13 @@ NAMES = {
         orthogonality pairwise project radii radius_order safe_normalize satisfaction sphere_levels
         straight_through ternary_sign weight_energy""",
     "dh2l_jax.models": "create HierarchicalHead dense_kernel",
-    "dh2l_jax.metrics.table": "METRICS Metric MetricLike Profile distance energy get_metric",
-    "dh2l_jax.regularizers.energies": """center_energy classes_present group_energy hierarchical
+    "dh2l_jax.metrics": "METRICS Metric MetricLike Profile distance energy get_metric",
+    "dh2l_jax.regularizers": """center_energy classes_present group_energy hierarchical
         orthogonality weight_energy""",
-    "dh2l_jax.hierarchy.tree": "Hierarchy",
+    "dh2l_jax.hierarchy": "Hierarchy",
     "dh2l_jax.spheres": """CENTERS EPSILON LOGITS Level absolute_centers logit_vectors project radii
         sphere_levels""",
-    "dh2l_jax.hierarchy.scores": "Tally evaluate summarize tally tree_order",
+    "dh2l_jax.evaluation": "Tally evaluate summarize tally tree_order",
     "dh2l_jax.training.config": """Config DataConfig DistributedConfig ModelConfig OptimConfig
         RegConfig from_dict load override same_run to_dict""",
     "dh2l_jax.training.recipes": "VARIANTS embedded heavy light with_variant",

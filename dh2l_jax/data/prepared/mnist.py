@@ -12,7 +12,9 @@ from typing import Any
 from tensorflow_datasets.core import registered
 from tensorflow_datasets.image_classification import mnist
 
-from dh2l_jax.data import builders_files, builders_images, idx
+from dh2l_jax.data.prepared.originals import idx
+from dh2l_jax.data.prepared.originals.files import url_infos as infos_of
+from dh2l_jax.data.prepared.originals.images import encode_png
 
 __all__ = ["FashionMNIST"]
 
@@ -26,7 +28,7 @@ with registered.skip_registration():
     class FashionMNIST(mnist.FashionMNIST):
         """Fashion-MNIST without TensorFlow."""
 
-        url_infos = builders_files.url_infos("fashion_mnist")
+        url_infos = infos_of("fashion_mnist")
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
             urls = {split: [self.URL + name for name in names] for split, names in _FILES.items()}
@@ -37,5 +39,5 @@ with registered.skip_registration():
 
         def _generate_examples(self, images: Any, labels: Any) -> Iterator[tuple[int, dict]]:
             for index, (pixels, label) in enumerate(zip(images, labels.tolist(), strict=True)):
-                png = builders_images.encode_png(pixels)
+                png = encode_png(pixels)
                 yield index, {"image": io.BytesIO(png), "label": label}

@@ -28,8 +28,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from dh2l_jax.data.images import Images, RaggedImages
-from dh2l_jax.data.source import Examples, Source
+from dh2l_jax.data.store.images import Images, RaggedImages
+from dh2l_jax.data.store.source import Examples, Source
 
 __all__ = ["default_folder", "open_cached"]
 
@@ -140,7 +140,7 @@ class _Checksummed:
 
 def _decoded(examples: Examples, source: Source, resize: int) -> Iterator[tuple[np.ndarray, int]]:
     """Pixels and label of every example, in order, decoded by several threads."""
-    from dh2l_jax.data.decoding import decode
+    from dh2l_jax.data.store.decode import decode
 
     classes = source.hierarchy.num_classes
 

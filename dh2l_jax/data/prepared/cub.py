@@ -19,7 +19,7 @@ import numpy as np
 from tensorflow_datasets.core import registered
 from tensorflow_datasets.image_classification import caltech_birds
 
-from dh2l_jax.data import archives, builders_files, builders_images
+from dh2l_jax.data.prepared.originals import archives, files, images
 from dh2l_jax.hierarchy.published import taxonomy
 
 __all__ = ["CaltechBirds2011"]
@@ -52,7 +52,7 @@ with registered.skip_registration():
 
         url_infos = {  # noqa: RUF012 (TFDS's own attribute)
             url: info
-            for url, info in builders_files.url_infos("caltech_birds2011").items()
+            for url, info in files.url_infos("caltech_birds2011").items()
             if url.startswith("https://data.caltech.edu/") and info.filename == "CUB_200_2011.tgz"
         }
 
@@ -72,7 +72,7 @@ with registered.skip_registration():
         ) -> Iterator[tuple[str, dict]]:
             for name, data in archives.iter_members(path, photos):
                 what = f"{path}: {name}"
-                image, size = builders_images.rgb_image(data, what)
+                image, size = images.rgb_image(data, what)
                 photo = photos[name]
                 folder = name.split("/")[-2]
                 yield (
@@ -82,7 +82,7 @@ with registered.skip_registration():
                         "image/filename": name,
                         "label": photo.label,
                         "label_name": folder[4:].lower(),
-                        "bbox": builders_images.box(photo.corners, size, what),
+                        "bbox": images.box(photo.corners, size, what),
                         "segmentation_mask": io.BytesIO(_empty_mask(size)),
                     },
                 )
@@ -91,7 +91,7 @@ with registered.skip_registration():
 @functools.lru_cache(maxsize=1024)
 def _empty_mask(size: tuple[int, int]) -> bytes:
     width, height = size
-    return builders_images.encode_png(np.zeros((height, width), np.uint8))
+    return images.encode_png(np.zeros((height, width), np.uint8))
 
 
 def _read_tables(path: Path) -> list[_Photo]:

@@ -17,16 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dh2l_jax.data.images import Images, RaggedImages, channels, flat_pixels, sizes
-from dh2l_jax.data.pipeline import (
-    Plan,
-    center_crops,
-    crop_images,
-    padded_batches,
-    training_plan,
-)
-from dh2l_jax.data.streaming import stream
-from dh2l_jax.training.placement import gather_pixels, join_rows, own_copy, own_rows, place
+from dh2l_jax.data.batches.augment import Plan, center_crops, crop_images, training_plan
+from dh2l_jax.data.batches.order import padded_batches
+from dh2l_jax.data.batches.placement import gather_pixels, join_rows, own_copy, own_rows, place
+from dh2l_jax.data.batches.stream import stream
+from dh2l_jax.data.store.images import Images, RaggedImages, channels, flat_pixels, sizes
 
 __all__ = ["Cut", "Feed", "Resident", "Streamed", "check_sizes", "make_feed"]
 

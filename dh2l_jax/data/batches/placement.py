@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from dh2l_jax.data.images import Images, channels, pixel_rows, sizes
+from dh2l_jax.data.store.images import Images, channels, pixel_rows, sizes
 
 __all__ = ["gather_pixels", "join_rows", "own_copy", "own_rows", "place"]
 

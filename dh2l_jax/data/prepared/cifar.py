@@ -14,7 +14,8 @@ import numpy as np
 from tensorflow_datasets.core import registered
 from tensorflow_datasets.image_classification import cifar
 
-from dh2l_jax.data import archives, builders_files, builders_images
+from dh2l_jax.data.prepared.originals import archives, images
+from dh2l_jax.data.prepared.originals.files import url_infos as infos_of
 from dh2l_jax.hierarchy.published import taxonomy
 
 __all__ = ["Cifar10", "Cifar100"]
@@ -59,7 +60,7 @@ class _RowReader:
                 {
                     **dict(zip(keys, row.tolist(), strict=False)),
                     "id": f"{prefix}{index:05d}",
-                    "image": io.BytesIO(builders_images.encode_png(np.ascontiguousarray(pixels))),
+                    "image": io.BytesIO(images.encode_png(np.ascontiguousarray(pixels))),
                 },
             )
 
@@ -69,12 +70,12 @@ with registered.skip_registration():
     class Cifar10(_RowReader, cifar.Cifar10):  # pyright: ignore[reportIncompatibleMethodOverride]
         """CIFAR-10 without TensorFlow."""
 
-        url_infos = builders_files.url_infos("cifar10")
+        url_infos = infos_of("cifar10")
 
     class Cifar100(_RowReader, cifar.Cifar100):  # pyright: ignore[reportIncompatibleMethodOverride]
         """CIFAR-100 without TensorFlow; its coarse labels must be the published ones."""
 
-        url_infos = builders_files.url_infos("cifar100")
+        url_infos = infos_of("cifar100")
 
         def _check_tree(self, rows: Mapping[str, np.ndarray], path: Path) -> None:
             tree = taxonomy("cifar100")

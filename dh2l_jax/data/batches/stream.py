@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dh2l_jax.data.images import Images, channels
-from dh2l_jax.data.pipeline import Plan
+from dh2l_jax.data.batches.augment import Plan
+from dh2l_jax.data.store.images import Images, channels
 
 __all__ = ["crop_image", "stream"]
 

@@ -1,6 +1,6 @@
-"""Makes the embedded subset of Fashion-MNIST, the file `fashion_mnist_mini.npz` next to this one.
+"""Makes the embedded subset of Fashion-MNIST, the file `images.npz` next to this one.
 
-    python -m dh2l_jax.data.make_fashion_mnist_mini /usr/share/datasets/fashion-mnist
+    python -m dh2l_jax.data.mini.make /usr/share/datasets/fashion-mnist
 
 The argument is a folder with the four IDX files, such as the one that Debian's package
 `dataset-fashion-mnist` installs, or that package itself (.deb), which is unpacked beside. 600
@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dh2l_jax.data import idx
 from dh2l_jax.data.datasets import balanced_indices
+from dh2l_jax.data.prepared.originals import idx
 
 __all__ = ["main", "make_subset", "npz_bytes"]
 
@@ -84,9 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description="Makes the embedded subset of Fashion-MNIST.")
     parser.add_argument("source", type=Path, help="folder of the IDX files, or the .deb")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "fashion_mnist_mini.npz"
-    )
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "images.npz")
     args = parser.parse_args(argv)
     try:
         data = npz_bytes(_subset_of(args.source))

@@ -21,8 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dh2l_jax.data.source import Source
-from dh2l_jax.data.walk import (
+from dh2l_jax.data.folders.walk import (
     SUFFIXES,
     Finding,
     Folder,
@@ -32,6 +31,7 @@ from dh2l_jax.data.walk import (
     split_folders,
     walk,
 )
+from dh2l_jax.data.store.source import Source
 from dh2l_jax.hierarchy import Hierarchy
 
 __all__ = ["SUFFIXES", "FolderExamples", "Scan", "open_folder", "scan"]

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dh2l_jax.checks import unknown_name
-from dh2l_jax.data.source import Source
+from dh2l_jax.data.store.source import Source
 
 __all__ = ["PREPARED", "main", "open_prepared", "prepare"]
 
@@ -59,13 +59,13 @@ def prepare(
         to put it.
       ImportError: a package is missing.
     """
-    from dh2l_jax.data import builders_read
+    from dh2l_jax.data.prepared import read
 
     name = _our_name(name)
     builder = _builder(name, data_dir)
     folder = Path(builder.data_dir)
     if folder.exists():
-        builders_read.check_copy(builder)
+        read.check_copy(builder)
         return folder
     _check_packages()
     root = Path(builder.data_dir_root)
@@ -94,7 +94,7 @@ def open_prepared(name: str, data_dir: str | Path | None = None) -> Source:
     Raises:
       ValueError: there is no such copy, with the command that prepares it; or it is damaged.
     """
-    from dh2l_jax.data import builders_read
+    from dh2l_jax.data.prepared import read
 
     name = _our_name(name)
     builder = _builder(name, data_dir)
@@ -103,7 +103,7 @@ def open_prepared(name: str, data_dir: str | Path | None = None) -> Source:
             f"{name} is not prepared in {builder.data_dir_root}: run python -m dh2l_jax.data "
             f"prepare {name} --data-dir {builder.data_dir_root}"
         )
-    return builders_read.source(name, builder)
+    return read.source(name, builder)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -143,7 +143,7 @@ def _our_name(name: str) -> str:
 
 
 def _builder(name: str, data_dir: str | Path | None) -> Any:
-    from dh2l_jax.data.builders import BUILDERS
+    from dh2l_jax.data.prepared.read import BUILDERS
 
     folder = None if data_dir is None else str(Path(data_dir).expanduser().absolute())
     try:
@@ -170,23 +170,24 @@ def _check_packages() -> None:
 
 def _find_originals(name: str, builder: Any, downloads: Path, manual: Path) -> dict:
     """The originals that have to be downloaded; an error if one is damaged or out of reach."""
-    from dh2l_jax.data import builders_cars, builders_files
+    from dh2l_jax.data.prepared import cars
+    from dh2l_jax.data.prepared.originals import files
 
     infos = builder.url_infos
-    missing = builders_files.missing(builder.name, infos, downloads, manual)
+    missing = files.missing(builder.name, infos, downloads, manual)
     if name == "cars196" and missing:
-        builder.folder, lacking = builders_cars.find_folder(manual)
+        builder.folder, lacking = cars.find_folder(manual)
         if lacking:
             raise FileNotFoundError(
                 f"Stanford has not served Cars196 since 2023: put into {manual} either the folders "
                 f"that torchvision's StanfordCars reads (missing in {builder.folder}: "
                 f"{', '.join(lacking)}), or the original archives (missing: "
-                f"{builders_files.listing(missing)})"
+                f"{files.listing(missing)})"
             )
         return {}
-    builders_files.check_sizes(infos, manual)
-    if missing and (reason := builders_files.unreachable(missing)):
-        raise ConnectionError(f"{reason}; {builders_files.how_to_get(missing, manual)}")
+    files.check_sizes(infos, manual)
+    if missing and (reason := files.unreachable(missing)):
+        raise ConnectionError(f"{reason}; {files.how_to_get(missing, manual)}")
     return missing
 
 
@@ -196,8 +197,8 @@ def _download_and_prepare(builder: Any, manual: Path, missing: dict, *, progress
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
     from tensorflow_datasets.core.download.util import DownloadError
 
-    from dh2l_jax.data import builders_files
-    from dh2l_jax.data.builders_shuffle import tfds_without_tensorflow
+    from dh2l_jax.data.prepared.originals import files
+    from dh2l_jax.data.prepared.shuffle import tfds_without_tensorflow
 
     try:
         # TFDS prints what it is about to do, with sizes that it does not know.
@@ -210,9 +211,7 @@ def _download_and_prepare(builder: Any, manual: Path, missing: dict, *, progress
         found = " ".join(line.lstrip("* ") for line in str(error).splitlines()[:3])
         raise ValueError(f"{found}: fetch the file again") from error
     except (DownloadError, requests.RequestException) as error:
-        raise ConnectionError(
-            f"{_one_line(error)}; {builders_files.how_to_get(missing, manual)}"
-        ) from error
+        raise ConnectionError(f"{_one_line(error)}; {files.how_to_get(missing, manual)}") from error
 
 
 @contextlib.contextmanager

@@ -18,7 +18,8 @@ from typing import Any
 from tensorflow_datasets.core import registered
 from tensorflow_datasets.image_classification import cars196
 
-from dh2l_jax.data import archives, builders_files, builders_images, builders_mat
+from dh2l_jax.data.prepared.originals import archives, files, matlab
+from dh2l_jax.data.prepared.originals.images import box, rgb_image
 
 __all__ = ["Cars196", "find_folder"]
 
@@ -68,7 +69,7 @@ with registered.skip_registration():
           folder: where the extracted layout lies; None to read the archives.
         """
 
-        url_infos = builders_files.url_infos("cars196")
+        url_infos = files.url_infos("cars196")
         folder: Path | None = None
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict]]]:
@@ -102,14 +103,14 @@ with registered.skip_registration():
             self, cars: Mapping[str, _Car], images: Iterable[tuple[str, bytes, str]]
         ) -> Iterator[tuple[str, dict]]:
             for name, data, what in images:
-                image, size = builders_images.rgb_image(data, what)
+                image, size = rgb_image(data, what)
                 key = name.split(".")[0]
                 yield (
                     key,
                     {
                         "image": io.BytesIO(image),
                         "label": cars[name].label,
-                        "bbox": builders_images.box(cars[name].corners, size, what),
+                        "bbox": box(cars[name].corners, size, what),
                         "id": key,
                     },
                 )
@@ -141,7 +142,7 @@ def _read_file(path: Path) -> tuple[bytes, str]:
 def _read_cars(data: bytes, what: str) -> dict[str, _Car]:
     """File name → what the table says about it."""
     cars: dict[str, _Car] = {}
-    for index, row in enumerate(builders_mat.read_table(data, "annotations", _FIELDS, what), 1):
+    for index, row in enumerate(matlab.read_table(data, "annotations", _FIELDS, what), 1):
         x1, y1, x2, y2, label, name = row
         if not isinstance(name, str) or not _FILE_NAME.fullmatch(name):
             raise ValueError(f"{what}: expected FILE.jpg as fname of row {index}, found {name!r}")

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image, UnidentifiedImageError
 
-from dh2l_jax.data.decoding import MAX_PIXELS
+from dh2l_jax.data.store.decode import MAX_PIXELS
 
 __all__ = ["box", "encode_png", "rgb_image"]
 

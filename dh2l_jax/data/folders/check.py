@@ -23,9 +23,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from dh2l_jax.data.folders import Scan, scan
-from dh2l_jax.data.source import Examples
-from dh2l_jax.data.walk import Finding, one_line
+from dh2l_jax.data.folders.scan import Scan, scan
+from dh2l_jax.data.folders.walk import Finding, one_line
+from dh2l_jax.data.store.source import Examples
 from dh2l_jax.hierarchy import Hierarchy
 
 __all__ = ["LISTED", "SMALL", "Report", "inspect", "main", "show"]
@@ -74,7 +74,7 @@ def inspect(
     """Looks for everything that is wrong with a folder of images.
 
     Args:
-      path: the folder, see `dh2l_jax.data.folders`.
+      path: the folder, see `dh2l_jax.data.folders.scan`.
       classes_csv: see `open_folder`.
       on_image: is called after each image with the numbers of images looked at and of all.
 
@@ -138,7 +138,7 @@ def _findings(notes: dict[str, list[str]]) -> list[Finding]:
 
 def _decode(examples: Examples) -> Iterator[tuple[int, bytes, str]]:
     """Of each image the shorter side and a hash of the file, or else what is wrong; in order."""
-    from dh2l_jax.data.decoding import decode  # needs Pillow
+    from dh2l_jax.data.store.decode import decode  # needs Pillow
 
     def look(index: int) -> tuple[int, bytes, str]:
         try:

@@ -1,0 +1,1 @@
+"""The paper's data sets, prepared and read through TFDS without TensorFlow."""
