@@ -100,32 +100,34 @@ def command(options: argparse.Namespace) -> str:
 
 def use_finished(options: argparse.Namespace, console: Console) -> None:
     """Evaluates, tests or exports the run in `--workdir`."""
-    from dh2l_jax.training import logging, loop
+    from dh2l_jax.training import finished as finished_module
+    from dh2l_jax.training.run import console as console_module
 
     tell = functools.partial(console.print, soft_wrap=True, markup=False)
     if options.eval_only:
-        logging.print_scores(console, loop.eval_only(options.workdir, tell))
+        console_module.print_scores(console, finished_module.eval_only(options.workdir, tell))
     if options.test:
-        for name, scores in loop.test(options.workdir, tell).items():
+        for name, scores in finished_module.test(options.workdir, tell).items():
             console.print(f"{name.replace('_', ' ')}:")
-            logging.print_scores(console, scores)
+            console_module.print_scores(console, scores)
     if options.export:
-        path = loop.export(options.workdir, options.export, tell)
+        path = finished_module.export(options.workdir, options.export, tell)
         tell(f"written: {path}")
 
 
 def read_config(options: argparse.Namespace) -> Config:
     """The config of the options or, where they only say where to run, of the run in `--workdir`."""
-    from dh2l_jax.training import config, recipes, workdir
+    from dh2l_jax.training.config import load, override, recipes
+    from dh2l_jax.training.run import folder as run_folder
 
     where = all(key.lstrip().startswith("distributed.") for key in options.overrides)
     given = options.config or options.variant or not where
-    if options.workdir and not given and workdir.is_run(options.workdir):
-        run_config = workdir.read_config(options.workdir)
+    if options.workdir and not given and run_folder.is_run(options.workdir):
+        run_config = run_folder.read_config(options.workdir)
     else:
-        run_config = config.load(options.config or DEFAULT_CONFIG)
+        run_config = load(options.config or DEFAULT_CONFIG)
     for assignment in options.overrides:
-        run_config = config.override(run_config, assignment)
+        run_config = override(run_config, assignment)
     if options.variant:
         run_config = recipes.with_variant(run_config, options.variant)
     return run_config
@@ -149,42 +151,46 @@ def train(options: argparse.Namespace, console: Console) -> int:
     # Imported late, so that --help and a wrong option answer at once.
     import jax
 
-    from dh2l_jax.training import conflicts, distributed, logging, loop, memory, profiling, workdir
+    from dh2l_jax.training import loop
+    from dh2l_jax.training.config import conflicts
+    from dh2l_jax.training.host import allocator, processes, profiling
+    from dh2l_jax.training.run import console as console_module
+    from dh2l_jax.training.run import folder as run_folder
 
     folder = options.workdir or default_workdir(options)
     with contextlib.ExitStack() as stack:
         try:
             config = read_config(options)
-            workdir.check(folder, config)
+            run_folder.check(folder, config)
             conflicts.check(config)
-            if workdir.is_finished(folder):
+            if run_folder.is_finished(folder):
                 loop.show_result(folder, console)
                 return 0
             if options.profile:
                 profiling.check_folder(options.profile)
-            distributed.start(config.distributed)
-            if distributed.several() and not options.workdir:
+            processes.start(config.distributed)
+            if processes.several() and not options.workdir:
                 raise ValueError("several processes need --workdir, a folder that all of them see")
-            console.quiet = not distributed.is_main()
+            console.quiet = not processes.is_main()
             experiment = loop.build(config, progress=not console.quiet)
-            stack.enter_context(workdir.opened(folder, config))
+            stack.enter_context(run_folder.opened(folder, config))
         except (ValueError, TypeError, OSError, ImportError) as error:
             return fail(error, 2)
         if jax.default_backend() == "cpu":
-            memory.keep_freed_memory()
+            allocator.keep_freed_memory()
         loop.describe(experiment, console)
         result = loop.train(experiment, folder, console, profile=options.profile)
-    logging.print_scores(console, result)
+    console_module.print_scores(console, result)
     loop.show_next_steps(folder, result, console, command(options))
     return 0
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
     """`train`, with a line and an exit code for what ends it early."""
-    from dh2l_jax.training import distributed
-    from dh2l_jax.training.checkpoint import CheckpointError
-    from dh2l_jax.training.finite import NotFiniteError
-    from dh2l_jax.training.signals import Stopped
+    from dh2l_jax.training.host import processes
+    from dh2l_jax.training.host.signals import Stopped
+    from dh2l_jax.training.run.checkpoint import CheckpointError
+    from dh2l_jax.training.step.finite import NotFiniteError
 
     try:
         return train(options, console)
@@ -200,9 +206,9 @@ def run(options: argparse.Namespace, console: Console) -> int:
     except OSError as error:
         return fail(error, 4)
     except Exception as error:
-        if distributed.lost(error):
-            return fail(distributed.LOST_LINE, distributed.LOST)
-        if not distributed.several():
+        if processes.lost(error):
+            return fail(processes.LOST_LINE, processes.LOST)
+        if not processes.several():
             raise
         traceback.print_exc()
         return 1
@@ -214,13 +220,13 @@ def main(arguments: list[str] | None = None) -> int:
     # Imported late, so that --help and a wrong option answer at once.
     from rich.console import Console
 
-    from dh2l_jax.training import distributed
+    from dh2l_jax.training.host import processes
 
     console = Console(highlight=False)
     if not (options.eval_only or options.test or options.export):
         code = run(options, console)
-        if distributed.several() and code not in (0, 3, 130, 143):  # the others don't end alike
-            distributed.abandon(code)
+        if processes.several() and code not in (0, 3, 130, 143):  # the others don't end alike
+            processes.abandon(code)
         return code
     try:
         use_finished(options, console)

@@ -27,7 +27,7 @@ import training
 from rich.console import Console
 from rows import Ceilings, Row, ceilings, show
 
-from dh2l_jax.training.memory import keep_freed_memory
+from dh2l_jax.training.host.allocator import keep_freed_memory
 
 BENCHMARKS = {
     "dense": pairs.dense,

@@ -20,10 +20,11 @@ from dh2l_jax.data.batches.order import epoch_order
 from dh2l_jax.data.datasets import Dataset
 from dh2l_jax.models import Network
 from dh2l_jax.regularizers import classes_present
-from dh2l_jax.training import optim
 from dh2l_jax.training.config import OptimConfig, RegConfig
-from dh2l_jax.training.objective import make_objective, make_regularizer
-from dh2l_jax.training.steps import TrainState, init_state, make_train_step
+from dh2l_jax.training.step import optim
+from dh2l_jax.training.step.objective import make_objective, make_regularizer
+from dh2l_jax.training.step.state import TrainState, init_state
+from dh2l_jax.training.step.steps import make_train_step
 
 __all__ = ["compilation", "pipeline", "regularizer", "steps"]
 

@@ -7,8 +7,7 @@ python -m dh2l_jax.experiments table6 --data DIR --pretrained DIR --seeds 0 1 2
 The paper (Table 6): 86.05 %, l2 85.58 %, neither 85.10 %; ours: not run yet.
 """
 
-from dh2l_jax.training import recipes
-from dh2l_jax.training.config import Config
+from dh2l_jax.training.config import Config, recipes
 
 
 def get_config() -> Config:

@@ -7,8 +7,7 @@ python -m dh2l_jax.experiments table6 --data DIR --pretrained DIR --seeds 0 1 2
 The paper (Table 6): 88.57 %, l2 87.92 %, neither 87.99 %; ours: not run yet.
 """
 
-from dh2l_jax.training import recipes
-from dh2l_jax.training.config import Config
+from dh2l_jax.training.config import Config, recipes
 
 
 def get_config() -> Config:

@@ -7,8 +7,7 @@ python -m dh2l_jax.experiments table2 --data DIR --seeds 0 1 2
 The paper (Table 2): 74.26 %, l2 72.90 %, neither 62.02 %; ours: not run yet.
 """
 
-from dh2l_jax.training import recipes
-from dh2l_jax.training.config import Config
+from dh2l_jax.training.config import Config, recipes
 
 
 def get_config() -> Config:

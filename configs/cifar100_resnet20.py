@@ -7,8 +7,7 @@ python -m dh2l_jax.experiments table2 --data DIR --seeds 0 1 2        (also tabl
 The paper (Tables 2 and 3): 69.24 %, l2 68.03 %, neither 63.86 %; ours: not run yet.
 """
 
-from dh2l_jax.training import recipes
-from dh2l_jax.training.config import Config
+from dh2l_jax.training.config import Config, recipes
 
 
 def get_config() -> Config:

@@ -7,8 +7,7 @@ python -m dh2l_jax.experiments table1 --data DIR --seeds 0 1 2
 The paper (Table 1): 92.93 %, l2 92.21 %, neither 90.34 %; ours: not run yet.
 """
 
-from dh2l_jax.training import recipes
-from dh2l_jax.training.config import Config
+from dh2l_jax.training.config import Config, recipes
 
 
 def get_config() -> Config:

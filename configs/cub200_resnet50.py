@@ -7,8 +7,7 @@ python -m dh2l_jax.experiments table5 --data DIR --pretrained DIR --seeds 0 1 2
 The paper (Table 5): 77.32 %, l2 74.05 %, neither 74.21 %; ours: not run yet.
 """
 
-from dh2l_jax.training import recipes
-from dh2l_jax.training.config import Config
+from dh2l_jax.training.config import Config, recipes
 
 
 def get_config() -> Config:

@@ -5,8 +5,7 @@ python train.py --config configs/fashion_mnist.py --set data.data_dir=FOLDER_OF_
 The paper has no figure for this data set; ours: not run yet.
 """
 
-from dh2l_jax.training import recipes
-from dh2l_jax.training.config import Config
+from dh2l_jax.training.config import Config, recipes
 
 
 def get_config() -> Config:

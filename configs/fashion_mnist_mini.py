@@ -5,8 +5,7 @@ python train.py
 86.3 % on the 10 classes of the 2,000 test images, 92.7 % and 99.0 % on the inner levels (seed 0).
 """
 
-from dh2l_jax.training import recipes
-from dh2l_jax.training.config import Config
+from dh2l_jax.training.config import Config, recipes
 
 
 def get_config() -> Config:

@@ -13,11 +13,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dh2l_jax.data.batches.order import epoch_order
 from dh2l_jax.hierarchy.scores import summarize
-from dh2l_jax.training import distributed
 from dh2l_jax.training.config import Config, DistributedConfig, from_dict
+from dh2l_jax.training.epochs import last, tallies
 from dh2l_jax.training.experiment import build
-from dh2l_jax.training.objective import make_objective
-from dh2l_jax.training.steps import last, make_eval_step, make_train_step, tallies
+from dh2l_jax.training.host import processes
+from dh2l_jax.training.step.objective import make_objective
+from dh2l_jax.training.step.steps import make_eval_step, make_train_step
 
 STEPS, BATCH, STOP_AT = 4, 16, 2
 KINDS = {"resident": 1.0, "streamed": 0.0}  # data.device_gb
@@ -81,7 +82,7 @@ def measure(kind, *, small):
     else:
         objective = make_objective(experiment.model, dataset.hierarchy, experiment.config.reg)
     step = make_train_step(objective, experiment.tx, dataset, feed)
-    state, steps, flags = experiment.init(), [], distributed.flags(experiment.mesh)
+    state, steps, flags = experiment.init(), [], processes.flags(experiment.mesh)
     key = jax.random.wrap_key_data(state.key.copy())
     order = epoch_order(0, 0, len(feed))
     for number, batch in enumerate(feed.training(key, order, 0, STEPS)):
@@ -123,22 +124,22 @@ def expected_reads():
 def sum_forever():
     """Sums over all devices until somebody is gone."""
     total = jax.jit(jnp.sum)
-    flags = distributed.flags(jax.make_mesh((jax.device_count(),), ("data",)))
+    flags = processes.flags(jax.make_mesh((jax.device_count(),), ("data",)))
     try:
         print("ready", flush=True)
         while True:
             total(flags(True)).block_until_ready()
     except Exception as error:
-        if not distributed.lost(error):
+        if not processes.lost(error):
             raise
-        print(f"error: {distributed.LOST_LINE}", file=sys.stderr)
-        distributed.abandon(distributed.LOST)
+        print(f"error: {processes.LOST_LINE}", file=sys.stderr)
+        processes.abandon(processes.LOST)
 
 
 def main():
     what, options = sys.argv[1], json.loads(sys.argv[2])
     try:
-        distributed.start(DistributedConfig(**options))
+        processes.start(DistributedConfig(**options))
     except ValueError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

@@ -18,11 +18,13 @@ import jax
 import pytest
 from rich.console import Console
 
-from dh2l_jax.training import checkpoint, loop
+from dh2l_jax.training import loop
 from dh2l_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig, RegConfig
-from dh2l_jax.training.logging import Log, read_records
-from dh2l_jax.training.signals import Stopped
-from dh2l_jax.training.workdir import METRICS, RESULT, opened, read_config
+from dh2l_jax.training.host.signals import Stopped
+from dh2l_jax.training.run import checkpoint
+from dh2l_jax.training.run.console import Log
+from dh2l_jax.training.run.folder import METRICS, RESULT, opened, read_config
+from dh2l_jax.training.run.records import read_records
 
 STEPS = 5  # of an epoch
 SMALL = {"data": {"fraction": 0.05, "holdout": 50}, "batch_size": 48, "eval_batch_size": 48}

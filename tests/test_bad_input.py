@@ -15,8 +15,16 @@ import pytest
 import train
 from dh2l_jax.experiments import tables
 from dh2l_jax.experiments.settings import Options, config_of
-from dh2l_jax.training import checkpoint, config, conflicts, loop, options, recipes
-from dh2l_jax.training.config import Config, DistributedConfig
+from dh2l_jax.training import loop
+from dh2l_jax.training.config import (
+    Config,
+    DistributedConfig,
+    conflicts,
+    options,
+    recipes,
+    sections,
+)
+from dh2l_jax.training.run import checkpoint
 
 KEYS = dict(options.flat(Config()))
 # A value of another type, for an option of each type.
@@ -86,9 +94,9 @@ def test_a_misspelt_key_is_answered_with_the_right_one(refused, key):
     for typo in typos:
         near = "|".join([key, *(other for other in KEYS if typo in slips.get(other, ()))])
         with pytest.raises(ValueError, match=rf"did you mean '({near})'"):
-            config.override(Config(), f"{typo}=1")
+            sections.override(Config(), f"{typo}=1")
         with pytest.raises(ValueError, match=rf"did you mean '({near})'"):
-            config.from_dict(nested(typo, 1))
+            sections.from_dict(nested(typo, 1))
     start = key.rfind(".") + 1
     typo = key[:start] + key[start] + key[start:]
     line = refused(*sets(f"{typo}=1"), "--workdir", "run")
@@ -106,14 +114,14 @@ def test_a_key_without_its_section_is_answered_with_both(refused, key):
 def test_a_value_of_a_wrong_type(tmp_path, refused, key):
     wrong = WRONG[type(KEYS[key])]
     (tmp_path / "mine.py").write_text(
-        "from dh2l_jax.training.config import from_dict\n\n\n"
+        "from dh2l_jax.training.config.sections import from_dict\n\n\n"
         f"def get_config():\n    return from_dict({nested(key, wrong)})\n"
     )
     must = rf"\b{key} must be (a |an |true or false).*, found "
     assert re.search(must, refused("--config", "mine.py"))
     for value in (None, [[]], {"a": 1}, b"1", [1, "2"]):
         with pytest.raises(ValueError, match=must):
-            config.from_dict(nested(key, value))
+            sections.from_dict(nested(key, value))
 
 
 @pytest.mark.parametrize("key", [k for k, value in KEYS.items() if not isinstance(value, str)])
@@ -123,7 +131,7 @@ def test_a_text_of_a_wrong_type(refused, key):
     for text in ("", "1,x", "0x10", "--1", "None"):
         if text or not isinstance(KEYS[key], tuple):  # no text is an empty list
             with pytest.raises(ValueError, match=must):
-                config.override(Config(), f"{key}={text}")
+                sections.override(Config(), f"{key}={text}")
 
 
 def out_of_range():
@@ -269,14 +277,14 @@ def test_options_that_contradict(refused, assignments, message):
 def test_options_that_go_together(assignments):
     run = Config()
     for assignment in assignments.split():
-        run = config.override(run, assignment)
+        run = sections.override(run, assignment)
     conflicts.check(run)
 
 
 @pytest.mark.parametrize("path", sorted((Path(train.__file__).parent / "configs").glob("*.py")))
 @pytest.mark.parametrize("variant", recipes.VARIANTS)
 def test_every_variant_of_every_config_is_taken(path, variant):
-    run = config.load(path)
+    run = sections.load(path)
     if run.data.name == "cifar10":  # it has no tree, and its config no λ of one
         if variant in ("factored", "E+H"):
             return
@@ -339,15 +347,15 @@ CONFIG_FILES = {
     "a value": (b"get_config = 3\n", ": expected a function get_config(), found none"),
     "another result": (b"def get_config():\n    return {}\n", "must return a Config, found dict"),
     "the class": (
-        b"from dh2l_jax.training.config import Config\ndef get_config():\n    return Config\n",
+        b"from dh2l_jax.training.config.sections import Config\ndef get_config():\n    return Config\n",
         "must return a Config, found type",
     ),
     "a wrong section": (
-        b"from dh2l_jax.training.config import Config\nget_config = lambda: Config(data=3)\n",
+        b"from dh2l_jax.training.config.sections import Config\nget_config = lambda: Config(data=3)\n",
         ", line 2: ValueError: data must be a DataConfig, found 3",
     ),
     "a wrong keyword": (
-        b"from dh2l_jax.training.config import Config\nget_config = lambda: Config(epoch=3)\n",
+        b"from dh2l_jax.training.config.sections import Config\nget_config = lambda: Config(epoch=3)\n",
         ", line 2: TypeError: Config.__init__() got an unexpected keyword argument 'epoch'",
     ),
 }
@@ -419,19 +427,20 @@ def test_a_config_json_that_is(tmp_path, refused, what, arguments):
 def test_same_run_names_the_first_option_that_differs():
     run = Config()
     assert (
-        config.same_run(run, config.from_dict(json.loads(json.dumps(config.to_dict(run))))) is None
+        sections.same_run(run, sections.from_dict(json.loads(json.dumps(sections.to_dict(run)))))
+        is None
     )
     where = DistributedConfig(coordinator="a:1", processes=2, process=1, heartbeat=5)
-    moved = config.override(config.override(run, "data.cache_dir=x"), "data.device_gb=0")
-    assert config.same_run(run, dataclasses.replace(moved, distributed=where)) is None
+    moved = sections.override(sections.override(run, "data.cache_dir=x"), "data.device_gb=0")
+    assert sections.same_run(run, dataclasses.replace(moved, distributed=where)) is None
     for key, value in KEYS.items():
-        if key.startswith("distributed.") or key in config.WHERE:
+        if key.startswith("distributed.") or key in sections.WHERE:
             continue
-        changed = config.from_dict(nested(key, another(key, value)))
-        phrase = config.same_run(run, changed)
+        changed = sections.from_dict(nested(key, another(key, value)))
+        phrase = sections.same_run(run, changed)
         assert phrase.startswith(f"{key} is {value!r} in the saved config, ")
-    both = config.override(config.override(run, "seed=3"), "epochs=4")
-    assert config.same_run(both, run) == "seed is 3 in the saved config, 0 in the given one"
+    both = sections.override(sections.override(run, "seed=3"), "epochs=4")
+    assert sections.same_run(both, run) == "seed is 3 in the saved config, 0 in the given one"
 
 
 def another(key, value):
@@ -460,7 +469,7 @@ def odd(tmp_path):
             picture.save(root / "images" / name / f"ä {shade}.png")
     (root / "der Baum.csv").write_text("class,parent\nrote Blüten,ö\nblaue,Ü\n", "utf-8")
     (root / "mein Versuch.py").write_text(
-        "from dh2l_jax.training.config import Config, DataConfig, ModelConfig, RegConfig\n\n\n"
+        "from dh2l_jax.training.config.sections import Config, DataConfig, ModelConfig, RegConfig\n\n\n"
         "def get_config():\n"
         "    return Config(\n"
         "        epochs=1,\n"
@@ -497,11 +506,11 @@ def test_a_run_among_odd_names(odd, capsys):
 
 def test_an_export_among_odd_names(odd):
     load_file = pytest.importorskip("safetensors.numpy").load_file
-    run = config.load(odd / "mein Versuch.py")
-    run = config.override(run, "model.name=resnet18")
+    run = sections.load(odd / "mein Versuch.py")
+    run = sections.override(run, "model.name=resnet18")
     workdir, target = odd / "der Lauf", odd / "die Gewichte.safetensors"
     workdir.mkdir()
-    (workdir / "config.json").write_text(json.dumps(config.to_dict(run)), "utf-8")
+    (workdir / "config.json").write_text(json.dumps(sections.to_dict(run)), "utf-8")
     shapes = loop.build(run).init(abstract=True)
     checkpoint.save(workdir, jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes))
     assert train.main(["--export", str(target), "--workdir", str(workdir)]) == 0

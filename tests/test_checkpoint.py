@@ -23,8 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dh2l_jax.training import checkpoint, manifest
-from dh2l_jax.training.steps import TrainState
+from dh2l_jax.training.run import checkpoint, manifest
+from dh2l_jax.training.step.state import TrainState
 
 OPTIMISERS = {
     "sgd": optax.sgd(0.1, momentum=0.9),

@@ -10,8 +10,10 @@ from PIL import Image
 
 import train
 from dh2l_jax.models import dense_kernel
-from dh2l_jax.training import checkpoint, config, loop, workdir
-from dh2l_jax.training.config import Config
+from dh2l_jax.training import loop
+from dh2l_jax.training.config import Config, sections
+from dh2l_jax.training.run import checkpoint
+from dh2l_jax.training.run import folder as run_folder
 
 TINY = ["--set", "model.name=resnet8", "--set", "epochs=1", "--set", "eval_batch_size=250"]
 TINY += ["--set", "data.fraction=0.25"]
@@ -27,7 +29,7 @@ def fails(capsys, arguments):
 
 def make_workdir(path, run_config):
     """The folder of a run that has saved nothing yet."""
-    with workdir.opened(path, run_config):
+    with run_folder.opened(path, run_config):
         pass
 
 
@@ -49,7 +51,7 @@ def test_trains_evaluates_again_and_is_never_overwritten(tmp_path, capsys):
     assert terms <= set(result["terms"])
     assert set(result["constraints"]) == {"C1/3", "C2/3", "C3/3"}
     assert {"parameters", "seconds", "versions", "last_epoch"} <= set(result)
-    assert config.from_dict(json.loads((folder / "config.json").read_text())).epochs == 1
+    assert sections.from_dict(json.loads((folder / "config.json").read_text())).epochs == 1
 
     table = [line for line in shown.splitlines() if "%" in line and "│" in line]
     assert train.main(["--eval-only", "--workdir", str(folder)]) == 0
@@ -115,10 +117,10 @@ def test_export_of_a_run(tmp_path, capsys, head):
             Image.new("RGB", (32, 32)).save(tmp_path / "images" / name / f"{i}.png")
     run = Config(
         batch_size=2,
-        data=config.DataConfig(
+        data=sections.DataConfig(
             name="folder", data_dir=str(tmp_path / "images"), cache_dir=str(tmp_path / "cache")
         ),
-        model=config.ModelConfig(name="resnet18", head=head),
+        model=sections.ModelConfig(name="resnet18", head=head),
     )
     make_workdir(tmp_path / "run", run)
     experiment = loop.build(run)
@@ -203,18 +205,18 @@ def test_bad_arguments_exit_with_2(arguments):
 
 
 def test_config_round_trip():
-    changed = config.override(Config(), "optim.milestones=(0.3, 0.6)")
-    changed = config.override(changed, "data.flip=no")
+    changed = sections.override(Config(), "optim.milestones=(0.3, 0.6)")
+    changed = sections.override(changed, "data.flip=no")
     assert changed.optim.milestones == (0.3, 0.6)
     assert changed.data.flip is False
-    assert config.from_dict(json.loads(json.dumps(config.to_dict(changed)))) == changed
+    assert sections.from_dict(json.loads(json.dumps(sections.to_dict(changed)))) == changed
     with pytest.raises(ValueError, match=r"lr must be a number, found '0\.1'"):
-        config.OptimConfig(lr="0.1")
+        sections.OptimConfig(lr="0.1")
     with pytest.raises(ValueError, match="epochs must be an integer, found True"):
         Config(epochs=True)
 
 
 @pytest.mark.parametrize("path", sorted((Path(train.__file__).parent / "configs").glob("*.py")))
 def test_every_config_builds_and_says_its_command(path):
-    assert isinstance(config.load(path), Config)
+    assert isinstance(sections.load(path), Config)
     assert re.search(r"python train\.py", path.read_text("utf-8"))

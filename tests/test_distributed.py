@@ -22,9 +22,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dh2l_jax.data.batches import placement
 from dh2l_jax.data.store.images import RaggedImages, pixel_rows
-from dh2l_jax.training import checkpoint, distributed
 from dh2l_jax.training.config import DistributedConfig, from_dict
 from dh2l_jax.training.experiment import build
+from dh2l_jax.training.host import processes as processes_module
+from dh2l_jax.training.run import checkpoint
 
 pytestmark = pytest.mark.xdist_group("distributed")
 
@@ -160,9 +161,9 @@ def test_where_one_process_is_lost_the_other_ends(tmp_path, victim, name):
     with started(checks("sum", together(heartbeat=10)), tmp_path) as processes:
         wait_for(lambda: all("ready" in (tmp_path / f"{n}.out").read_text() for n in (0, 1)))
         processes[victim].send_signal(getattr(signal, name))
-        assert processes[1 - victim].wait(30) == distributed.LOST
+        assert processes[1 - victim].wait(30) == processes_module.LOST
     text = (tmp_path / f"{1 - victim}.err").read_text()
-    assert text.splitlines()[-1].endswith(f"error: {distributed.LOST_LINE}")
+    assert text.splitlines()[-1].endswith(f"error: {processes_module.LOST_LINE}")
 
 
 @pytest.mark.slow
@@ -210,7 +211,7 @@ def test_what_cannot_start_says_so(tmp_path, options, line):
 
 
 def test_one_process_starts_nothing():
-    distributed.start(DistributedConfig())
+    processes_module.start(DistributedConfig())
     assert not jax.distributed.is_initialized()
 
 
@@ -346,8 +347,8 @@ def test_a_run_that_loses_one_process_ends_and_goes_on(trained, tmp_path, victim
         wait_for(lambda: records(tmp_path))
         processes[victim].kill()
         code = processes[1 - victim].wait(30)
-    assert code == distributed.LOST, errors(tmp_path)
-    assert errors(tmp_path)[1 - victim].count(distributed.LOST_LINE) == 1
+    assert code == processes_module.LOST, errors(tmp_path)
+    assert errors(tmp_path)[1 - victim].count(processes_module.LOST_LINE) == 1
     with running(tmp_path, trained / "cache") as processes:
         assert [process.wait(LIMIT) for process in processes] == [0, 0], errors(tmp_path)
     check_same_end(tmp_path, trained)

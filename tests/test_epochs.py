@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dh2l_jax.training import epochs, steps
+from dh2l_jax.training import epochs
 from dh2l_jax.training.config import Config
-from dh2l_jax.training.epochs import Epochs, Progress
-from dh2l_jax.training.finite import NotFiniteError
-from dh2l_jax.training.signals import Stop, Stopped
-from dh2l_jax.training.steps import Stepped, TrainState, one_late, tallies
+from dh2l_jax.training.epochs import Epochs, Progress, one_late, tallies
+from dh2l_jax.training.host.signals import Stop, Stopped
+from dh2l_jax.training.step import steps
+from dh2l_jax.training.step.finite import NotFiniteError
+from dh2l_jax.training.step.state import TrainState
+from dh2l_jax.training.step.steps import Stepped
 
 STEPS = 3
 

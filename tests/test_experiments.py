@@ -19,8 +19,9 @@ from oracle_tables import Fake, Killed, cells_of, check_reports, recompute, writ
 from dh2l_jax.experiments import __main__ as command
 from dh2l_jax.experiments import runner, tables
 from dh2l_jax.experiments.settings import Options, Setting, Weights, config_of
-from dh2l_jax.training import loop, memory
-from dh2l_jax.training.lock import Lock
+from dh2l_jax.training import loop
+from dh2l_jax.training.host import allocator
+from dh2l_jax.training.run.lock import Lock
 
 
 def run(out, *arguments, trainer=None):
@@ -281,7 +282,7 @@ def own_process_settings(monkeypatch):
     """The command sets up its process; this suite's goes on with other tests."""
     names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
     before = {name: getattr(jax.config, name) for name in names}
-    monkeypatch.setattr(memory, "keep_freed_memory", lambda: False)
+    monkeypatch.setattr(allocator, "keep_freed_memory", lambda: False)
     yield
     for name, value in before.items():
         jax.config.update(name, value)

@@ -25,7 +25,9 @@ from dh2l_jax.data.batches.stream import crop_image, stream
 from dh2l_jax.data.datasets import Dataset
 from dh2l_jax.data.store.images import RaggedImages, flat_pixels, pixel_counts, sizes, take
 from dh2l_jax.hierarchy.scores import summarize
-from dh2l_jax.training.steps import TrainState, last, make_eval_step, make_train_step, tallies
+from dh2l_jax.training.epochs import last, tallies
+from dh2l_jax.training.step.state import TrainState
+from dh2l_jax.training.step.steps import make_eval_step, make_train_step
 
 KEY = jax.random.key(7)
 CUT = Cut((9, 8), pad=1, flip=True, batch_size=4)

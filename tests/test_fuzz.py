@@ -23,9 +23,10 @@ from dh2l_jax.data.store.images import sizes
 from dh2l_jax.data.store.source import Source
 from dh2l_jax.experiments import runs
 from dh2l_jax.hierarchy import Hierarchy
-from dh2l_jax.training import config, manifest, workdir
-from dh2l_jax.training.config import Config
-from dh2l_jax.training.logging import keep_records, read_records
+from dh2l_jax.training.config import Config, sections
+from dh2l_jax.training.run import folder as run_folder
+from dh2l_jax.training.run import manifest
+from dh2l_jax.training.run.records import keep_records, read_records
 
 fuzz = settings(
     max_examples=int(os.environ.get("DH2L_FUZZ", "60")), derandomize="DH2L_FUZZ" not in os.environ
@@ -141,7 +142,7 @@ def test_idx(folder, data, ndim):
 
 # Configs.
 
-SAVED = json.dumps(config.to_dict(Config())).encode()
+SAVED = json.dumps(sections.to_dict(Config())).encode()
 PARTS = [
     "{",
     "}",
@@ -168,13 +169,13 @@ PARTS = [
 @example(b'{"data": ' * 100_000)
 @example(b'{"seed": ' + b"[" * 500 + b"]" * 500 + b"}")
 def test_config_json(folder, data):
-    (folder / workdir.CONFIG).write_bytes(data)
-    found = outcome(workdir.read_config, folder)
+    (folder / run_folder.CONFIG).write_bytes(data)
+    found = outcome(run_folder.read_config, folder)
     if isinstance(found, Config):
-        assert config.from_dict(config.to_dict(found)) == found
+        assert sections.from_dict(sections.to_dict(found)) == found
 
 
-KEYS = [*config.to_dict(Config()), *config.to_dict(Config())["data"], "milestones"]
+KEYS = [*sections.to_dict(Config()), *sections.to_dict(Config())["data"], "milestones"]
 
 
 @fuzz
@@ -192,9 +193,9 @@ KEYS = [*config.to_dict(Config()), *config.to_dict(Config())["data"], "milestone
 @example({"seed" * 10**6: 1})
 @example({"data": {3: 1}})
 def test_configs_of_values(values):
-    found = outcome(config.from_dict, values, errors=ValueError)
+    found = outcome(sections.from_dict, values, errors=ValueError)
     if isinstance(found, Config):
-        assert config.from_dict(config.to_dict(found)) == found
+        assert sections.from_dict(sections.to_dict(found)) == found
 
 
 @fuzz
@@ -209,9 +210,9 @@ def test_configs_of_values(values):
 @example("optim.lr=1e-400")
 @example("data.name=\ud800\n\u2028")
 def test_set_options(text):
-    found = outcome(config.override, Config(), text, errors=ValueError)
+    found = outcome(sections.override, Config(), text, errors=ValueError)
     if isinstance(found, Config):
-        assert config.from_dict(json.loads(json.dumps(config.to_dict(found)))) == found
+        assert sections.from_dict(json.loads(json.dumps(sections.to_dict(found)))) == found
 
 
 # Manifests of checkpoints.
@@ -273,7 +274,7 @@ LINES = b'{"step": 10, "epoch": 1, "J": 2.5}\n{"step": 20, "epoch": 2, "J": NaN,
 @example(b'{"step": ' + b"9" * 5000 + b"}\n")
 @example(b'{"step": true}\n')
 def test_metrics(folder, data):
-    path = folder / workdir.METRICS
+    path = folder / run_folder.METRICS
     path.write_bytes(data)
     records = outcome(read_records, path)
     if isinstance(records, Exception):

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from dh2l_jax.training import lock
-from dh2l_jax.training.lock import Lock
+from dh2l_jax.training.run import lock
+from dh2l_jax.training.run.lock import Lock
 
 # The module is run by its path: importing it by name would import JAX, which takes a second.
 HOLD = """

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dh2l_jax.training import manifest
+from dh2l_jax.training.run import manifest
 
 FILES = {
     "a": b"abc",

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 import train
-from dh2l_jax.training import profiling
+from dh2l_jax.training.host import profiling
 
 
 @jax.jit

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import dh2l_jax as dh2l
-from dh2l_jax.training import config, recipes
-from dh2l_jax.training.config import Config
-from dh2l_jax.training.objective import make_objective, make_regularizer
+from dh2l_jax.training.config import Config, recipes
+from dh2l_jax.training.config import sections as config
+from dh2l_jax.training.step.objective import make_objective, make_regularizer
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TREE = dh2l.Hierarchy.two_level([0, 0, 1, 1, 1])

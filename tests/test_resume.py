@@ -16,12 +16,14 @@ from jax.experimental.compilation_cache import compilation_cache
 from test_epochs import state_of
 
 import train
-from dh2l_jax.training import checkpoint, loop, optim
+from dh2l_jax.training import loop
 from dh2l_jax.training.config import Config
 from dh2l_jax.training.epochs import Progress
-from dh2l_jax.training.finite import NotFiniteError
-from dh2l_jax.training.logging import read_records
-from dh2l_jax.training.workdir import read_config
+from dh2l_jax.training.run import checkpoint
+from dh2l_jax.training.run.folder import read_config
+from dh2l_jax.training.run.records import read_records
+from dh2l_jax.training.step import optim
+from dh2l_jax.training.step.finite import NotFiniteError
 
 CHILD = Path(resume_checks.__file__)
 

@@ -18,8 +18,9 @@ from dh2l_jax.data.prepared.originals.idx import read_array
 from dh2l_jax.data.store import cache
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.models.weights.pth import read_state_dict
-from dh2l_jax.training import checkpoint, config, logging, manifest
-from dh2l_jax.training.steps import TrainState
+from dh2l_jax.training.config import sections
+from dh2l_jax.training.run import checkpoint, manifest, records
+from dh2l_jax.training.step.state import TrainState
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [ROOT / "train.py", *sorted((ROOT / "dh2l_jax").rglob("*.py"))]
@@ -37,7 +38,7 @@ METHODS = {
 # Where one of these stands, and why it is harmless.
 ALLOWED = {
     ("dh2l_jax/models/weights/pickles.py", "pickle"): "the numbers of opcodes, see below",
-    ("dh2l_jax/training/config.py", "runpy"): "a --config file is the user's own program",
+    ("dh2l_jax/training/config/sections.py", "runpy"): "a --config file is the user's own program",
     ("dh2l_jax/__init__.py", "import_module"): "its own parts, by a fixed list of names",
     ("dh2l_jax/data/__main__.py", "import_module"): "one of its own commands, by a fixed list",
     (
@@ -45,8 +46,8 @@ ALLOWED = {
         "subprocess",
     ): "our own reader of tables, with limits",
     ("dh2l_jax/data/mini/make.py", "subprocess"): "made the embedded file, once",
-    ("dh2l_jax/training/memory.py", "ctypes"): "one setting of the C library's allocator",
-    ("dh2l_jax/training/distributed.py", "ctypes"): "the exit code where a process is lost",
+    ("dh2l_jax/training/host/allocator.py", "ctypes"): "one setting of the C library's allocator",
+    ("dh2l_jax/training/host/processes.py", "ctypes"): "the exit code where a process is lost",
 }
 
 
@@ -168,10 +169,10 @@ READERS = {
     "tree": Hierarchy.from_csv,
     "idx": lambda file: read_array(file, ndim=1),
     "weights": read_state_dict,
-    "config": lambda file: config.from_dict(json.loads(file.read_bytes())),
+    "config": lambda file: sections.from_dict(json.loads(file.read_bytes())),
     "folder": lambda file: load("folder", data_dir=file.parent, csv=file),
     "fashion_mnist": lambda file: load("fashion_mnist", data_dir=file.parent),
-    "metrics": logging.read_records,
+    "metrics": records.read_records,
 }
 
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from dh2l_jax.training.signals import Stop, Stopped, stop_requests
+from dh2l_jax.training.host.signals import Stop, Stopped, stop_requests
 
 CHILD = """
 import sys, time

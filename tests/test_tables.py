@@ -21,7 +21,7 @@ from dh2l_jax.experiments.settings import DATA, Options, Setting, Weights, confi
 from dh2l_jax.hierarchy.published import taxonomy
 from dh2l_jax.training import loop
 from dh2l_jax.training.config import from_dict, override, to_dict
-from dh2l_jax.training.objective import make_regularizer
+from dh2l_jax.training.step.objective import make_regularizer
 
 ALL_SETTINGS = list(
     dict.fromkeys(setting for name in tables.TABLES for setting in tables.table(name).settings)

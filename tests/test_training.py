@@ -19,11 +19,22 @@ from dh2l_jax.data.batches.order import epoch_order
 from dh2l_jax.data.datasets import Dataset
 from dh2l_jax.hierarchy.scores import summarize
 from dh2l_jax.regularizers import transform
-from dh2l_jax.training import checkpoint, config, loop, optim, profiling
-from dh2l_jax.training import objective as objective_module
-from dh2l_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig, RegConfig
-from dh2l_jax.training.objective import make_objective, make_regularizer
-from dh2l_jax.training.steps import last, make_eval_step, make_train_step, one_late, tallies
+from dh2l_jax.training import loop
+from dh2l_jax.training.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RegConfig,
+    sections,
+)
+from dh2l_jax.training.epochs import last, one_late, tallies
+from dh2l_jax.training.host import profiling
+from dh2l_jax.training.run import checkpoint
+from dh2l_jax.training.step import objective as objective_module
+from dh2l_jax.training.step import optim
+from dh2l_jax.training.step.objective import make_objective, make_regularizer
+from dh2l_jax.training.step.steps import make_eval_step, make_train_step
 
 TREE = dh2l.Hierarchy.from_parents(([0, 0, 1], [0, 0, 1, 2, 2, 2]))
 
@@ -344,8 +355,8 @@ def test_regularizer_as_a_link_of_an_optax_chain():
 
 
 def test_held_out_runs_never_touch_the_test_images():
-    run = config.override(Config(eval_batch_size=100, batch_size=50), "data.holdout=1000")
-    exp = loop.build(config.override(run, "model.name=resnet8"))
+    run = sections.override(Config(eval_batch_size=100, batch_size=50), "data.holdout=1000")
+    exp = loop.build(sections.override(run, "model.name=resnet8"))
     assert len(exp.dataset.test_labels) == 1000
     assert len(exp.dataset.train_labels) == 5000
     assert loop.make_evaluator(exp)(exp.init())["split"] == "validation"

@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 
 import train
-from dh2l_jax.training import checkpoint, distributed, loop, workdir
-from dh2l_jax.training.checkpoint import CheckpointError
+from dh2l_jax.training import loop
 from dh2l_jax.training.config import Config, DistributedConfig, OptimConfig
-from dh2l_jax.training.finite import NotFiniteError
-from dh2l_jax.training.lock import Lock
-from dh2l_jax.training.logging import append_record, keep_records, read_records, write_text
-from dh2l_jax.training.signals import Stopped
+from dh2l_jax.training.host import processes
+from dh2l_jax.training.host.signals import Stopped
+from dh2l_jax.training.run import checkpoint
+from dh2l_jax.training.run import folder as run_folder
+from dh2l_jax.training.run.checkpoint import CheckpointError
+from dh2l_jax.training.run.lock import Lock
+from dh2l_jax.training.run.records import append_record, keep_records, read_records, write_text
+from dh2l_jax.training.step.finite import NotFiniteError
 
 RECORDS = [{"epoch": 1, "step": 5, "J": 0.1 + 0.2}, {"epoch": 2, "step": 10, "ü": "走"}]
 
@@ -89,18 +92,18 @@ def test_a_full_disk_is_named_with_what_is_kept(tmp_path):
 
 def test_a_run_goes_on_with_its_own_options_alone(tmp_path):
     folder, config = tmp_path / "run", Config(seed=3)
-    with workdir.opened(folder, config):
-        assert workdir.is_run(folder)
-        assert not workdir.is_finished(folder)
-        assert workdir.read_config(folder) == config
-    with workdir.opened(folder, Config(seed=3, on_nan="rollback", checkpoint_every=7)):
+    with run_folder.opened(folder, config):
+        assert run_folder.is_run(folder)
+        assert not run_folder.is_finished(folder)
+        assert run_folder.read_config(folder) == config
+    with run_folder.opened(folder, Config(seed=3, on_nan="rollback", checkpoint_every=7)):
         pass
-    with workdir.opened(folder, Config(seed=3, distributed=DistributedConfig(auto=True))):
+    with run_folder.opened(folder, Config(seed=3, distributed=DistributedConfig(auto=True))):
         pass
-    assert workdir.read_config(folder) == config
+    assert run_folder.read_config(folder) == config
     other = Config(seed=3, optim=OptimConfig(lr=0.3))
     with pytest.raises(ValueError, match=r"optim\.lr is 0\.1 in the saved config, 0\.3"):
-        workdir.check(folder, other)
+        run_folder.check(folder, other)
 
 
 def test_a_killed_start_is_no_run(tmp_path):
@@ -109,16 +112,19 @@ def test_a_killed_start_is_no_run(tmp_path):
     folder.mkdir()
     (folder / ".lock").touch()
     (folder / "config.json.tmp").write_text("{")
-    workdir.check(folder, Config())
+    run_folder.check(folder, Config())
     (folder / "letter.txt").touch()
     with pytest.raises(ValueError, match="exists already and is never overwritten"):
-        workdir.check(folder, Config())
+        run_folder.check(folder, Config())
 
 
 def test_a_second_run_in_a_folder_is_refused(tmp_path, capsys):
     folder = tmp_path / "run"
-    with workdir.opened(folder, Config()), pytest.raises(ValueError, match="is in use by process"):
-        workdir.opened(folder, Config()).__enter__()
+    with (
+        run_folder.opened(folder, Config()),
+        pytest.raises(ValueError, match="is in use by process"),
+    ):
+        run_folder.opened(folder, Config()).__enter__()
     (folder / "config.json").unlink()
     options = ["--set", "model.name=resnet8", "--set", "data.fraction=0.1", "--workdir"]
     with Lock(folder / ".lock"):
@@ -159,19 +165,19 @@ def test_a_lost_process_ends_the_others(tmp_path, capsys, monkeypatch):
 
     ended = []
     monkeypatch.setattr(train, "train", end)
-    monkeypatch.setattr(distributed, "several", lambda: True)
-    monkeypatch.setattr(distributed, "abandon", ended.append)
+    monkeypatch.setattr(processes, "several", lambda: True)
+    monkeypatch.setattr(processes, "abandon", ended.append)
     train.main(["--workdir", str(tmp_path / "run")])
     assert ended == [5]
-    assert capsys.readouterr().err == f"train.py: error: {distributed.LOST_LINE}\n"
-    monkeypatch.setattr(distributed, "several", lambda: False)
+    assert capsys.readouterr().err == f"train.py: error: {processes.LOST_LINE}\n"
+    monkeypatch.setattr(processes, "several", lambda: False)
     with pytest.raises(ValueError, match="Gloo"):
         train.main(["--workdir", str(tmp_path / "run")])
 
 
 def test_a_damaged_result_is_named(tmp_path, capsys):
     folder = tmp_path / "run"
-    with workdir.opened(folder, Config()):
+    with run_folder.opened(folder, Config()):
         (folder / "result.json").write_text(json.dumps({"accuracy": [0.5]}))
     assert train.main(["--workdir", str(folder)]) == 2
     assert "result.json is damaged" in capsys.readouterr().err

@@ -27,7 +27,7 @@ from dh2l_jax.experiments.report import Protocol
 from dh2l_jax.experiments.runner import LoopTrainer, Runner, Trainer
 from dh2l_jax.experiments.settings import DATA, WEIGHT_FILES, Options
 from dh2l_jax.experiments.tables import FASHION, TABLES, Table, count_runs, table
-from dh2l_jax.training.lock import Lock
+from dh2l_jax.training.run.lock import Lock
 
 PROGRAM = "python -m dh2l_jax.experiments"
 SEEDS = [0, 1, 2]
@@ -176,14 +176,14 @@ def _prepare_jax(out: Path) -> None:
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
-    from dh2l_jax.training import memory
+    from dh2l_jax.training.host import allocator
 
     compilation_cache.set_cache_dir(str((out / "compiled").resolve()))
     compilation_cache.reset_cache()  # without this, a process that has compiled ignores the folder
     # By default only what takes a second is kept; a run has a hundred programs below that.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if jax.default_backend() == "cpu":
-        memory.keep_freed_memory()
+        allocator.keep_freed_memory()
 
 
 def _list_of_tables() -> str:

@@ -55,7 +55,7 @@ class LoopTrainer:
         from rich.console import Console
 
         from dh2l_jax.training import loop
-        from dh2l_jax.training.workdir import check, opened
+        from dh2l_jax.training.run.folder import check, opened
 
         experiment = loop.build(config)
         try:
@@ -68,9 +68,9 @@ class LoopTrainer:
 
     def test(self, workdir: Path) -> Any:
         """Evaluates the last state and the best on validation."""
-        from dh2l_jax.training import loop
+        from dh2l_jax.training import finished
 
-        return loop.test(workdir)
+        return finished.test(workdir)
 
     def forget(self) -> None:
         """Hundreds of runs share the process, and each would leave its programs behind."""

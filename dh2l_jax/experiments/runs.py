@@ -12,7 +12,7 @@ from typing import Any
 
 from dh2l_jax.experiments.settings import Setting, Weights
 from dh2l_jax.training.config import Config, from_dict
-from dh2l_jax.training.options import flat
+from dh2l_jax.training.config.options import flat
 
 __all__ = ["BEST", "LAST", "Outcome", "Run", "check_result", "check_test", "read"]
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dh2l_jax.checks import unknown_name
-from dh2l_jax.training import recipes
-from dh2l_jax.training.config import Config, override
+from dh2l_jax.training.config import Config, override, recipes
 
 __all__ = [
     "DATA",

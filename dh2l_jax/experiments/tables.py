@@ -14,7 +14,7 @@ from typing import Any
 
 from dh2l_jax.checks import unknown_name
 from dh2l_jax.experiments.settings import DATA, Setting
-from dh2l_jax.training.recipes import VARIANTS
+from dh2l_jax.training.config.recipes import VARIANTS
 
 __all__ = ["FACTORED", "FASHION", "TABLES", "Cell", "Table", "count_runs", "table"]
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,19 +17,25 @@ import numpy as np
 
 from dh2l_jax.data.batches.feed import Feed
 from dh2l_jax.data.batches.order import epoch_order
+from dh2l_jax.data.batches.placement import place
+from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.hierarchy.scores import Tally, summarize
-from dh2l_jax.training import checkpoint
 from dh2l_jax.training.config import Config
-from dh2l_jax.training.distributed import flags, several
 from dh2l_jax.training.experiment import Experiment
-from dh2l_jax.training.finite import check_finite
-from dh2l_jax.training.logging import Log, append_record
-from dh2l_jax.training.profiling import Step
-from dh2l_jax.training.signals import Stop
-from dh2l_jax.training.steps import TrainState, ahead, last, make_eval_step, one_late, tallies
-from dh2l_jax.training.workdir import METRICS
+from dh2l_jax.training.host.processes import flags, several
+from dh2l_jax.training.host.profiling import Step
+from dh2l_jax.training.host.signals import Stop
+from dh2l_jax.training.run import checkpoint
+from dh2l_jax.training.run.console import Log
+from dh2l_jax.training.run.folder import METRICS
+from dh2l_jax.training.run.records import append_record
+from dh2l_jax.training.step.finite import check_finite
+from dh2l_jax.training.step.state import TrainState
+from dh2l_jax.training.step.steps import MAX_CONFUSION, make_eval_step
 
-__all__ = ["Epochs", "Evaluator", "Progress", "keep_better"]
+__all__ = ["Epochs", "Evaluator", "Progress", "keep_better", "make_evaluator"]
+
+T = TypeVar("T")
 
 _copy = jax.jit(functools.partial(jax.tree.map, jnp.copy))
 
@@ -255,3 +262,53 @@ def _means(history: list[dict[str, float]], batch_size: int) -> dict[str, float]
     means = {name: float(np.mean([terms[name] for terms in history])) for name in history[0]}
     means["train_accuracy"] = means.pop("hits") / batch_size
     return means
+
+
+def tallies(
+    eval_step: Callable, state: TrainState, feed: Feed, hierarchy: Hierarchy, batch_size: int
+) -> Iterator[Tally]:
+    """The tally so far after each batch; every image counts once. Taking one sends a step."""
+    zero = Tally.zero(hierarchy, confusion=hierarchy.num_classes <= MAX_CONFUSION)
+    # Placed as every later total is: another placement would compile the step twice.
+    total = place(zero, feed.replicated)
+    for batch, where in feed.evaluation(batch_size):
+        total = eval_step(state, total, where, *batch)
+        yield total
+
+
+def one_late(sent: Iterable[T]) -> Iterator[T]:
+    """Each item once its arrays are ready, and not before the next one has been taken.
+
+    Where taking an item sends a step, the device always has a step to do while the host looks at
+    the results of the one before, and the host is never further ahead than that.
+
+    >>> sent = (print(f"sent {step}") or step for step in range(3))
+    >>> for step in one_late(sent):
+    ...     print(f"looked at {step}")
+    sent 0
+    sent 1
+    looked at 0
+    sent 2
+    looked at 1
+    looked at 2
+    """
+    return map(jax.block_until_ready, ahead(sent))
+
+
+def ahead(items: Iterable[T]) -> Iterator[T]:
+    """Each item, but not before the next one has been taken."""
+    before: list[T] = []
+    for item in items:
+        yield from before
+        before = [item]
+    yield from before
+
+
+def last(items: Iterable[T]) -> T:
+    """The last of at least one item; the others are let go."""
+    return collections.deque(items, maxlen=1).pop()
+
+
+def make_evaluator(experiment: Experiment, feed: Feed | None = None) -> Evaluator:
+    """A function state → scores, on the test images or on those held out for validation."""
+    return Evaluator(experiment, feed or experiment.feeds()[1])

@@ -16,10 +16,10 @@ from dh2l_jax.data import catalog, datasets
 from dh2l_jax.data.batches.feed import Cut, Feed, check_sizes, make_feed
 from dh2l_jax.data.datasets import Dataset
 from dh2l_jax.models import Network, create
-from dh2l_jax.training import conflicts, optim
-from dh2l_jax.training.config import Config
-from dh2l_jax.training.objective import make_regularizer
-from dh2l_jax.training.steps import TrainState, init_state
+from dh2l_jax.training.config import Config, conflicts
+from dh2l_jax.training.step import optim
+from dh2l_jax.training.step.objective import make_regularizer
+from dh2l_jax.training.step.state import TrainState, init_state
 
 __all__ = ["Experiment", "build"]
 

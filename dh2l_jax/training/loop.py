@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
-import io
 import json
 import shlex
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,41 +16,31 @@ from rich.console import Console
 
 from dh2l_jax.data.batches.feed import Feed
 from dh2l_jax.data.batches.placement import place
-from dh2l_jax.models import TORCHVISION, HierarchicalHead, TorchvisionResNet
+from dh2l_jax.models import HierarchicalHead
 from dh2l_jax.regularizers.constraints import constraint_values, satisfaction
-from dh2l_jax.training import checkpoint, profiling
-from dh2l_jax.training.epochs import Epochs, Evaluator, Progress, keep_better
+from dh2l_jax.training.epochs import Epochs, Progress, keep_better, make_evaluator
 from dh2l_jax.training.experiment import Experiment, build
-from dh2l_jax.training.finite import NotFiniteError
-from dh2l_jax.training.logging import (
-    Log,
-    keep_records,
-    print_scores,
-    versions,
-    write_json,
-    write_text,
-)
-from dh2l_jax.training.objective import head_levels, make_objective, make_regularizer
-from dh2l_jax.training.signals import stop_requests
-from dh2l_jax.training.steps import TrainState, make_train_step
-from dh2l_jax.training.workdir import CONFIG, METRICS, RESULT, TEST, read_config
+from dh2l_jax.training.host import profiling
+from dh2l_jax.training.host.signals import stop_requests
+from dh2l_jax.training.run import checkpoint
+from dh2l_jax.training.run.console import Log, Tell, print_scores
+from dh2l_jax.training.run.folder import CONFIG, METRICS, RESULT
+from dh2l_jax.training.run.records import keep_records, versions, write_confusion, write_json
+from dh2l_jax.training.step.finite import NotFiniteError
+from dh2l_jax.training.step.objective import head_levels, make_objective, make_regularizer
+from dh2l_jax.training.step.state import TrainState
+from dh2l_jax.training.step.steps import make_train_step
 
 __all__ = [
     "Experiment",
     "build",
     "describe",
-    "eval_only",
-    "export",
-    "make_evaluator",
     "show_next_steps",
     "show_result",
-    "test",
     "train",
 ]
 
-Tell = Callable[[str], None]
 
-CONFUSION = "confusion.csv"
 MAX_ROLLBACKS = 10
 ROLLBACK_RATE = 0.5  # the learning rate after a roll-back, of the one before
 
@@ -97,7 +84,7 @@ def train(
     if experiment.split == "validation":
         progress.best = keep_better(workdir, state, config.epochs, scores, progress.best)
     with checkpoint.tell_what_is_kept(workdir):
-        _write_confusion(workdir, scores)
+        write_confusion(workdir, scores)
     result = {
         **scores,
         **({"best": progress.best} if progress.best else {}),
@@ -158,97 +145,6 @@ def _advice(epochs: Epochs) -> str:
     if epochs.experiment.config.on_nan == "rollback":
         return f"{kept}, {MAX_ROLLBACKS} roll-backs were of no avail: lower optim.lr in another run"
     return f"{kept}: lower optim.lr in another run, or go on with --set on_nan=rollback"
-
-
-def eval_only(workdir: Path, tell: Tell | None = None) -> dict[str, Any]:
-    """The scores of the last state of a run, on what it was evaluated on.
-
-    Args:
-      workdir: of the run.
-      tell: called with a line where a checkpoint is damaged and an older one takes its place.
-
-    Raises:
-      ValueError: the folder holds no finished run, or its checkpoint does not fit its config.
-    """
-    experiment = build(read_config(workdir), training=False)
-    saved = checkpoint.restore(workdir, experiment.init(abstract=True), tell=tell)
-    return make_evaluator(experiment)(saved.state)
-
-
-def test(workdir: Path, tell: Tell | None = None) -> dict[str, Any]:  # noqa: PT028 (no test)
-    """Evaluates what a run with held-out images saved on the test set, and writes test.json.
-
-    Nothing before this reads the test images; call it once every choice has been made.
-
-    Args:
-      workdir: of the run.
-      tell: as in `eval_only`.
-
-    Returns:
-      {"last": scores, "best_on_validation": scores}.
-
-    Raises:
-      ValueError: the folder holds no finished run, or one without held-out images.
-    """
-    config = read_config(workdir)
-    if not config.data.holdout:
-        raise ValueError(f"{workdir}: expected a run with data.holdout, found one without")
-    experiment = build(config, split="test", training=False)
-    scores_of, like = make_evaluator(experiment), experiment.init(abstract=True)
-    result = {}
-    for name, folder in (("last", checkpoint.LAST), ("best_on_validation", checkpoint.BEST)):
-        result[name] = scores_of(checkpoint.restore(workdir, like, folder, tell=tell).state)
-        _write_confusion(workdir, result[name], f"test_{name}_{CONFUSION}")
-    write_json(workdir / TEST, result)
-    return result
-
-
-def export(workdir: Path, path: Path, tell: Tell | None = None) -> Path:
-    """Writes the last state of a run as torchvision's state dict, in a safetensors file.
-
-    Args:
-      workdir: of the run.
-      path: of the file.
-      tell: as in `eval_only`.
-
-    Raises:
-      ValueError: the folder holds no finished run, or its network is not one of torchvision's.
-      OSError: the file cannot be written.
-      ImportError: safetensors is not installed.
-    """
-    # Imported late: only this needs the names of torchvision.
-    from dh2l_jax.models.weights.torchvision import export_safetensors
-
-    experiment = build(read_config(workdir), training=False)
-    model, tree = experiment.model, experiment.dataset.hierarchy
-    if not isinstance(model, TorchvisionResNet):
-        raise ValueError(
-            f"{workdir}: torchvision has no {experiment.config.model.name}; those that it has: "
-            f"{', '.join(TORCHVISION)}"
-        )
-    state = checkpoint.restore(workdir, experiment.init(abstract=True), tell=tell).state
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    if not isinstance(model.head, HierarchicalHead):
-        return export_safetensors(path, variables)
-    options = {name: getattr(model.head, name) for name in ("center", "epsilon", "logits")}
-    return export_safetensors(path, variables, tree, **options)
-
-
-def _write_confusion(workdir: Path, scores: dict[str, Any], name: str = CONFUSION) -> None:
-    """Moves the confusion matrix from the scores to a table: true class by predicted class."""
-    rows, names = scores.pop("confusion", None), scores.pop("confusion_names", None)
-    if rows is None or names is None:
-        return
-    text = io.StringIO()
-    table = csv.writer(text)
-    table.writerow(["", *names])
-    table.writerows([label, *row] for label, row in zip(names, rows, strict=True))
-    write_text(workdir / name, text.getvalue())
-
-
-def make_evaluator(experiment: Experiment, feed: Feed | None = None) -> Evaluator:
-    """A function state → scores, on the test images or on those held out for validation."""
-    return Evaluator(experiment, feed or experiment.feeds()[1])
 
 
 def describe(experiment: Experiment, console: Console) -> None:

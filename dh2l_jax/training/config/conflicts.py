@@ -13,7 +13,13 @@ from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.hierarchy.published import TAXONOMIES
 from dh2l_jax.metrics import get_metric
 from dh2l_jax.models import CIFAR, MODELS, TORCHVISION
-from dh2l_jax.training.config import Config, DataConfig, DistributedConfig, OptimConfig, RegConfig
+from dh2l_jax.training.config.sections import (
+    Config,
+    DataConfig,
+    DistributedConfig,
+    OptimConfig,
+    RegConfig,
+)
 
 __all__ = ["check", "check_tree"]
 
@@ -29,7 +35,7 @@ def check(config: Config) -> None:
 
     Call it once all options are set: half of them, one by one, may contradict.
 
-    >>> from dh2l_jax.training.config import ModelConfig
+    >>> from dh2l_jax.training.config.sections import ModelConfig
     >>> check(Config(model=ModelConfig(name="resnet110")))
     >>> check(Config(optim=OptimConfig(nesterov=True, momentum=0.0)))
     Traceback (most recent call last):

@@ -1,122 +1,22 @@
-"""What a run writes and shows: metrics.jsonl, JSON files, the progress bar, the summary."""
+"""What a run shows: the progress bar, a line an epoch, the table of scores."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import platform
-from collections.abc import Iterator, Mapping
-from importlib import metadata
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 __all__ = [
     "Log",
-    "append_record",
-    "keep_records",
+    "Tell",
     "print_scores",
-    "read_records",
-    "versions",
-    "write_json",
-    "write_text",
 ]
 
-PACKAGES = ("dh2l-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes one JSON object, readable by people: all of it or, on failure, nothing."""
-    text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
-    write_text(path, text + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replaces a file in one step; of several processes of a run, the first one does it."""
-    if jax.process_index():
-        return
-    beside = path.with_name(f"{path.name}.tmp")
-    with _named(path):
-        with beside.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-
-
-def append_record(path: Path, values: Mapping[str, Any]) -> None:
-    """Appends one JSON object as a line; of several processes, the first one does it."""
-    if jax.process_index():
-        return
-    with _named(path), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(values, ensure_ascii=False) + "\n")
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a file of JSON lines; none if there is no file.
-
-    A last line without its end, which a killed process leaves, is passed over.
-
-    Raises:
-      ValueError: a line is no JSON object; its number is named.
-      OSError: the file cannot be read.
-    """
-    if not path.exists():
-        return []
-    records, lines = [], path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines[:-1], 1):
-        try:
-            record = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}: line {number} is not JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}: line {number}: expected a JSON object, found {record!r:.40}")
-        records.append(record)
-    return records
-
-
-def keep_records(path: Path, step: int) -> None:
-    """Drops the records of later steps than `step`, which will be done again.
-
-    Raises:
-      ValueError: as `read_records`, or a record names no step.
-      OSError: the file cannot be written.
-    """
-    kept = []
-    for number, record in enumerate(read_records(path), 1):
-        if not isinstance(record.get("step"), int):
-            raise ValueError(f"{path}: line {number}: expected the number of a step, found none")
-        if record["step"] <= step:
-            kept.append(json.dumps(record, ensure_ascii=False) + "\n")
-    if path.exists():
-        write_text(path, "".join(kept))
-
-
-@contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Names the path in an error of writing, which Python leaves out where a disk is full."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OSError(f"{path} cannot be written: {reason}") from error
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computed a result, and on what."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    devices = jax.devices()
-    return found | {"devices": f"{len(devices)} × {devices[0].device_kind}"}
+Tell = Callable[[str], None]  # prints a line
 
 
 class Log:

@@ -58,7 +58,7 @@ def check_finite(
     >>> terms = {"J": math.nan, "L": 0.5, "R_E": math.nan}
     >>> check_finite(12, terms, {"weights": False}, lambda step: 0.1)
     Traceback (most recent call last):
-    dh2l_jax.training.finite.NotFiniteError: step 12: R_E is nan
+    dh2l_jax.training.step.finite.NotFiniteError: step 12: R_E is nan
     """
     wrong = {name: value for name, value in terms.items() if not math.isfinite(value)}
     if not wrong and all(state.values()):

@@ -21,7 +21,13 @@ from __future__ import annotations
 import dataclasses
 
 from dh2l_jax.checks import unknown_name
-from dh2l_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig, RegConfig
+from dh2l_jax.training.config.sections import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RegConfig,
+)
 
 __all__ = ["VARIANTS", "embedded", "heavy", "light", "with_variant"]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import jax
 
 from dh2l_jax.training.config import Config, DistributedConfig, from_dict, same_run, to_dict
-from dh2l_jax.training.lock import Lock
-from dh2l_jax.training.logging import write_json
+from dh2l_jax.training.run.lock import Lock
+from dh2l_jax.training.run.records import write_json
 
 __all__ = [
     "CONFIG",

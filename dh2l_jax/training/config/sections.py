@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dh2l_jax.training.options import Checked, field, flat, make, replace
+from dh2l_jax.training.config.options import Checked, field, flat, make, replace
 
 __all__ = [
     "Config",

@@ -26,8 +26,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from dh2l_jax.training import manifest
-from dh2l_jax.training.steps import TrainState
+from dh2l_jax.training.run import manifest
+from dh2l_jax.training.step.state import TrainState
 
 __all__ = [
     "BEST",

@@ -1,0 +1,29 @@
+"""The config of a run: its sections, recipes, typed options, and what contradicts what."""
+
+from dh2l_jax.training.config.sections import (
+    Config,
+    DataConfig,
+    DistributedConfig,
+    ModelConfig,
+    OptimConfig,
+    RegConfig,
+    from_dict,
+    load,
+    override,
+    same_run,
+    to_dict,
+)
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "DistributedConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "RegConfig",
+    "from_dict",
+    "load",
+    "override",
+    "same_run",
+    "to_dict",
+]

@@ -1,0 +1,1 @@
+"""The machine below a run: processes, signals, the allocator, traces."""

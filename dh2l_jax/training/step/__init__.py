@@ -1,0 +1,1 @@
+"""One step: the objective J, the state, the jitted steps, the optimiser, finite numbers."""

@@ -1,0 +1,69 @@
+"""The state of training: parameters, statistics, optimiser, key and step."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from dh2l_jax.models import Network
+
+__all__ = ["TrainState", "init_state"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that a step reads and writes; model and optimiser come by closure.
+
+    Attributes:
+      step: () int32, the number of steps done.
+      params: the model's parameters.
+      batch_stats: the running statistics of BatchNorm.
+      opt_state: the optimiser's state.
+      key: the key of the run, from which each step's augmentation key is folded.
+      rate: () float32, factor of the schedule's learning rate; a roll-back lowers it.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+    key: jax.Array
+    rate: jax.Array
+
+
+def init_state(
+    model: Network,
+    tx: optax.GradientTransformation,
+    image_shape: tuple[int, ...],
+    seed: int,
+    mesh: jax.sharding.Mesh,
+    *,
+    abstract: bool = False,
+) -> TrainState:
+    """The state before the first step, replicated over the mesh: a function of the seed.
+
+    With `abstract`, shapes, dtypes and placement alone, which takes no compilation.
+    """
+
+    def init(key: jax.Array) -> TrainState:
+        params_key, run_key = jax.random.split(key)
+        variables = model.init(params_key, jnp.zeros((1, *image_shape)), train=False)
+        params = variables["params"]
+        # Keys are stored as raw words, which every checkpoint format can hold.
+        key = jax.random.key_data(run_key)
+        step, rate = jnp.zeros((), jnp.int32), jnp.ones(())
+        return TrainState(step, params, variables["batch_stats"], tx.init(params), key, rate)
+
+    replicated = NamedSharding(mesh, PartitionSpec())
+    # It runs once: on CPU, optimising it would take longer than the compilation of the train step.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    jitted = jax.jit(init, out_shardings=replicated, compiler_options=options)
+    # The key is an argument, as the constants of the steps are: all seeds share one program.
+    key = jax.random.key(seed)
+    return jitted.eval_shape(key) if abstract else jitted(key)
