@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from dh2l_jax.experiments.job import Job, Progress
-from dh2l_jax.experiments.report import Protocol
+from dh2l_jax.experiments.plan.settings import DATA, WEIGHT_FILES, Options
+from dh2l_jax.experiments.plan.tables import FASHION, TABLES, Table, count_runs, table
+from dh2l_jax.experiments.reports.markdown import Protocol
 from dh2l_jax.experiments.runner import LoopTrainer, Runner, Trainer
-from dh2l_jax.experiments.settings import DATA, WEIGHT_FILES, Options
-from dh2l_jax.experiments.tables import FASHION, TABLES, Table, count_runs, table
 from dh2l_jax.training.run.lock import Lock
 
 PROGRAM = "python -m dh2l_jax.experiments"

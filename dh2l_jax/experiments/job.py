@@ -7,12 +7,12 @@ import sys
 import time
 from pathlib import Path
 
-from dh2l_jax.experiments import plot, records, report
-from dh2l_jax.experiments.report import Protocol
+from dh2l_jax.experiments.plan.settings import Setting
+from dh2l_jax.experiments.plan.tables import Table, count_runs
+from dh2l_jax.experiments.reports import csv, figures, markdown
+from dh2l_jax.experiments.reports.markdown import Protocol
 from dh2l_jax.experiments.runner import Runner, Settled
-from dh2l_jax.experiments.settings import Setting
 from dh2l_jax.experiments.summary import summarize
-from dh2l_jax.experiments.tables import Table, count_runs
 
 __all__ = ["Job", "Progress"]
 
@@ -40,7 +40,7 @@ class Job:
     def show(self) -> None:
         """Prints the plan."""
         seeds, done = len(self.protocol.seeds), 0
-        print(f"{report.title(self.table, self.protocol)}: {len(self.table.cells)} cells")
+        print(f"{markdown.title(self.table, self.protocol)}: {len(self.table.cells)} cells")
         for setting in self.wanted:
             finished = self.settled[setting].finished
             done += finished
@@ -95,8 +95,8 @@ class Job:
         table = self._shown()
         summaries = summarize(table, self.settled)
         texts = {
-            ".md": report.markdown(table, summaries, self.protocol),
-            ".csv": records.csv_text(table, summaries),
+            ".md": markdown.markdown(table, summaries, self.protocol),
+            ".csv": csv.csv_text(table, summaries),
         }
         for suffix, text in texts.items():
             _with_suffix(self.path, suffix).write_text(text, encoding="utf-8")
@@ -104,8 +104,8 @@ class Job:
     def _draw(self) -> None:
         table, path = self._shown(), _with_suffix(self.path, ".png")
         try:
-            plot.draw(
-                table, summarize(table, self.settled), report.title(table, self.protocol), path
+            figures.draw(
+                table, summarize(table, self.settled), markdown.title(table, self.protocol), path
             )
         except ImportError as error:
             print(f"{path} is not drawn: {error}", file=sys.stderr)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from dh2l_jax.experiments.plan.settings import Options, Setting, Weights, config_of
 from dh2l_jax.experiments.runs import Outcome, Run, check_result, check_test, read
-from dh2l_jax.experiments.settings import Options, Setting, Weights, config_of
 from dh2l_jax.training.config import Config
 
 __all__ = ["LoopTrainer", "Runner", "Settled", "Trainer", "choose"]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dh2l_jax.experiments.settings import Setting, Weights
+from dh2l_jax.experiments.plan.settings import Setting, Weights
 from dh2l_jax.training.config import Config, from_dict
 from dh2l_jax.training.config.options import flat
 

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 
 from dh2l_jax.experiments import statistics
+from dh2l_jax.experiments.plan.settings import Setting
+from dh2l_jax.experiments.plan.tables import Cell, Table
 from dh2l_jax.experiments.runner import Settled
 from dh2l_jax.experiments.runs import BEST, LAST
-from dh2l_jax.experiments.settings import Setting
-from dh2l_jax.experiments.tables import Cell, Table
 
 __all__ = ["Summary", "comparisons", "summarize", "test_images"]
 

@@ -1,0 +1,82 @@
+"""A table as CSV, a line a run, so that nothing is lost; the figures of the cell are repeated."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from dh2l_jax.experiments.plan.tables import Table
+from dh2l_jax.experiments.runs import BEST, LAST, Outcome
+from dh2l_jax.experiments.statistics import mean_and_deviation
+from dh2l_jax.experiments.summary import Summary
+
+__all__ = ["csv_text"]
+
+
+def csv_text(table: Table, summaries: list[Summary]) -> str:
+    """A line for each run of each cell, candidates that were not chosen too; accuracies in %."""
+    records = [
+        {**_cell_values(table, summary), **_run_values(summary, outcome)}
+        for summary in summaries
+        for outcome in summary.settled.outcomes
+    ]
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return file.getvalue()
+
+
+def _cell_values(table: Table, summary: Summary) -> dict[str, object]:
+    cell, setting = summary.cell, summary.cell.setting
+    values = list(summary.last.values())
+    mean, deviation = mean_and_deviation(values) if values else (None, None)
+    return {
+        "table": table.name,
+        "row": cell.row,
+        "column": cell.column,
+        "data": setting.data,
+        "model": setting.model,
+        "variant": setting.variant,
+        "conv_metric": setting.conv_metric,
+        "fc_metric": setting.fc_metric,
+        "cell_n": len(summary.last),
+        "cell_mean": mean,
+        "cell_deviation": deviation,
+        "cell_delta_l2": summary.delta,
+        "cell_p": summary.p,
+        "cell_p_holm": summary.p_holm,
+        "paper": cell.paper,
+    }
+
+
+def _run_values(summary: Summary, outcome: Outcome) -> dict[str, object]:
+    run, result, test = outcome.run, outcome.result or {}, outcome.test or {}
+    best = result.get("best", {})
+    levels = test[LAST]["accuracy"] if test else []
+    return {
+        "lambda_e": run.weights.lambda_e,
+        "lambda_l": run.weights.lambda_l,
+        "weight_decay": run.config.optim.weight_decay,
+        "seed": run.seed,
+        "status": "failed" if outcome.reason else "finished" if result else "not run",
+        "chosen": "yes" if run.weights == summary.settled.weights else "no",
+        "validation_last": _percent(outcome.validation),
+        "validation_best": _percent(best["accuracy"][-1] if best else None),
+        "best_epoch": best.get("epoch"),
+        "test_last": _percent(outcome.test_accuracy(LAST)),
+        "test_best_on_validation": _percent(outcome.test_accuracy(BEST)),
+        "test_images": test[LAST]["images"] if test else None,
+        "test_last_levels": " ".join(str(_percent(level)) for level in levels),
+        "parameters": result.get("parameters"),
+        "seconds": result.get("seconds"),
+        "epochs": run.config.epochs,
+        "fraction": run.config.data.fraction,
+        "reason": outcome.reason,
+        "run": run.name,
+    }
+
+
+def _percent(fraction: float | None) -> float | None:
+    """Without the last binary digits, which would only make 86.30000000000001 of 0.863."""
+    return None if fraction is None else round(100 * fraction, 10)

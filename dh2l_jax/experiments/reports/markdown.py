@@ -1,0 +1,211 @@
+"""A table as Markdown: the paper's layout, every cell, failed runs, protocol, versions."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from dh2l_jax.experiments.plan.settings import DATA, LAMBDA_E, LAMBDA_L, Options, config_of
+from dh2l_jax.experiments.plan.tables import Table
+from dh2l_jax.experiments.runs import Outcome
+from dh2l_jax.experiments.statistics import binomial_error, mean_and_deviation
+from dh2l_jax.experiments.summary import Summary, comparisons, test_images
+
+__all__ = ["Protocol", "markdown", "title"]
+
+NONE = "–"
+DETAILS = (
+    "row",
+    "column",
+    "n",
+    "last",
+    "best on validation",
+    "Δ l2",
+    "p",
+    "p (Holm)",
+    "λ_e",
+    "λ_l",
+    "paper",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """How the runs of a table were made.
+
+    Attributes:
+      seeds: λ is chosen with the first.
+      options: of all runs.
+      command: words of the command line.
+    """
+
+    seeds: tuple[int, ...]
+    options: Options
+    command: tuple[str, ...]
+
+
+def title(table: Table, protocol: Protocol) -> str:
+    """The table's title; a trial run says so."""
+    budget = protocol.options.budget
+    return table.title + (f" (trial run, budget {budget:g})" if budget < 1 else "")
+
+
+def markdown(table: Table, summaries: list[Summary], protocol: Protocol) -> str:
+    """The whole report: the paper's layout, every cell, failed runs, protocol, versions."""
+    parts = [
+        f"# {title(table, protocol)}",
+        *_trial(table, protocol),
+        "Test accuracy in %: mean ± standard deviation over seeds after the last epoch"
+        + ("; in brackets the paper's figure, a single run." if table.has_paper else "."),
+        _grid(table, summaries),
+        *([table.note] if table.note else []),
+        "## Every cell",
+        _details(summaries),
+        *_failures(summaries),
+        "## Protocol",
+        "\n".join(f"- {line}" for line in _protocol(table, summaries, protocol)),
+        _footer(summaries, protocol),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _trial(table: Table, protocol: Protocol) -> list[str]:
+    if protocol.options.budget == 1:
+        return []
+    setting = table.settings[0]
+    config = config_of(setting, setting.candidates[0], 0, protocol.options)
+    return [
+        f"**A trial run**: {config.epochs} epochs on {100 * config.data.fraction:.3g} % of the "
+        "images of each class"
+        + (". Its figures don't compare with the paper's." if table.has_paper else ".")
+    ]
+
+
+def _grid(table: Table, summaries: list[Summary]) -> str:
+    """The table as the paper prints it."""
+    entries = {(s.cell.row, s.cell.column): _entry(s) for s in summaries}
+    rows = [[row, *(entries.get((row, c), "") for c in table.columns)] for row in table.rows]
+    return _lines(["", *table.columns], rows)
+
+
+def _entry(summary: Summary) -> str:
+    paper = "" if summary.cell.paper is None else f" ({summary.cell.paper:.2f})"
+    return _mean(summary.last) + (" failed" if _failed(summary) else "") + paper
+
+
+def _failed(summary: Summary) -> bool:
+    """Whether a cell has no figure because its runs failed."""
+    return bool(summary.settled.failures) and not summary.last
+
+
+def _details(summaries: list[Summary]) -> str:
+    return _lines(DETAILS, [_detail(summary) for summary in summaries])
+
+
+def _detail(s: Summary) -> list[str]:
+    return [
+        s.cell.row,
+        s.cell.column,
+        str(len(s.last)),
+        _mean(s.last),
+        _mean(s.best),
+        NONE if s.delta is None else f"{s.delta:+.2f}",
+        _probability(s.p),
+        _probability(s.p_holm),
+        *(f"{weight:g}" if weight else NONE for weight in s.settled.weights or (0, 0)),
+        NONE if s.cell.paper is None else f"{s.cell.paper:.2f}",
+    ]
+
+
+def _mean(values: Mapping[int, float]) -> str:
+    if not values:
+        return NONE
+    mean, deviation = mean_and_deviation(list(values.values()))
+    return f"{mean:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
+
+
+def _probability(p: float | None) -> str:
+    if p is None:
+        return NONE
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _lines(header: Sequence[str], rows: Iterable[list[str]]) -> str:
+    """A Markdown table; the first column is text, the others are right-aligned."""
+    rule = [":---", *("---:" for _ in header[1:])]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [list(header), rule, *rows])
+
+
+def _failures(summaries: list[Summary]) -> list[str]:
+    lines = [f"- {o.run}: {o.reason}" for o in _outcomes(summaries) if o.reason]
+    return ["## Failed runs", "\n".join(lines)] if lines else []
+
+
+def _outcomes(summaries: list[Summary]) -> Iterator[Outcome]:
+    """Every run once, though cells share some."""
+    settled = {s.cell.setting: s.settled for s in summaries}
+    for found in settled.values():
+        yield from found.outcomes
+
+
+def _protocol(table: Table, summaries: list[Summary], protocol: Protocol) -> Iterator[str]:
+    facts, options = DATA[table.data], protocol.options
+    setting = table.settings[0]
+    config = config_of(setting, setting.candidates[0], 0, options)
+    held, fraction = config.data.holdout, config.data.fraction
+    trained = round(fraction * facts.train) - held
+    yield (
+        f"{held:,} training images, {held // facts.classes} of each class, are held out for "
+        f"validation. So our models train on {'about ' * (fraction < 1)}{trained:,} images"
+        + (
+            f"; the paper mentions no validation split and has {facts.train:,}."
+            if table.has_paper
+            else "."
+        )
+    )
+    yield (
+        f"λ_e from {_either(LAMBDA_E)} and λ_l from {_either(LAMBDA_L)}, where a cell has the "
+        f"term, by validation accuracy after the last epoch with seed {protocol.seeds[0]}, the "
+        "smaller on a tie; the other seeds use the chosen ones. Only their runs see the test set."
+    )
+    yield (
+        '"last" is the state after the last epoch, "best on validation" the state of the epoch '
+        "with the highest validation accuracy of its run. Nothing is chosen on the test set."
+    )
+    yield (
+        'Δ l2: mean difference of "last" from the l2 baseline of the same network over the same '
+        "seeds, in points; p of the two-sided paired t-test, then with Holm's correction for the "
+        f"{comparisons(summaries)} comparisons of this table; {NONE} where it has no value."
+    )
+    if images := test_images(summaries):
+        accuracy = _typical(summaries)
+        yield (
+            f"{images:,} test images: one accuracy of {100 * accuracy:.0f} % has a binomial "
+            f"standard error of {100 * binomial_error(accuracy, images):.2f} points, which all "
+            "seeds share."
+        )
+    if config.data.crop:
+        weights = "ImageNet's weights" if options.pretrained else "random weights, unlike the paper"
+        yield f"Training starts from {weights}."
+    if options.overrides:
+        yield f"Changed options: {', '.join(options.overrides)}."
+
+
+def _either(values: Sequence[float]) -> str:
+    return "{" + ", ".join(f"{value:g}" for value in values) + "}"
+
+
+def _typical(summaries: list[Summary]) -> float:
+    values = [value for summary in summaries for value in summary.last.values()]
+    return mean_and_deviation(values)[0] / 100
+
+
+def _footer(summaries: list[Summary], protocol: Protocol) -> str:
+    """The command, and the versions that the runs report: several where they differ."""
+    found: dict[str, dict[str, None]] = {}
+    for outcome in _outcomes(summaries):
+        for name, version in (outcome.result or {}).get("versions", {}).items():
+            found.setdefault(name, {})[str(version)] = None
+    versions = "; ".join(f"{name} {' and '.join(values)}" for name, values in found.items())
+    return f"`{shlex.join(protocol.command)}`" + (f"\n\n{versions}" if versions else "")

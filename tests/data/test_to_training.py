@@ -1,0 +1,137 @@
+"""From original files to a result: `prepare`, then `train.py`, as a user types them."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from support import archives
+
+import train
+from dh2l_jax.data.__main__ import main as data_main
+from dh2l_jax.hierarchy import Hierarchy
+from dh2l_jax.training import loop
+from dh2l_jax.training.config import from_dict
+
+SMALL = ["model.name=resnet8", "epochs=1", "batch_size=4", "eval_batch_size=4", "data.crop=24"]
+SMALL += ["reg.lambda_e=0"]  # E on the convolutions takes long to compile, whatever the data
+
+
+def run_training(workdir, *options):
+    """The result of a run of `train.py`."""
+    sets = [word for option in (*SMALL, *options) for word in ("--set", option)]
+    assert train.main([*sets, "--workdir", str(workdir)]) == 0
+    return json.loads((workdir / "result.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("name", "levels", "options"),
+    [
+        ("cifar100", 5, ["data.pad=2", "data.tree=cifar100_five_level"]),
+        ("cub200", 2, ["data.resize=26", "data.pad=0", "data.device_gb=0"]),
+        ("cars196", 2, ["data.resize=26", "data.pad=0", "model.head=plain"]),
+    ],
+)
+def test_prepared_data_sets(tmp_path, monkeypatch, name, levels, options):
+    files, examples = archives.originals(name)
+    manual = archives.write(files, tmp_path / "manual")
+    archives.use_tiny(monkeypatch, name, manual)
+    data, cache = str(tmp_path / "data"), str(tmp_path / "cache")
+    assert data_main(["prepare", name, "--data-dir", data, "--manual-dir", str(manual)]) == 0
+
+    options = [f"data.name={name}", f"data.data_dir={data}", f"data.cache_dir={cache}", *options]
+    result = run_training(tmp_path / "run", *options)
+    assert result["images"] == len(examples["test"])
+    assert result["steps"] == len(examples["train"]) // 4
+    assert len(result["accuracy"]) == levels
+    assert np.isfinite(list(result["last_epoch"].values())).all()
+
+    # What was decoded is kept: the images are there when the originals are gone.
+    shutil.rmtree(manual)
+    kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*")}
+    saved = json.loads((tmp_path / "run/config.json").read_text())
+    dataset = loop.build(from_dict(saved)).dataset
+    assert len(dataset.train_labels) == len(examples["train"])
+    assert kept == {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*")}
+
+
+def test_own_images_learn_what_is_in_them(tmp_path, capsys):
+    """Flat folders and a CSV tree: colours that a network must tell apart after a few epochs."""
+    root, generator = tmp_path / "my photos", np.random.default_rng(0)
+    colours = {
+        "rose": (200, 20, 60),
+        "poppy": (220, 60, 20),
+        "sea": (20, 60, 200),
+        "sky": (90, 160, 230),
+    }
+    for name, colour in colours.items():
+        folder = root / name
+        folder.mkdir(parents=True)
+        for i in range(30):
+            noise = generator.normal(0, 12, (24 + i % 5, 30, 3))
+            Image.fromarray((colour + noise).clip(0, 255).astype(np.uint8)).save(
+                folder / f"{i}.png"
+            )
+    tree = root / "classes.csv"
+    tree.write_text("class,parent\nrose,warm\npoppy,warm\nsea,cool\nsky,cool\n")
+
+    assert data_main(["check", str(root), "--csv", str(tree)]) == 0
+    assert "data.name=folder" in capsys.readouterr().out
+    result = run_training(
+        tmp_path / "run",
+        "data.name=folder",
+        f"data.data_dir={root}",
+        f"data.csv={tree}",
+        f"data.cache_dir={tmp_path / 'cache'}",
+        "data.pad=0",
+        "epochs=6",
+        "batch_size=8",
+        "eval_batch_size=8",
+        "data.holdout=8",
+        "eval_every=1",
+        "optim.lr=0.02",
+    )
+    assert result["split"] == "validation"
+    assert result["images"] == 8
+    assert result["accuracy"][0] >= result["accuracy"][1] > 0.7
+    assert len((tmp_path / "run" / "confusion.csv").read_text().splitlines()) == 5
+    assert Hierarchy.from_csv(tree).names(1) == ("warm", "cool")
+
+    # The test images, kept apart until now, by both states; the last is that of the run.
+    capsys.readouterr()
+    assert train.main(["--test", "--eval-only", "--workdir", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().out
+    found = json.loads((tmp_path / "run" / "test.json").read_text("utf-8"))
+    assert list(found) == ["last", "best_on_validation"]
+    assert all(scores["split"] == "test" and scores["nodes"] == [2, 4] for scores in found.values())
+    assert found["last"]["accuracy"][1] > 0.7
+    order = ("validation accuracy (8 images)", "last:", "test accuracy", "best on validation:")
+    places = [shown.index(text) for text in order]
+    assert places == sorted(places)
+    assert result["best"]["accuracy"][1] >= result["accuracy"][1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["data.crop=0"], "differ in size: set data.crop"),
+        (["data.crop=40"], "smallest image is 24 × 30, expected at least the crop, 40 × 40"),
+        (["model.pretrained=/nowhere/resnet18-f37072fd.pth"], "/nowhere/resnet18-f37072fd.pth"),
+        (["data.csv=/nowhere.csv"], "/nowhere.csv"),
+        (["data.data_dir=/nowhere"], "/nowhere"),
+    ],
+)
+def test_what_does_not_fit_ends_before_a_run_begins(tmp_path, capsys, options, message):
+    for name, width in (("a", 30), ("b", 31)):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(6):
+            Image.new("RGB", (width, 24)).save(tmp_path / "images" / name / f"{i}.png")
+    base = ["data.name=folder", f"data.data_dir={tmp_path / 'images'}", "data.pad=0"]
+    base += [f"data.cache_dir={tmp_path / 'cache'}"]
+    sets = [word for option in (*SMALL, *base, *options) for word in ("--set", option)]
+    assert train.main([*sets, "--workdir", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+    assert not (tmp_path / "run").exists()

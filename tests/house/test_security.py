@@ -1,0 +1,233 @@
+"""Nothing that comes from a file is executed: no call that could, and none that happens."""
+
+import ast
+import contextlib
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import train
+from dh2l_jax.data.catalog import load
+from dh2l_jax.data.prepared.originals.idx import read_array
+from dh2l_jax.data.store import cache
+from dh2l_jax.hierarchy import Hierarchy
+from dh2l_jax.models.weights.pth import read_state_dict
+from dh2l_jax.training.config import sections
+from dh2l_jax.training.run import checkpoint, manifest, records
+from dh2l_jax.training.step.state import TrainState
+
+ROOT = Path(__file__).parents[2]
+SOURCES = [ROOT / "train.py", *sorted((ROOT / "dh2l_jax").rglob("*.py"))]
+
+# Modules that unpickle, evaluate or start programs, and names that do so or that unpack to disk.
+MODULES = {
+    "cloudpickle", "code", "codeop", "ctypes", "dill", "imp", "joblib", "marshal",
+    "multiprocessing", "pickle", "_pickle", "pty", "runpy", "shelve", "subprocess", "torch", "yaml",
+}  # fmt: skip
+CALLS = {"eval", "exec", "compile", "__import__", "breakpoint", "input"}
+METHODS = {
+    "extract", "extractall", "unpack_archive", "system", "popen", "execv", "execve", "spawnv",
+    "posix_spawn", "fork", "import_module", "load_module", "exec_module", "read_pickle",
+}  # fmt: skip
+# Where one of these stands, and why it is harmless.
+ALLOWED = {
+    ("dh2l_jax/models/weights/pickles.py", "pickle"): "the numbers of opcodes, see below",
+    ("dh2l_jax/training/config/sections.py", "runpy"): "a --config file is the user's own program",
+    ("dh2l_jax/__init__.py", "import_module"): "its own parts, by a fixed list of names",
+    ("dh2l_jax/data/__main__.py", "import_module"): "one of its own commands, by a fixed list",
+    (
+        "dh2l_jax/data/prepared/originals/matlab.py",
+        "subprocess",
+    ): "our own reader of tables, with limits",
+    ("dh2l_jax/data/mini/make.py", "subprocess"): "made the embedded file, once",
+    ("dh2l_jax/training/host/allocator.py", "ctypes"): "one setting of the C library's allocator",
+    ("dh2l_jax/training/host/processes.py", "ctypes"): "the exit code where a process is lost",
+}
+
+
+def unsafe(tree):
+    """What a module imports or calls of the lists above."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from MODULES & {name.name.split(".")[0] for name in names}
+            case ast.ImportFrom(module=module, names=names):
+                yield from MODULES & {module.split(".")[0]}
+                yield from METHODS & {name.name for name in names}
+            case ast.Call(func=ast.Name(id=name)) if name in CALLS:
+                yield name
+            case ast.Call(func=ast.Attribute(attr=name)) if name in METHODS:
+                yield name
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="np" | "jnp"), attr="load")):
+                if "allow_pickle=False" not in ast.unparse(node):
+                    yield "np.load"
+            case ast.keyword(arg="allow_pickle" | "shell", value=value):
+                if ast.unparse(value) != "False":
+                    yield node.arg
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_call_executes_what_a_file_holds(path):
+    name = path.relative_to(ROOT).as_posix()
+    found = set(unsafe(ast.parse(path.read_text("utf-8"))))
+    assert found == {call for file, call in ALLOWED if file == name}
+
+
+def test_every_exception_has_its_file():
+    assert {name for name, _ in ALLOWED} <= {p.relative_to(ROOT).as_posix() for p in SOURCES}
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("import pickle", "pickle"),
+        ("from torch.serialization import load", "torch"),
+        ("def f():\n    import marshal.x as y", "marshal"),
+        ("x = eval('1')", "eval"),
+        ("tarfile.open(p).extractall()", "extractall"),
+        ("from shutil import unpack_archive", "unpack_archive"),
+        ("np.load(p)", "np.load"),
+        ("np.load(p, allow_pickle=True)", "np.load"),
+        ("read(p, allow_pickle=flag)", "allow_pickle"),
+        ("run(p, shell=True)", "shell"),
+        ("os.system(p)", "system"),
+    ],
+)
+def test_the_search_finds(code, found):
+    assert found in set(unsafe(ast.parse(code)))
+
+
+def test_of_pickle_only_constants_are_used():
+    tree = ast.parse((ROOT / "dh2l_jax/models/weights/pickles.py").read_text("utf-8"))
+    names = [n for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id == "pickle"]
+    attributes = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.value in names]
+    assert len(attributes) == len(names) > 20
+    assert all(isinstance(getattr(pickle, node.attr), bytes | int) for node in attributes)
+
+
+# What happens when files are read: Python tells of every unpickled name and every program.
+
+TOLD = (
+    "pickle.find_class",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "subprocess.Popen",
+)
+told = None
+
+
+def hook(event, arguments):
+    if told is not None and event in TOLD:
+        told.append((event, arguments))
+
+
+sys.addaudithook(hook)
+
+
+@pytest.fixture
+def events():
+    """What is unpickled or started while a test runs."""
+    global told
+    told = []
+    yield told
+    told = None
+
+
+class Hostile:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def payloads(path):
+    """Files that make another one when they are unpickled: pickles, and an array of objects."""
+    pickles = [pickle.dumps({"a": Hostile(path)}, protocol) for protocol in range(6)]
+    beside = path.with_name("array.npy")
+    np.save(beside, np.array([Hostile(path)]), allow_pickle=True)
+    return [*pickles, beside.read_bytes()]
+
+
+def test_the_hook_sees_an_unpickled_name(events, tmp_path):
+    pickle.loads(payloads(tmp_path / "made")[0])
+    assert (tmp_path / "made").exists()
+    assert {event for event, _ in events} == {"pickle.find_class"}
+
+
+READERS = {
+    "tree": Hierarchy.from_csv,
+    "idx": lambda file: read_array(file, ndim=1),
+    "weights": read_state_dict,
+    "config": lambda file: sections.from_dict(json.loads(file.read_bytes())),
+    "folder": lambda file: load("folder", data_dir=file.parent, csv=file),
+    "fashion_mnist": lambda file: load("fashion_mnist", data_dir=file.parent),
+    "metrics": records.read_records,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_no_reader_unpickles(events, tmp_path, reader):
+    names = ["file", "train-images-idx3-ubyte", cache.MANIFEST]
+    for data in payloads(tmp_path / "made"):
+        for name in names:
+            (tmp_path / name).write_bytes(data)
+        with contextlib.suppress(ValueError, OSError):  # noise may be a file of one broken line
+            READERS[reader](tmp_path / "file")
+    assert not (tmp_path / "made").exists()
+    assert not events
+
+
+def test_no_file_of_a_run_is_unpickled(events, tmp_path, capsys):
+    for data in payloads(tmp_path / "made"):
+        for name in ("config.json", "result.json", "metrics.jsonl"):
+            (tmp_path / name).write_bytes(data)
+            for extra in ([], ["--eval-only"], ["--test"]):
+                assert train.main(["--workdir", str(tmp_path), *extra]) == 2
+                assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "made").exists()
+    assert not events
+
+
+def test_no_file_of_a_checkpoint_is_unpickled(tmp_path):
+    """In a process of its own: where Orbax stumbles, it prints from several threads."""
+    script = "import pathlib, sys, test_security as t; t.restore_hostile(pathlib.Path(sys.argv[1]))"
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert found.stdout.splitlines()[-1:] == ["more than 3 files read, nothing told"], found.stderr
+
+
+def restore_hostile(folder):
+    """Puts a pickle in the place of each file of a checkpoint; the checksums fit."""
+    global told
+    told, zero = [], jnp.zeros(())
+    state = TrainState(
+        step=jnp.int32(3), params={"w": jnp.ones(5)}, batch_stats={}, opt_state=(), key=zero,
+        rate=zero,
+    )  # fmt: skip
+    step = checkpoint.save(folder, state, {"epoch": 1})
+    files = [file for file in step.rglob("*") if file.is_file() and file.name != manifest.NAME]
+    payload, refused = payloads(folder / "made")[2], 0
+    for file in files:
+        whole = file.read_bytes()
+        file.write_bytes(payload)
+        manifest.write(step)
+        try:
+            checkpoint.restore(folder, state)
+        except Exception:  # the tests of checkpoints ask which
+            refused += 1
+        file.write_bytes(whole)
+    assert refused > 3
+    assert not told
+    assert not (folder / "made").exists()
+    print("more than 3 files read, nothing told")

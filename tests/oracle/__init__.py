@@ -1,0 +1,1 @@
+"""Float64 NumPy with loops: what the library should compute."""

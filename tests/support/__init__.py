@@ -1,0 +1,1 @@
+"""What test files share, and programs that they run in other processes."""

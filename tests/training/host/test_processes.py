@@ -1,0 +1,354 @@
+"""Processes that train as one: real ones on this machine, which exchange their sums by Gloo."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import NamedSharding, PartitionSpec
+from support import distributed as distributed_checks
+
+from dh2l_jax.data.batches import placement
+from dh2l_jax.data.store.images import RaggedImages, pixel_rows
+from dh2l_jax.training.config import DistributedConfig, from_dict
+from dh2l_jax.training.experiment import build
+from dh2l_jax.training.host import processes as processes_module
+from dh2l_jax.training.run import checkpoint
+
+pytestmark = pytest.mark.xdist_group("distributed")
+
+CHECKS = Path(distributed_checks.__file__)
+ROOT = CHECKS.parents[2]
+LIMIT = 240  # seconds: nothing here may hang
+KINDS = tuple(distributed_checks.KINDS)
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def started(programs, folder, *, devices=2, **env):
+    """A process for each program with its arguments; their output goes to files of the folder."""
+    folder.mkdir(exist_ok=True)
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        **env,
+    }
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for number, program in enumerate(programs):
+            names = (folder / f"{number}.{end}" for end in ("out", "err"))
+            out, err = (stack.enter_context(name.open("w")) for name in names)
+            command = [sys.executable, "-W", "error", *program]
+            process = subprocess.Popen(command, env=env, stdout=out, stderr=err)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            processes.append(process)
+        yield processes
+
+
+def checks(what, options):
+    """The programs that do it, one for each set of options."""
+    return [(CHECKS, what, json.dumps(values)) for values in options]
+
+
+def together(count=2, **options):
+    """The options of so many processes."""
+    address = f"localhost:{free_port()}"
+    common = {"coordinator": address, "processes": count, **options}
+    return [{**common, "process": number} for number in range(count)]
+
+
+def results(what, options, folder, **env):
+    """What each process prints at its end."""
+    with started(checks(what, options), folder, **env) as processes:
+        codes = [process.wait(LIMIT) for process in processes]
+    assert not any(codes), [(folder / f"{n}.err").read_text() for n in range(len(codes))]
+    texts = [(folder / f"{n}.out").read_text() for n in range(len(codes))]
+    return [json.loads(text.splitlines()[-1]) for text in texts]
+
+
+def check_equal(found, expected):
+    """Of every kind of feed, the training and the scores."""
+    for kind in KINDS:
+        one, other = found[kind], expected[kind]
+        np.testing.assert_allclose(one["losses"], other["losses"], rtol=1e-5)
+        np.testing.assert_allclose(one["statistics"], other["statistics"], rtol=1e-5, atol=1e-5)
+        assert one["scores"]["images"] == other["scores"]["images"] == 40
+        assert one["scores"]["accuracy"] == other["scores"]["accuracy"]
+        np.testing.assert_allclose(one["scores"]["loss"], other["scores"]["loss"], rtol=1e-5)
+        assert one["replicated"]
+        assert len(set(one["losses"])) == distributed_checks.STEPS
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """What two processes with two devices each find out."""
+    return results("small", together(), tmp_path_factory.mktemp("pair"))
+
+
+def test_two_processes_train_as_one(pair):
+    alone = {kind: distributed_checks.measure(kind, small=True) for kind in KINDS}
+    for process in pair:
+        check_equal(process, alone)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_process_reads_only_its_share(pair, kind):
+    for process in pair:
+        assert process[kind]["train"] == process["reads"][kind]
+    first, second = (set(process[kind]["train"]) for process in pair)
+    assert not first & second
+    count = pair[0]["reads"]["images"]
+    assert len(first | second) == {"resident": count, "streamed": 64}[kind]
+    # Of the 40 test images, those that fill up the last batch are all the first one.
+    first, second = (set(process[kind]["test"]) - {0} for process in pair)
+    assert not first & second
+    assert first | second == set(range(1, 40))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stop_that_one_process_asks_for_is_known_to_all_at_the_same_step(pair, kind):
+    stops = [step == distributed_checks.STOP_AT for step in range(distributed_checks.STEPS)]
+    assert [process[kind]["stops"] for process in pair] == [stops, stops]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 8])
+def test_the_devices_of_one_process_do_not_matter(pair, tmp_path, devices):
+    (found,) = results("small", [{}], tmp_path, devices=devices)
+    check_equal(found, pair[0])
+
+
+@pytest.mark.slow
+def test_a_whole_experiment_on_1_2_8_and_2x2_devices(tmp_path):
+    """ResNet-8 with a hierarchical head and all of its terms."""
+    (expected,) = results("resnet8", [{}], tmp_path / "1", devices=1)
+    layouts = {"2": ([{}], 2), "8": ([{}], 8), "2x2": (together(), 2)}
+    for name, (options, devices) in layouts.items():
+        for found in results("resnet8", options, tmp_path / name, devices=devices):
+            check_equal(found, expected)
+
+
+def wait_for(condition):
+    end = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1], ids=["the coordinator", "another"])
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGSTOP"])
+def test_where_one_process_is_lost_the_other_ends(tmp_path, victim, name):
+    with started(checks("sum", together(heartbeat=10)), tmp_path) as processes:
+        wait_for(lambda: all("ready" in (tmp_path / f"{n}.out").read_text() for n in (0, 1)))
+        processes[victim].send_signal(getattr(signal, name))
+        assert processes[1 - victim].wait(30) == processes_module.LOST
+    text = (tmp_path / f"{1 - victim}.err").read_text()
+    assert text.splitlines()[-1].endswith(f"error: {processes_module.LOST_LINE}")
+
+
+@pytest.mark.slow
+def test_slurm_is_found_by_itself(tmp_path):
+    folders, job = [tmp_path / "0", tmp_path / "1"], str(free_port())
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for number, folder in enumerate(folders):
+            slurm = {
+                "SLURM_JOB_ID": job,
+                "SLURM_STEP_NODELIST": "localhost",
+                "SLURM_NTASKS": "2",
+                "SLURM_PROCID": str(number),
+                "SLURM_LOCALID": str(number),
+            }
+            processes += stack.enter_context(
+                started(checks("meet", [{"auto": True}]), folder, **slurm)
+            )
+        assert [process.wait(LIMIT) for process in processes] == [0, 0]
+    found = [json.loads((folder / "0.out").read_text().splitlines()[-1]) for folder in folders]
+    assert found == [[0, 2, 4], [1, 2, 4]]
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"auto": True}, r"distributed.auto: JAX finds no cluster .*: set distributed.coordinator"),
+        (
+            {"coordinator": "", "processes": 2, "process": 0},
+            "process 0 cannot listen at port .* in use",
+        ),
+        ({"coordinator": "", "processes": 2, "process": 1}, "not all processes .* within 1 s"),
+    ],
+    ids=["no cluster", "an address in use", "nobody there"],
+)
+def test_what_cannot_start_says_so(tmp_path, options, line):
+    with socket.socket(socket.AF_INET6) as listener:
+        listener.bind(("::", 0))  # and listens to nobody
+        port = listener.getsockname()[1]
+        if "coordinator" in options:
+            options = {**options, "coordinator": f"localhost:{port}"}
+        with started(checks("meet", [options | {"timeout": 1}]), tmp_path) as (process,):
+            assert process.wait(60) == 2
+    assert re.search(line, (tmp_path / "0.err").read_text().splitlines()[-1])
+
+
+def test_one_process_starts_nothing():
+    processes_module.start(DistributedConfig())
+    assert not jax.distributed.is_initialized()
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=6), st.data())
+def test_some_pixels_are_those_of_all_images(sizes, data):
+    """In an order of the images that is not that of their pixels, with others between them."""
+    size = np.array(sizes)
+    count = size.prod(axis=1)
+    pixels = np.random.default_rng(0).integers(1, 256, (2 * count.sum(), 2), np.uint8)
+    start = (2 * (np.cumsum(count) - count))[::-1]
+    images = RaggedImages(pixels, start, size[::-1])
+    whole = np.concatenate([images[i].reshape(-1, 2) for i in range(len(images))])
+    first = data.draw(st.integers(0, len(whole)))
+    last = data.draw(st.integers(first, len(whole) + 3))
+    expected = np.concatenate([whole, np.zeros((3, 2), np.uint8)])[first:last]
+    np.testing.assert_array_equal(pixel_rows(images, first, last), expected)
+
+
+def test_the_pixels_of_a_share_make_the_whole():
+    """On the devices of one process; their number does not divide that of the pixels."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    images = np.random.default_rng(0).integers(0, 256, (3, 3, 5, 2), np.uint8)
+    pixels = placement.gather_pixels(images, split, whole)
+    assert pixels.is_fully_replicated
+    np.testing.assert_array_equal(pixels, images.reshape(-1, 2))
+
+
+# Runs of train.py.
+
+RUN = {
+    "model.name": "resnet8",
+    "data.fraction": 0.05,
+    "data.holdout": 50,
+    "batch_size": 40,
+    "eval_batch_size": 40,
+    "epochs": 4,
+    "checkpoint_every": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a run of two processes that nothing has disturbed, and a cache of programs."""
+    folder = tmp_path_factory.mktemp("run")
+    with running(folder) as processes:
+        assert [process.wait(LIMIT) for process in processes] == [0, 0], errors(folder)
+    return folder
+
+
+@contextlib.contextmanager
+def running(folder, cache=None):
+    """The two processes of a run in a folder of this one."""
+    programs = []
+    for own in together(heartbeat=10):
+        options = RUN | {f"distributed.{name}": value for name, value in own.items()}
+        settings = [f"--set={key}={value}" for key, value in options.items()]
+        programs.append((ROOT / "train.py", "--workdir", folder / "run", *settings))
+    env = {
+        "JAX_COMPILATION_CACHE_DIR": str(cache or folder / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    with started(programs, folder, **env) as processes:
+        yield processes
+
+
+def errors(folder):
+    return [(folder / f"{number}.err").read_text() for number in (0, 1)]
+
+
+def records(folder):
+    path = folder / "run" / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def saved(folder):
+    """The numbers of the steps on disk, ascending."""
+    path = folder / "run" / "checkpoints"
+    names = [entry.name for entry in path.iterdir()] if path.exists() else []
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def check_same_end(folder, expected):
+    """The last state in every bit, and every number that was logged but the speed."""
+    states = []
+    for run in (folder, expected):
+        config = from_dict(json.loads((run / "run" / "config.json").read_text()))
+        like = build(config).init(abstract=True)
+        states.append(checkpoint.restore(run / "run", like).state)
+    chex.assert_trees_all_equal(*states)
+    lines = [
+        [{k: v for k, v in record.items() if k != "images_per_second"} for record in records(run)]
+        for run in (folder, expected)
+    ]
+    assert lines[0] == lines[1]
+    assert len(lines[0]) == RUN["epochs"]
+    ends = [json.loads((run / "run" / "result.json").read_text()) for run in (folder, expected)]
+    assert ends[0].keys() == ends[1].keys()
+    assert {k for k in ends[0] if ends[0][k] != ends[1][k]} <= {"seconds"}
+
+
+@pytest.mark.slow
+def test_a_run_writes_each_thing_once(trained):
+    assert [record["epoch"] for record in records(trained)] == [1, 2, 3, 4]
+    assert json.loads((trained / "run" / "result.json").read_text())["steps"] == saved(trained)[-1]
+    shown = [(trained / f"{number}.out").read_text().splitlines() for number in (0, 1)]
+    shown = [[line for line in lines if not line.startswith("[Gloo]")] for lines in shown]
+    assert len(shown[0]) > RUN["epochs"]
+    assert not shown[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_run_that_one_process_is_asked_to_stop_stops_in_both_and_goes_on(
+    trained, tmp_path, asked
+):
+    with running(tmp_path, trained / "cache") as processes:
+        wait_for(lambda: records(tmp_path))
+        processes[asked].terminate()
+        codes = [process.wait(60) for process in processes]
+    assert codes == [128 + signal.SIGTERM] * 2, errors(tmp_path)
+    steps = [re.search(r"after step (\d+)", text)[1] for text in errors(tmp_path)]
+    assert [int(step) for step in steps] == [saved(tmp_path)[-1]] * 2
+    with running(tmp_path, trained / "cache") as processes:
+        assert [process.wait(LIMIT) for process in processes] == [0, 0], errors(tmp_path)
+    check_same_end(tmp_path, trained)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_run_that_loses_one_process_ends_and_goes_on(trained, tmp_path, victim):
+    with running(tmp_path, trained / "cache") as processes:
+        wait_for(lambda: records(tmp_path))
+        processes[victim].kill()
+        code = processes[1 - victim].wait(30)
+    assert code == processes_module.LOST, errors(tmp_path)
+    assert errors(tmp_path)[1 - victim].count(processes_module.LOST_LINE) == 1
+    with running(tmp_path, trained / "cache") as processes:
+        assert [process.wait(LIMIT) for process in processes] == [0, 0], errors(tmp_path)
+    check_same_end(tmp_path, trained)
