@@ -57,7 +57,7 @@ def load(
     Args:
       name: "fashion_mnist_mini", the subset inside the package (6,000 + 2,000 images 28 × 28);
         "cifar10", "cifar100", "cub200", "cars196" or "fashion_mnist", which
-        `python -m dh2l_jax.data prepare NAME` has prepared; or "folder", your own images.
+        `dh2l data prepare NAME` has prepared; or "folder", your own images.
       data_dir: of a folder of images, that folder; of a prepared data set, TFDS's data folder
         (None for its default); of "fashion_mnist", also the folder of its four IDX files.
       csv: of a folder of images, a file `class,parent[,grandparent]` with their tree.

@@ -16,7 +16,8 @@ from dh2l_jax.data import catalog, datasets
 from dh2l_jax.data.batches.feed import Cut, Feed, check_sizes, make_feed
 from dh2l_jax.data.datasets import Dataset
 from dh2l_jax.models import Network, create
-from dh2l_jax.training.config import Config, conflicts
+from dh2l_jax.training.config import Config
+from dh2l_jax.training.config.conflicts import refuse_conflicts, refuse_conflicts_with_tree
 from dh2l_jax.training.step import optim
 from dh2l_jax.training.step.objective import make_regularizer
 from dh2l_jax.training.step.state import TrainState, init_state
@@ -116,7 +117,7 @@ def build(
       OSError: a file of the data set or of the weights cannot be read.
     """
     if training:
-        conflicts.check(config)
+        refuse_conflicts(config)
     devices = jax.device_count()
     for name in ("batch_size", "eval_batch_size"):
         if getattr(config, name) % devices:
@@ -127,7 +128,7 @@ def build(
     split = split or ("validation" if config.data.holdout else "test")
     dataset = _dataset(config, split, progress)
     if training:
-        conflicts.check_tree(config, dataset.hierarchy)
+        refuse_conflicts_with_tree(config, dataset.hierarchy)
     model = _model(config, dataset)
     make_regularizer(model.head, dataset.hierarchy, config.reg)  # names that do not exist end here
     steps = _steps(config, len(dataset.train_labels))

@@ -10,7 +10,7 @@ from dh2l_jax.training.epochs import make_evaluator
 from dh2l_jax.training.experiment import build
 from dh2l_jax.training.run import checkpoint
 from dh2l_jax.training.run.console import Tell
-from dh2l_jax.training.run.folder import TEST, read_config
+from dh2l_jax.training.run.folder import BEST, LAST, TEST, read_config
 from dh2l_jax.training.run.records import CONFUSION, write_confusion, write_json
 
 __all__ = ["eval_only", "export", "test"]
@@ -52,7 +52,7 @@ def test(workdir: Path, tell: Tell | None = None) -> dict[str, Any]:  # noqa: PT
     experiment = build(config, split="test", training=False)
     scores_of, like = make_evaluator(experiment), experiment.init(abstract=True)
     result = {}
-    for name, folder in (("last", checkpoint.LAST), ("best_on_validation", checkpoint.BEST)):
+    for name, folder in ((LAST, checkpoint.LAST), (BEST, checkpoint.BEST)):
         result[name] = scores_of(checkpoint.restore(workdir, like, folder, tell=tell).state)
         write_confusion(workdir, result[name], f"test_{name}_{CONFUSION}")
     write_json(workdir / TEST, result)

@@ -17,7 +17,9 @@ from dh2l_jax.training.run.lock import Lock
 from dh2l_jax.training.run.records import write_json
 
 __all__ = [
+    "BEST",
     "CONFIG",
+    "LAST",
     "METRICS",
     "RESULT",
     "TEST",
@@ -29,6 +31,8 @@ __all__ = [
 ]
 
 CONFIG, METRICS, RESULT, TEST = "config.json", "metrics.jsonl", "result.json", "test.json"
+LAST, BEST = "last", "best_on_validation"
+"""The states that the file TEST has scores of."""
 LOCK = ".lock"
 # Orbax takes the one for a pattern, TensorStore the other for a slash.
 UNREADABLE = re.compile(r"\[.*\]" if os.name == "nt" else r"\[.*\]|\\")
