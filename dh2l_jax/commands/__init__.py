@@ -49,11 +49,11 @@ def fail(program: str, error: BaseException | str, code: Exit = Exit.BAD_INPUT) 
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line whose errors are one line, as all others."""
+    """A command line that raises what is wrong with it, as all other bad input is raised."""
 
     def error(self, message: str) -> NoReturn:
-        """Ends the process with the code of bad input."""
-        sys.exit(fail(self.prog, message))
+        """Raises a `ValueError` where argparse would print its usage and end the process."""
+        raise ValueError(message)
 
 
 def run_command(name: str, arguments: list[str]) -> int:

@@ -45,8 +45,8 @@ def _prepare(arguments: list[str]) -> Exit:
         metavar="DIR",
         help="original files fetched by other means (default: downloads/manual in --data-dir)",
     )
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(arguments)
         name = our_name(options.name)
         state = "already prepared" if is_prepared(name, options.data_dir) else "prepared"
         folder = prepare(name, data_dir=options.data_dir, manual_dir=options.manual_dir)
@@ -65,7 +65,6 @@ def _check(arguments: list[str]) -> Exit:
     parser.add_argument(
         "--csv", metavar="FILE", type=Path, help="class,parent[,grandparent] for flat folders"
     )
-    options = parser.parse_args(arguments)
     bar = Progress(
         TextColumn("decoding"),
         BarColumn(),
@@ -76,6 +75,7 @@ def _check(arguments: list[str]) -> Exit:
     )
     bar.disable = not bar.console.is_terminal
     try:
+        options = parser.parse_args(arguments)
         with bar:
             task = bar.add_task("")
             report = inspect(
@@ -91,7 +91,8 @@ def _check(arguments: list[str]) -> Exit:
     if report.problems:
         console.print(f"{len(report.problems)} kinds of problems: mend them, then check again.")
         return Exit.FAILED
-    command = ["dh2l", "train", "--data.name=folder", f"--data.data_dir={options.folder}"]
-    command += [f"--data.csv={options.csv}"] if options.csv else []
+    command = ["dh2l", "train", "--set", "data.name=folder"]
+    command += ["--set", f"data.data_dir={options.folder}"]
+    command += ["--set", f"data.csv={options.csv}"] if options.csv else []
     console.print("No problems. Next:", Text(shlex.join(command)), soft_wrap=True)
     return Exit.FINISHED

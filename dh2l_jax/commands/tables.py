@@ -75,9 +75,10 @@ def main(arguments: list[str] | None = None, trainer: Trainer | None = None) -> 
       0 if all went well, 1 if a run failed, 2 for bad input, 130 if interrupted.
     """
     words = sys.argv[1:] if arguments is None else arguments
-    options, command = parse_arguments(words), (*PROGRAM.split(), *words)
+    command = (*PROGRAM.split(), *words)
     with contextlib.ExitStack() as stack:
         try:
+            options = parse_arguments(words)
             job = _plan(options, command, trainer or LoopTrainer())
             if options.dry_run:
                 job.show()

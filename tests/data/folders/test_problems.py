@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from support.folders import CSV, birds, files, flat_birds, problems, remarks, write
 
-from dh2l_jax.data.folders import check, walk
+from dh2l_jax.commands.data import main
+from dh2l_jax.data.folders import walk
 from dh2l_jax.data.folders.scan import open_folder
 from dh2l_jax.hierarchy import Hierarchy
 
@@ -135,7 +136,7 @@ def test_a_pipe_is_not_opened(tmp_path):
     write(tmp_path, "a/1.png", "a/2.png")
     os.mkfifo(tmp_path / "a" / "3.png")
     assert problems(tmp_path) == {"images that are no files": ["a/3.png"]}
-    assert check.main([str(tmp_path)]) == 1
+    assert main(["check", str(tmp_path)]) == 1
 
 
 # What else is wrong.

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from support import archives as make
 
+from dh2l_jax.commands.data import main
 from dh2l_jax.data.prepared import prepare
 from dh2l_jax.data.prepared.originals import archives, matlab
 from dh2l_jax.data.prepared.originals import images as images_module
@@ -32,10 +33,10 @@ def check_refused(name, tmp_path, capsys, match):
     """The command fails with one line that holds `match`, and changes no folder."""
     manual, data = tmp_path / "manual", tmp_path / "data"
     before = {path: path.stat().st_mtime_ns for path in manual.rglob("*")}
-    status = prepare.main([name, "--data-dir", str(data), "--manual-dir", str(manual)])
+    status = main(["prepare", name, "--data-dir", str(data), "--manual-dir", str(manual)])
     out, err = capsys.readouterr()
     assert (status, out) == (2, ""), err
-    assert err.startswith("python -m dh2l_jax.data prepare: error: ")
+    assert err.startswith("dh2l data prepare: error: ")
     assert err.count("\n") == 1
     assert match in err
     assert not data.exists()

@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from support import archives
 from tensorflow_datasets.core import hashing
 
+from dh2l_jax.commands.data import main
 from dh2l_jax.data.prepared import prepare, shuffle
 from dh2l_jax.data.prepared.originals import files as files_module
 from dh2l_jax.data.prepared.read import BUILDERS
@@ -45,8 +46,8 @@ def tiny(tmp_path, monkeypatch):
 
 
 def run(name, data, manual, *, status=0):
-    arguments = [name, "--data-dir", str(data), "--manual-dir", str(manual)]
-    assert prepare.main(arguments) == status
+    arguments = ["prepare", name, "--data-dir", str(data), "--manual-dir", str(manual)]
+    assert main(arguments) == status
 
 
 def check_stock_reader(name, data, examples):
@@ -190,7 +191,7 @@ def test_default_folders_are_those_of_tfds(tiny, monkeypatch):
     manual.rename(data.parent / "moved")
     (data / "downloads").mkdir(parents=True)
     (data.parent / "moved").rename(data / "downloads" / "manual")
-    assert prepare.main(["cifar10"]) == 0
+    assert main(["prepare", "cifar10"]) == 0
     assert len(prepare.open_prepared("cifar10").test) == 9
 
 
@@ -241,8 +242,9 @@ class Trap:
         raise SystemExit(f"{spec.name} was imported")
 
 sys.meta_path.insert(0, Trap())
+from dh2l_jax.commands.data import main
 from dh2l_jax.data.prepared import prepare
-status = prepare.main(["cars196", "--data-dir", sys.argv[1], "--manual-dir", sys.argv[2]])
+status = main(["prepare", "cars196", "--data-dir", sys.argv[1], "--manual-dir", sys.argv[2]])
 train = prepare.open_prepared("cars196", sys.argv[1]).train
 print(status, len(train), train[0][1] >= 0)
 """
@@ -283,10 +285,10 @@ def test_the_originals_are_those_of_tfds():
 
 def refused(capsys, *arguments):
     """The one line on stderr of a command that is refused."""
-    assert prepare.main([str(argument) for argument in arguments]) == 2
+    assert main(["prepare", *map(str, arguments)]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("python -m dh2l_jax.data prepare: error: ")
+    assert err.startswith("dh2l data prepare: error: ")
     assert err.count("\n") == 1
     return err
 
@@ -302,7 +304,7 @@ def test_unknown_names(capsys):
 def test_a_missing_copy_names_the_command(tmp_path, name):
     with pytest.raises(ValueError, match="is not prepared in") as caught:
         prepare.open_prepared(name, tmp_path)
-    command = f"run python -m dh2l_jax.data prepare {name} --data-dir {tmp_path}"
+    command = f"run dh2l data prepare {name} --data-dir {tmp_path}"
     assert str(caught.value).endswith(command)
     assert not list(tmp_path.iterdir())
 
