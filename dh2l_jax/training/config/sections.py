@@ -36,7 +36,7 @@ class DataConfig(Checked):
     """The images.
 
     Attributes:
-      name: data set, see `dh2l_jax.data.datasets.DATASETS`.
+      name: data set, see `dh2l_jax.data.catalog.DATASETS`.
       data_dir: folder of the data set's files, if it is not embedded.
       csv: file `class,parent[,grandparent]` with the tree of a folder of images.
       tree: another tree of the same classes, see `dh2l_jax.hierarchy.published`, or "flat".
