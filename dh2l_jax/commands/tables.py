@@ -22,8 +22,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dh2l_jax.commands import BAD, Exit, Parser, fail
-from dh2l_jax.experiments.job import Job, Progress
-from dh2l_jax.experiments.plan.settings import DATA, WEIGHT_FILES, Options
+from dh2l_jax.data.facts import FACTS
+from dh2l_jax.experiments.job import Progress, TableJob
+from dh2l_jax.experiments.plan.settings import WEIGHT_FILES, Options
 from dh2l_jax.experiments.plan.tables import FASHION, TABLES, Table, count_runs, table
 from dh2l_jax.experiments.reports.markdown import Protocol
 from dh2l_jax.experiments.runner import LoopTrainer, Runner, Trainer
@@ -93,7 +94,7 @@ def main(arguments: list[str] | None = None, trainer: Trainer | None = None) -> 
         return job.run()
 
 
-def _plan(options: argparse.Namespace, command: Sequence[str], trainer: Trainer) -> Job:
+def _plan(options: argparse.Namespace, command: Sequence[str], trainer: Trainer) -> TableJob:
     """Everything that can be said before a file is read; raises for what can't be run."""
     if options.model and options.table != FASHION:
         raise ValueError(
@@ -109,7 +110,7 @@ def _plan(options: argparse.Namespace, command: Sequence[str], trainer: Trainer)
     )
     settled = {setting: runner.look(setting) for setting in plan.settings}
     progress.done = sum(settled[setting].finished for setting in wanted)
-    return Job(plan, wanted, runner, protocol, options.out / _stem(options, plan), settled)
+    return TableJob(plan, wanted, runner, protocol, options.out / _stem(options, plan), settled)
 
 
 def _seeds(seeds: Sequence[int]) -> tuple[int, ...]:
@@ -184,6 +185,6 @@ def _list_of_tables() -> str:
     lines = ["tables, with the number of runs for three seeds:"]
     for name in TABLES:
         plan = table(name)
-        facts = f"{DATA[plan.data].title}, {', '.join(plan.models)}"
+        facts = f"{FACTS[plan.data].title}, {', '.join(plan.models)}"
         lines.append(f"  {name:<15}{facts:<55}{count_runs(plan.settings, 3):>4}")
     return "\n".join(lines)

@@ -25,10 +25,7 @@ from dh2l_jax.training.step.state import TrainState, init_state
 __all__ = ["Experiment", "build"]
 
 # What torchvision's ImageNet weights expect their pixels to be normalised by.
-IMAGENET = {
-    "mean": np.array([0.485, 0.456, 0.406], np.float32),
-    "std": np.array([0.229, 0.224, 0.225], np.float32),
-}
+IMAGENET = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 # Steps are counted in int32.
 LAST_STEP = 2**31 - 1
@@ -196,7 +193,7 @@ def _dataset(config: Config, split: str, progress: bool) -> Dataset:
             test = {name: getattr(whole, name) for name in ("test_images", "test_labels")}
             dataset = dataclasses.replace(dataset, **test)
     if config.model.pretrained:
-        dataset = dataclasses.replace(dataset, **IMAGENET)
+        dataset = dataclasses.replace(dataset, normalization=IMAGENET)
     return dataset
 
 

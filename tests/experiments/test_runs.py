@@ -61,7 +61,7 @@ def test_a_table(tmp_path, capsys, name, rows):
 
 def test_killed_again_and_again(tmp_path, monkeypatch):
     """Each start gets two runs further and is killed in the third; no finished run is repeated."""
-    monkeypatch.setattr(command.Job, "_draw", lambda job: None)
+    monkeypatch.setattr(command.TableJob, "_draw", lambda job: None)
     arguments = ["table-fashion", "--rows", "d_am", "--seeds", "4", "2"]
     finished, starts = [], 0
     while True:
@@ -79,7 +79,7 @@ def test_killed_again_and_again(tmp_path, monkeypatch):
 
 
 def test_more_seeds_and_rows_reuse_what_there_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(command.Job, "_draw", lambda job: None)
+    monkeypatch.setattr(command.TableJob, "_draw", lambda job: None)
     trainer = Fake()
     for more in (
         ["--seeds", "0", "--rows", "cosine"],
@@ -94,7 +94,7 @@ def test_more_seeds_and_rows_reuse_what_there_is(tmp_path, monkeypatch):
 
 
 def test_damaged_and_foreign_files_are_trained_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(command.Job, "_draw", lambda job: None)
+    monkeypatch.setattr(command.TableJob, "_draw", lambda job: None)
     arguments = ["table-fashion", "--rows", "l2", "--seeds", "0", "1", "2"]
     first = Fake()
     assert run(tmp_path, *arguments, trainer=first) == 0
@@ -113,7 +113,7 @@ def test_damaged_and_foreign_files_are_trained_again(tmp_path, monkeypatch):
 
 
 def test_a_failed_run_is_told_and_tried_again(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(command.Job, "_draw", lambda job: None)
+    monkeypatch.setattr(command.TableJob, "_draw", lambda job: None)
     arguments = ["table-fashion", "--rows", "cosine", "--seeds", "0", "1"]
     error = FloatingPointError("J is not finite\nfor the whole epoch")
     trainer = Fake(stop_at=2, error=error)  # the baseline with seed 1
@@ -150,7 +150,7 @@ def test_without_matplotlib_there_is_no_picture(tmp_path, capsys, monkeypatch):
 
 def test_reports_of_other_figures_have_other_names(tmp_path, monkeypatch):
     """Each keeps its file beside the others; the defaults spelt out are the same report."""
-    monkeypatch.setattr(command.Job, "_draw", lambda job: None)
+    monkeypatch.setattr(command.TableJob, "_draw", lambda job: None)
     wholes = [
         [],
         ["--seeds", "2", "1", "0"],
@@ -174,7 +174,7 @@ def test_reports_of_other_figures_have_other_names(tmp_path, monkeypatch):
 
 
 def test_a_trial_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(command.Job, "_draw", lambda job: None)
+    monkeypatch.setattr(command.TableJob, "_draw", lambda job: None)
     options = ["--seeds", "0", "--rows", "(l2, l2)", "--budget", "0.1"]
     assert run(tmp_path, "table4", *options, "--set", "optim.lr=0.3", trainer=Fake()) == 0
     text = (tmp_path / "table4-budget0.1-seeds0-optim.lr=0.3.md").read_text("utf-8")

@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from dh2l_jax.checks import unknown_name
+from dh2l_jax.data.facts import FACTS
 from dh2l_jax.data.store.source import Source
 
 __all__ = ["PREPARED", "is_prepared", "open_prepared", "our_name", "prepare"]
 
-PREPARED = ("cifar10", "cifar100", "cub200", "cars196", "fashion_mnist")
+PREPARED = tuple(name for name, facts in FACTS.items() if facts.builder)
 
-_ALIASES = {"caltech_birds2011": "cub200"}
+_ALIASES = {facts.tfds_name: name for name, facts in FACTS.items() if facts.tfds_name}
 _PACKAGES = {"array_record": "array-record", "PIL": "pillow", "scipy": "scipy"}
 
 
@@ -45,8 +46,8 @@ def prepare(
       name: one of `PREPARED`, or TFDS's own name.
       data_dir: TFDS's folder of prepared data sets; None for its default, `$TFDS_DATA_DIR` or
         `~/tensorflow_datasets`.
-      manual_dir: folder of original files fetched by other means; None for `downloads/manual` in
-        `data_dir`. It is only read.
+      manual_dir: folder of original files fetched by other means, which is only read; None for
+        `downloads/manual` in `data_dir`.
       progress: show bars, if stderr is a terminal.
 
     Returns:
@@ -80,15 +81,7 @@ def prepare(
 
 
 def open_prepared(name: str, data_dir: str | Path | None = None) -> Source:
-    """The prepared copy of a data set.
-
-    Args:
-      name: one of `PREPARED`, or TFDS's own name.
-      data_dir: as for `prepare`.
-
-    Returns:
-      Its examples, not decoded, in TFDS's order, and its class tree: `taxonomy(name)`, or a flat
-      one for CIFAR-10. Labels are leaves of the tree. Splits can be read from several threads.
+    """The prepared copy of a data set: its examples, not decoded, in TFDS's order, and its tree.
 
     Raises:
       ValueError: there is no such copy, with the command that prepares it; or it is damaged.

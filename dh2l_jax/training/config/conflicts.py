@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dh2l_jax.checks import unknown_name
+from dh2l_jax.data.facts import FACTS
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.hierarchy.published import TAXONOMIES
 from dh2l_jax.metrics import get_metric
@@ -25,8 +26,6 @@ __all__ = ["refuse_conflicts", "refuse_conflicts_with_tree"]
 # Terms of a hierarchical head, and those of them that a tree of one level has not.
 TREE_TERMS = ("lambda_l", "lambda_o", "lambda_c1", "lambda_c2", "lambda_c3", "parent_ce_weight")
 INNER_TERMS = ("lambda_o", "lambda_c2", "lambda_c3", "parent_ce_weight")
-# Data sets without a tree.
-FLAT = ("cifar10",)
 
 
 def refuse_conflicts(config: Config) -> None:
@@ -94,12 +93,17 @@ def _tree(config: Config) -> Iterator[str]:
                 f"reg.{term}={getattr(config.reg, term):g} has no effect on model.head=plain: set "
                 "it to 0, or model.head=hierarchical"
             )
-    elif data.tree == "flat" or (data.name in FLAT and not data.tree):
+    elif data.tree == "flat" or not (data.tree or _has_tree(data.name)):
         what = "data.tree=flat" if data.tree else data.name
         yield (
             f"model.head=hierarchical needs a tree of two levels or more, {what} has one: set "
             "model.head=plain, or another data.tree"
         )
+
+
+def _has_tree(name: str) -> bool:
+    """Whether the data set brings a tree; that of own images is known once they are read."""
+    return name not in FACTS or bool(FACTS[name].tree)
 
 
 def _set_terms(reg: RegConfig, terms: tuple[str, ...]) -> Iterator[str]:

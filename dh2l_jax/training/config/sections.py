@@ -39,7 +39,7 @@ class DataConfig(Checked):
     """The images.
 
     Attributes:
-      name: data set, see `dh2l_jax.data.catalog.load`; "folder" for your own images.
+      name: data set, see `dh2l_jax.data.catalog.DATASETS`; "folder" for your own images.
       data_dir: folder of the data set's files, if it is not embedded.
       csv: file `class,parent[,grandparent]` with the tree of a folder of images.
       tree: another tree of the same classes, see `dh2l_jax.hierarchy.published`, or "flat".
