@@ -161,7 +161,7 @@ def train(options: argparse.Namespace, console: Console) -> int:
     with contextlib.ExitStack() as stack:
         try:
             config = read_config(options)
-            run_folder.check(folder, config)
+            run_folder.refuse_foreign_folder(folder, config)
             conflicts.check(config)
             if run_folder.is_finished(folder):
                 loop.show_result(folder, console)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import shlex
 import time
@@ -23,7 +22,7 @@ from dh2l_jax.training.experiment import Experiment, build
 from dh2l_jax.training.host import profiling
 from dh2l_jax.training.host.signals import stop_requests
 from dh2l_jax.training.run import checkpoint
-from dh2l_jax.training.run.console import Log, Tell, print_scores
+from dh2l_jax.training.run.console import Log, PrintLine, line_printer, print_scores
 from dh2l_jax.training.run.folder import CONFIG, METRICS, RESULT
 from dh2l_jax.training.run.records import keep_records, versions, write_confusion, write_json
 from dh2l_jax.training.step.finite import NotFiniteError
@@ -42,7 +41,7 @@ __all__ = [
 
 
 MAX_ROLLBACKS = 10
-ROLLBACK_RATE = 0.5  # the learning rate after a roll-back, of the one before
+ROLLBACK_RATE = 0.5  # factor of the learning rate at each roll-back
 
 
 def train(
@@ -55,13 +54,8 @@ def train(
     equal in every bit to those of a run without, on the same devices and versions.
 
     Args:
-      experiment: what to train.
-      workdir: of the run, see `workdir.opened`.
-      console: where progress is shown.
+      workdir: kept for this run by `folder.opened`.
       profile: folder for the trace of one step; the run goes on after it.
-
-    Returns:
-      The result: accuracy at every level, every term, parameter count, seconds, versions.
 
     Raises:
       NotFiniteError: a step gave NaN or ±∞, and `on_nan` or too many roll-backs say to stop.
@@ -73,13 +67,13 @@ def train(
     train_feed, test_feed = experiment.feeds()
     scores_of = make_evaluator(experiment, test_feed)
     config = experiment.config
-    tell = functools.partial(console.print, soft_wrap=True, markup=False)
-    state, progress = _begin(experiment, workdir, tell)
-    step = _train_step(experiment, train_feed, int(state.step), tell, profile)
+    print_line = line_printer(console)
+    state, progress = _begin(experiment, workdir, print_line)
+    step = _train_step(experiment, train_feed, int(state.step), print_line, profile)
     steps = config.epochs * experiment.steps_per_epoch
     with Log(steps, config.batch_size, console=console) as log, stop_requests() as stop:
         epochs = Epochs(experiment, train_feed, scores_of, step, workdir, log, stop)
-        state, progress = _run(epochs, state, progress, tell)
+        state, progress = _run(epochs, state, progress, print_line)
     scores = scores_of(state)
     if experiment.split == "validation":
         progress.best = keep_better(workdir, state, config.epochs, scores, progress.best)
@@ -101,24 +95,26 @@ def train(
     return result
 
 
-def _begin(experiment: Experiment, workdir: Path, tell: Tell) -> tuple[TrainState, Progress]:
+def _begin(
+    experiment: Experiment, workdir: Path, print_line: PrintLine
+) -> tuple[TrainState, Progress]:
     """The newest state on disk or, where there is none, the first; what came later is dropped."""
     try:
         like = experiment.init(abstract=True)
-        state, progress = checkpoint.restore(workdir, like, tell=tell)
+        state, progress = checkpoint.restore(workdir, like, print_line=print_line)
         progress = Progress(**progress)
     except checkpoint.NoCheckpoint:
         state, progress = experiment.init(), Progress()
     step = int(state.step)
     if step:
-        tell(f"goes on after step {step:,}")
+        print_line(f"goes on after step {step:,}")
     checkpoint.forget_after(workdir, step)
     keep_records(workdir / METRICS, step)
     return state, progress
 
 
 def _run(
-    epochs: Epochs, state: TrainState, progress: Progress, tell: Tell
+    epochs: Epochs, state: TrainState, progress: Progress, print_line: PrintLine
 ) -> tuple[TrainState, Progress]:
     """The end of the run; where numbers blow up, `on_nan` decides whether it goes back for it."""
     experiment = epochs.experiment
@@ -128,14 +124,14 @@ def _run(
         except NotFiniteError as error:
             if experiment.config.on_nan == "stop" or len(progress.rollbacks) == MAX_ROLLBACKS:
                 raise NotFiniteError(error.step, f"{error.what}; {_advice(epochs)}") from error
-            state, saved = _begin(experiment, epochs.workdir, tell)
+            state, saved = _begin(experiment, epochs.workdir, print_line)
             step, rate = int(state.step), progress.rate * ROLLBACK_RATE
             rollbacks = [*progress.rollbacks, {"from": error.step, "to": step, "why": error.what}]
             progress = dataclasses.replace(saved, rate=rate, rollbacks=rollbacks)
-            # Placed as it was, so that the step is not compiled again.
+            # The factor is placed as it was, so that the step is not compiled again.
             factor = place(np.float32(rate), state.rate.sharding)
             state = dataclasses.replace(state, rate=factor)
-            tell(f"{error}; back to step {step:,}, now with {rate:g} × the learning rate")
+            print_line(f"{error}; back to step {step:,}, now with {rate:g} × the learning rate")
 
 
 def _advice(epochs: Epochs) -> str:
@@ -192,7 +188,7 @@ def show_next_steps(
 
 
 def _train_step(
-    experiment: Experiment, feed: Feed, done: int, tell: Tell, profile: Path | None
+    experiment: Experiment, feed: Feed, done: int, print_line: PrintLine, profile: Path | None
 ) -> profiling.Step:
     """The train step, one call of which is recorded if there is a folder for its profile."""
     config, dataset = experiment.config, experiment.dataset
@@ -201,7 +197,7 @@ def _train_step(
     if profile is None:
         return profiling.annotate(jitted)
     total = config.epochs * experiment.steps_per_epoch
-    return profiling.record(jitted, min(done + profiling.PROFILED, total), profile, tell)
+    return profiling.record(jitted, min(done + profiling.PROFILED, total), profile, print_line)
 
 
 def _final_terms(experiment: Experiment, state: TrainState) -> dict[str, Any]:

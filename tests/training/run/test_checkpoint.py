@@ -95,7 +95,7 @@ def files(workdir, step):
 def restored(workdir, step, damage=()):
     """Restores; the state is that of the step, and each damaged step is told of in a line."""
     told = []
-    found = checkpoint.restore(workdir, state_of(0), tell=told.append)
+    found = checkpoint.restore(workdir, state_of(0), print_line=told.append)
     assert bits(found.state) == bits(state_of(step))
     assert found.progress == {"step": step}
     path = workdir / checkpoint.LAST
@@ -186,7 +186,7 @@ def test_the_newest_steps_are_kept(tmp_path):
 def test_a_step_is_replaced_and_a_future_given_up(workdir):
     checkpoint.save(workdir, state_of(5, seed=1), {"again": True})
     assert checkpoint.steps(workdir) == [5]
-    found = checkpoint.restore(workdir, state_of(0), tell=pytest.fail)
+    found = checkpoint.restore(workdir, state_of(0), print_line=pytest.fail)
     assert bits(found.state) == bits(state_of(5, seed=1))
     assert found.progress == {"again": True}
 
@@ -474,13 +474,13 @@ def test_every_flush_and_rename_fails_in_turn(saved, workdir, monkeypatch, kind,
                 f"cannot save {workdir / checkpoint.LAST / str(step)}: No space left on device; "
             )
             assert re.fullmatch(re.escape(start) + r"step (9|12) is kept", one_line(caught))
-        found = checkpoint.restore(workdir, new, tell=pytest.fail).state
+        found = checkpoint.restore(workdir, new, print_line=pytest.fail).state
         if kind is Killed and moment == (5, 2):  # between the two renames of a replacement
             assert bits(found) == bits(state_of(5))
         else:
             assert bits(found) in states[int(found.step)]
         checkpoint.save(workdir, new)
-        found = checkpoint.restore(workdir, new, tell=pytest.fail).state
+        found = checkpoint.restore(workdir, new, print_line=pytest.fail).state
         assert bits(found) == bits(new)
         assert not (workdir / checkpoint.LAST / "unfinished").exists()
 
@@ -527,10 +527,10 @@ def fill_the_disk(mount, pages):
             checkpoint.save(mount, new, {"step": 2})
         except OSError as caught:
             error, expected = str(caught), old
-        same = bits(checkpoint.restore(mount, new, tell=print).state) == bits(expected)
+        same = bits(checkpoint.restore(mount, new, print_line=print).state) == bits(expected)
         (mount / "filler").unlink()
         checkpoint.save(mount, new, {"step": 2})
-        after = bits(checkpoint.restore(mount, new, tell=print).state) == bits(new)
+        after = bits(checkpoint.restore(mount, new, print_line=print).state) == bits(new)
         print(json.dumps({"left": left, "error": error, "same": same, "after": after}))
 
     checkpoint._check_space = lambda *_: None
@@ -622,7 +622,7 @@ def one_of_two(index, port, folder):
         checkpoint.save(workdir, on_both(step), {"step": step})
     if index == 0:
         files(workdir, 12)["progress/metadata"].write_bytes(b"{}")
-    found = checkpoint.restore(workdir, like, tell=told.append)
+    found = checkpoint.restore(workdir, like, print_line=told.append)
     assert bits(found.state) == bits(state_of(9))
     assert found.progress == {"step": 9}
     assert all(leaf.sharding == place for leaf in jax.tree.leaves(found.state))

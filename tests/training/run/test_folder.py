@@ -103,7 +103,7 @@ def test_a_run_goes_on_with_its_own_options_alone(tmp_path):
     assert run_folder.read_config(folder) == config
     other = Config(seed=3, optim=OptimConfig(lr=0.3))
     with pytest.raises(ValueError, match=r"optim\.lr is 0\.1 in the saved config, 0\.3"):
-        run_folder.check(folder, other)
+        run_folder.refuse_foreign_folder(folder, other)
 
 
 def test_a_killed_start_is_no_run(tmp_path):
@@ -111,11 +111,11 @@ def test_a_killed_start_is_no_run(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / ".lock").touch()
-    (folder / "config.json.tmp").write_text("{")
-    run_folder.check(folder, Config())
+    (folder / ".0123456789abcdef.part").write_text("{")
+    run_folder.refuse_foreign_folder(folder, Config())
     (folder / "letter.txt").touch()
     with pytest.raises(ValueError, match="exists already and is never overwritten"):
-        run_folder.check(folder, Config())
+        run_folder.refuse_foreign_folder(folder, Config())
 
 
 def test_a_second_run_in_a_folder_is_refused(tmp_path, capsys):

@@ -56,8 +56,8 @@ def test_sha256sum_checks_it(folder):
 
 def test_a_manifest_is_written_anew(folder):
     (folder / "a").write_bytes(b"other")
-    (folder / f"{manifest.NAME}.tmp").write_bytes(b"of a process that was killed")
-    assert problem(folder) == "SHA256SUMS.tmp is not listed"
+    (folder / ".left.part").write_bytes(b"of a process that was killed")
+    assert problem(folder) == ".left.part is not listed"
     manifest.write(folder)
     assert problem(folder) is None
 
@@ -251,5 +251,5 @@ def test_a_manifest_that_cannot_be_written_leaves_the_old_one(folder, monkeypatc
         renamed = "replace" in calls[:-1]
         assert ((folder / manifest.NAME).read_bytes() != before) == renamed
     folders = 3
-    assert calls == ["fsync"] * (len(FILES) + 2) + ["replace"] + ["fsync"] * folders
+    assert calls == ["fsync"] * (len(FILES) + 1 + folders + 1) + ["replace", "fsync"]
     assert problem(folder) is None

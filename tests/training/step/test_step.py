@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import dh2l_jax as dh2l
-from dh2l_jax.data.batches.feed import Cut, Resident
+from dh2l_jax.data.batches.feed import CropOptions, Resident
 from dh2l_jax.data.batches.order import epoch_order
 from dh2l_jax.data.datasets import Dataset
 from dh2l_jax.hierarchy.scores import summarize
@@ -28,7 +28,7 @@ from dh2l_jax.training.config import (
     RegConfig,
     sections,
 )
-from dh2l_jax.training.epochs import last, one_late, tallies
+from dh2l_jax.training.epochs import counts_so_far, last_item
 from dh2l_jax.training.host import profiling
 from dh2l_jax.training.run import checkpoint
 from dh2l_jax.training.step import objective as objective_module
@@ -47,7 +47,7 @@ def images_of_classes(per_class, seed):
     return pixels, labels
 
 
-CUT = Cut((8, 8), pad=1, flip=False, batch_size=16)
+CUT = CropOptions((8, 8), pad=1, flip=False, batch_size=16)
 DATA = Dataset.from_splits("rows", images_of_classes(8, 0), images_of_classes(3, 1), TREE)
 
 
@@ -271,7 +271,7 @@ def test_every_image_counts_once():
     feed = Resident(DATA.test_images, DATA.test_labels, CUT, exp.mesh)
     step = make_eval_step(exp.model, DATA, feed)
     scores = [
-        summarize(last(one_late(tallies(step, state, feed, TREE, size))), TREE)
+        summarize(last_item(counts_so_far(step, state, feed, TREE, size)), TREE)
         for size in (2, 8, 18, 64)
     ]
     assert step.func._cache_size() == 4, "one program a batch size"
