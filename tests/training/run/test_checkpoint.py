@@ -105,47 +105,46 @@ def restored(workdir, step, damage=()):
     ]
 
 
+def refused(workdir, line, kind=checkpoint.CheckpointError, **changes):
+    """Restoring fails with exactly this error, in one line of this pattern."""
+    before = changes.pop("before", None)
+    with pytest.raises(ValueError) as caught:
+        checkpoint.restore(workdir, state_of(0, **changes), before=before)
+    assert type(caught.value) is kind
+    assert re.fullmatch(line, one_line(caught))
+
+
 # What comes back.
 
 
-@pytest.mark.parametrize("optimiser", OPTIMISERS)
-@pytest.mark.parametrize("devices", [1, 2])
-def test_every_bit_comes_back_where_it_was(tmp_path, optimiser, devices):
-    mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    place = NamedSharding(mesh, PartitionSpec())
-    state = jax.device_put(state_of(3, optimiser=optimiser), place)
-    path = checkpoint.save(tmp_path, state)
+def on_devices(number):
+    mesh = jax.make_mesh((number,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    return NamedSharding(mesh, PartitionSpec())
+
+
+@pytest.mark.parametrize(
+    ("fields", "saved_on", "restored_on"),
+    [
+        ({}, 1, 1),
+        ({}, 2, 2),
+        ({}, 2, 1),
+        ({"optimiser": "chain"}, 1, 1),
+        ({"optimiser": "chain"}, 2, 2),
+        ({"batch_stats": {}, "opt_state": optax.EmptyState()}, 1, 1),
+    ],
+)
+def test_every_bit_comes_back_where_it_is_wanted(tmp_path, fields, saved_on, restored_on):
+    state = state_of(3, **fields)
+    path = checkpoint.save(tmp_path, jax.device_put(state, on_devices(saved_on)))
     assert path == tmp_path / "checkpoints" / "3"
-    found = checkpoint.restore(tmp_path, state)
+    found = checkpoint.restore(tmp_path, jax.device_put(state, on_devices(restored_on)))
+    assert jax.tree.structure(found.state) == jax.tree.structure(state)
     assert bits(found.state) == bits(state)
     assert found.progress == {}
-    abstract = jax.eval_shape(lambda: state_of(0, optimiser=optimiser))
-    assert bits(checkpoint.restore(tmp_path, abstract).state) == bits(state)
     for leaf in jax.tree.leaves(found.state):
-        assert leaf.sharding == place
-
-
-def test_states_without_batch_statistics(tmp_path):
-    state = state_of(1, batch_stats={}, opt_state=optax.EmptyState())
-    checkpoint.save(tmp_path, state)
-    assert jax.tree.structure(checkpoint.restore(tmp_path, state).state) == jax.tree.structure(
-        state
-    )
-
-
-def test_a_state_from_two_devices_runs_on_one(tmp_path):
-    places = [
-        NamedSharding(
-            jax.make_mesh((n,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)),
-            PartitionSpec(),
-        )
-        for n in (1, 2)
-    ]
-    state = state_of(2)
-    checkpoint.save(tmp_path, jax.device_put(state, places[1]))
-    found = checkpoint.restore(tmp_path, jax.device_put(state, places[0])).state
-    assert bits(found) == bits(state)
-    assert found.key.sharding == places[0]
+        assert leaf.sharding == on_devices(restored_on)
+    abstract = jax.eval_shape(lambda: state_of(0, **fields))
+    assert bits(checkpoint.restore(tmp_path, abstract).state) == bits(state)
 
 
 JSON = st.recursive(
@@ -155,17 +154,13 @@ JSON = st.recursive(
 )
 
 
-@pytest.fixture(scope="module")
-def many(tmp_path_factory):
-    return tmp_path_factory.mktemp("many")
-
-
-@settings(max_examples=10)
-@given(progress=st.dictionaries(st.text(), JSON, max_size=3))
-def test_progress_comes_back(many, progress):
+@settings(max_examples=3)
+@given(progress=st.dictionaries(st.text(), JSON, min_size=3, max_size=6))
+def test_progress_comes_back(tmp_path_factory, progress):
+    workdir = tmp_path_factory.mktemp("progress")
     tiny = TrainState(**{f.name: jnp.zeros((), jnp.int32) for f in dataclasses.fields(TrainState)})
-    checkpoint.save(many, tiny, progress)
-    assert repr(checkpoint.restore(many, tiny).progress) == repr(progress)
+    checkpoint.save(workdir, tiny, progress)
+    assert repr(checkpoint.restore(workdir, tiny).progress) == repr(progress)
 
 
 # Which steps there are.
@@ -192,12 +187,11 @@ def test_a_step_is_replaced_and_a_future_given_up(workdir):
 
 
 def test_steps_after_one_are_forgotten(workdir):
-    checkpoint.forget_after(workdir, 9, checkpoint.LAST)
-    assert checkpoint.steps(workdir) == [5, 9]
-    checkpoint.forget_after(workdir, 8, checkpoint.LAST)
-    assert checkpoint.steps(workdir) == [5]
+    for step, kept in ((9, [5, 9]), (8, [5])):
+        checkpoint.forget_after(workdir, step, checkpoint.LAST)
+        assert checkpoint.steps(workdir) == kept
     restored(workdir, 5)
-    checkpoint.forget_after(workdir, 0)  # of a folder that does not exist
+    checkpoint.forget_after(workdir, 0)  # the folder of the best states does not exist
     assert not (workdir / checkpoint.BEST).exists()
 
 
@@ -205,9 +199,7 @@ def test_the_newest_before_a_step(workdir):
     for before, step in ((10, 9), (9, 5), (6, 5)):
         found = checkpoint.restore(workdir, state_of(0), before=before)
         assert bits(found.state) == bits(state_of(step))
-    with pytest.raises(checkpoint.NoCheckpoint, match="before step 5") as caught:
-        checkpoint.restore(workdir, state_of(0), before=5)
-    one_line(caught)
+    refused(workdir, "no checkpoint in .* before step 5: .*", checkpoint.NoCheckpoint, before=5)
 
 
 @pytest.mark.parametrize("name", ["", "x", "05", "-1", "٣", "5.orbax-checkpoint-tmp", "9" * 200])
@@ -220,9 +212,7 @@ def test_what_is_no_step(tmp_path, name):
         assert checkpoint.steps(tmp_path) == [int(name)]
         return
     assert checkpoint.steps(tmp_path) == []
-    with pytest.raises(checkpoint.NoCheckpoint, match="no checkpoint in") as caught:
-        checkpoint.restore(tmp_path, state_of(0))
-    one_line(caught)
+    refused(tmp_path, "no checkpoint in .*", checkpoint.NoCheckpoint)
 
 
 def test_a_save_that_was_cut_off_leaves_nothing(workdir):
@@ -271,21 +261,17 @@ def test_200_flipped_bits(workdir):
     restored(workdir, 9)
 
 
-def test_flipped_bits_in_an_older_step_harm_nobody(workdir):
+def test_flipped_bits_in_an_older_step_harm_nobody_and_in_the_only_one_are_named(workdir):
     for _, path, byte, bit in flips(workdir, 5, 30):
         flip(path, byte, bit)
     restored(workdir, 9)
-
-
-def test_flipped_bits_in_the_only_step(workdir):
-    checkpoint.forget_after(workdir, 5, checkpoint.LAST)
-    number = len(files(workdir, 5))
-    for name, path, byte, bit in flips(workdir, 5, number):
+    for _, path, byte, bit in flips(workdir, 5, 30):
         flip(path, byte, bit)
-        with pytest.raises(ValueError, match=r"5 is damaged \(.*there is no intact one") as caught:
-            checkpoint.restore(workdir, state_of(0))
-        assert not isinstance(caught.value, checkpoint.NoCheckpoint)
-        assert name == manifest.NAME or f"({name}: SHA-256 differs)" in one_line(caught)
+    checkpoint.forget_after(workdir, 5, checkpoint.LAST)
+    for name, path, byte, bit in flips(workdir, 5, len(files(workdir, 5))):
+        flip(path, byte, bit)
+        problem = ".*" if name == manifest.NAME else f"{re.escape(name)}: SHA-256 differs"
+        refused(workdir, rf".*5 is damaged \({problem}\), and there is no intact one before it")
         flip(path, byte, bit)
     restored(workdir, 5)
 
@@ -331,9 +317,8 @@ def test_files_swapped_between_steps(workdir):
         path.write_bytes(theirs)
         restored(workdir, 5, [(9, manifest.problem(folder))])
         other.write_bytes(mine)
-        with pytest.raises(ValueError, match="9 is damaged") as caught:
-            checkpoint.restore(workdir, state_of(0))
-        assert name == manifest.NAME or name in one_line(caught)
+        problem = ".*" if name == manifest.NAME else f".*{re.escape(name)}.*"
+        refused(workdir, rf".*9 is damaged \({problem}\), and there is no intact one before it")
         path.write_bytes(mine)
         other.write_bytes(theirs)
         swapped += 1
@@ -347,9 +332,7 @@ def test_steps_under_wrong_numbers(workdir):
     restored(workdir, 5, [(12, "it holds step 9")])
     (path / "5").rename(path / "9")
     (path / "12").rename(path / "5")
-    with pytest.raises(ValueError, match=r"9 is damaged \(it holds step 5\)") as caught:
-        checkpoint.restore(workdir, state_of(0))
-    one_line(caught)
+    refused(workdir, r".*9 is damaged \(it holds step 5\), and there is no intact one before it")
 
 
 def test_extra_files_and_links(workdir):
@@ -387,18 +370,14 @@ def test_damaged_steps_are_replaced_by_the_run_that_goes_on(workdir):
     ],
 )
 def test_another_model(workdir, change, difference):
-    with pytest.raises(ValueError, match="belongs to another model") as caught:
-        checkpoint.restore(workdir, state_of(0, **change))
     start = re.escape(f"checkpoint {workdir / checkpoint.LAST / '9'} belongs to another model: ")
-    assert re.fullmatch(start + difference, one_line(caught))
+    refused(workdir, start + difference, **change)
 
 
 def test_another_structure_of_the_same_leaves(workdir):
     state: Any = state_of(0)
-    trace = state.opt_state[0].trace
-    with pytest.raises(ValueError, match="9 cannot be read: ") as caught:
-        checkpoint.restore(workdir, state_of(0, opt_state={"0": {"trace": trace}}))
-    one_line(caught)
+    other = {"0": {"trace": state.opt_state[0].trace}}
+    refused(workdir, ".*9 cannot be read: .*", opt_state=other)
 
 
 def test_folders_of_another_making(workdir):
@@ -407,15 +386,12 @@ def test_folders_of_another_making(workdir):
     folder.mkdir()
     (folder / "weights").write_bytes(b"abc")
     manifest.write(folder)
-    with pytest.raises(ValueError, match=r"belongs to another model: params/.* is missing"):
-        checkpoint.restore(workdir, state_of(0))
+    refused(workdir, ".*belongs to another model: params/.* is missing")
     shutil.rmtree(folder)
     shutil.copytree(workdir / checkpoint.LAST / "9", folder)
     shutil.rmtree(folder / "progress")
     manifest.write(folder)
-    with pytest.raises(ValueError, match="12 cannot be read: ") as caught:
-        checkpoint.restore(workdir, state_of(0))
-    one_line(caught)
+    refused(workdir, ".*12 cannot be read: .*")
 
 
 # Saves that fail.
@@ -559,16 +535,9 @@ def in_a_small_disk(folder, megabytes, call):
     if tried.returncode:
         pytest.skip(f"no disk of its own: {tried.stderr.strip()}")
     script = f"import sys, test_checkpoint; test_checkpoint.{call}"
+    shell = f'{mount} && exec "$1" -c "$2" "$0"'
     return subprocess.run(
-        [
-            *NAMESPACE,
-            "sh",
-            "-c",
-            f'{mount} && exec "$1" -c "$2" "$0"',
-            folder,
-            sys.executable,
-            script,
-        ],
+        [*NAMESPACE, "sh", "-c", shell, folder, sys.executable, script],
         cwd=Path(__file__).parent,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,

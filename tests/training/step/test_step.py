@@ -18,7 +18,6 @@ from dh2l_jax.data.batches.feed import CropOptions, Resident
 from dh2l_jax.data.batches.order import epoch_order
 from dh2l_jax.data.datasets import Dataset
 from dh2l_jax.hierarchy.scores import summarize
-from dh2l_jax.regularizers import transform
 from dh2l_jax.training import loop
 from dh2l_jax.training.config import (
     Config,
@@ -337,21 +336,6 @@ def test_mask_covers_kernels_and_head_vectors():
     for path, decays in mask:
         last = path[-1].key
         assert decays == (last == "kernel" or last.startswith(("surface", "center"))), path
-
-
-def test_regularizer_as_a_link_of_an_optax_chain():
-    params = {"dense": {"kernel": jax.random.normal(jax.random.key(0), (8, 4))}}
-
-    def penalty(params):
-        return 0.1 * dh2l.weight_energy(params, "d_am_cos")
-
-    gradients = jax.tree.map(jnp.ones_like, params)
-    chain = optax.chain(transform.add_gradient_of(penalty), optax.sgd(0.1))
-    found, _ = jax.jit(chain.update)(gradients, chain.init(params), params)
-    total = jax.tree.map(jnp.add, gradients, jax.jit(jax.grad(penalty))(params))
-    chex.assert_trees_all_close(found, jax.tree.map(lambda g: -0.1 * g, total), rtol=1e-6)
-    with pytest.raises(ValueError, match="parameters are needed"):
-        chain.update(gradients, chain.init(params))
 
 
 def test_held_out_runs_never_touch_the_test_images():
