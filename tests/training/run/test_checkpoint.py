@@ -7,7 +7,6 @@ import os
 import random
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import types
@@ -22,6 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
+from support.programs import finish, free_port, started
 
 from dh2l_jax.training.run import checkpoint, manifest
 from dh2l_jax.training.step.state import TrainState
@@ -609,25 +609,12 @@ def one_of_two(index, port, folder):
 
 def test_two_processes(tmp_path):
     """The first writes and reads; both have the same state, and the same errors."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     script = "import sys, test_checkpoint as t; t.one_of_two(int(sys.argv[1]), *sys.argv[2:])"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_NUM_CPU_DEVICES": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(index), str(port), tmp_path],
-            cwd=Path(__file__).parent,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    results = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], results
-    first, second = (json.loads(out.splitlines()[-1]) for out, _ in results)
+    port, here = str(free_port()), str(Path(__file__).parent)
+    path = os.pathsep.join([here, *sys.path])
+    programs = [("-c", script, str(index), port, tmp_path) for index in range(2)]
+    with started(programs, tmp_path / "out", devices=1, PYTHONPATH=path) as processes:
+        first, second = map(json.loads, finish(processes, tmp_path / "out", 120))
     assert first == second
     path = tmp_path / "0"
     assert first[0].startswith(f"no checkpoint in {path / checkpoint.LAST}")

@@ -79,47 +79,81 @@ def test_flipped_bits(folder):
     assert problem(folder) is None
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_files_that_are_cut_grow_go_or_become_something_else(folder, name):
-    path, data = folder / name, FILES[name]
-    for other in {data[: len(data) // 2], data + b"\0", bytes(len(data) or 1), b""} - {data}:
-        path.write_bytes(other)
-        assert problem(folder) == f"{name}: SHA-256 differs"
-    path.unlink()
-    assert problem(folder) == f"{name} is missing"
-    path.mkdir()
-    assert problem(folder) == f"{name} is missing"
-    path.rmdir()
-    os.mkfifo(path)
-    assert problem(folder) == f"{name} is no plain file"
-    path.unlink()
-    (folder.parent / "outside").write_bytes(data)
-    path.symlink_to(folder.parent / "outside")
-    assert problem(folder) == f"{name} is no plain file"
-    path.unlink()
-    path.symlink_to("nowhere")
-    assert problem(folder) == f"{name} is no plain file"
+def put(name, what):
+    """A change of a folder: bytes, a thing or a link's target stands there, or nothing."""
+
+    def change(folder):
+        path, copy = folder / name, folder.parent / "copy"
+        if path.is_file():
+            path.rename(copy)
+        match what:
+            case bytes():
+                path.write_bytes(what)
+            case "pipe":  # to open it would hang
+                os.mkfifo(path)
+            case "folder":
+                path.mkdir()
+            case str():
+                path.symlink_to(what)
+
+    return change
 
 
-def test_swapped_and_extra_files(folder):
+def swap(folder):
     (folder / "a").rename(folder / "c")
     (folder / "deep" / "below" / "b").rename(folder / "a")
     (folder / "c").rename(folder / "deep" / "below" / "b")
-    assert problem(folder) == "a: SHA-256 differs"
-    (folder / "deep" / "extra").touch()
-    assert problem(folder) == "deep/extra is not listed"
-    (folder / "deep" / "extra").unlink()
-    (folder / "line\nbreak").touch()
-    assert problem(folder) == r"'line\nbreak' is not listed"
-    (folder / "line\nbreak").unlink()
-    (folder / "link").symlink_to(folder.parent)
-    assert problem(folder) == "link is not listed"
 
 
-def test_folders_below_that_lead_elsewhere(folder):
+def move_out(folder):
     (folder / "deep").rename(folder.parent / "outside")
     (folder / "deep").symlink_to(folder.parent / "outside")
-    assert problem(folder) == "deep/below/b is missing"
+
+
+OTHERS = {
+    "missing": (None, "folder"),
+    "no plain file": ("pipe", "../copy", "../../../copy", "none"),
+}
+CHANGES = [
+    *(
+        (put(name, other), f"{name}: SHA-256 differs")
+        for name, data in FILES.items()
+        for other in sorted(
+            {data[: len(data) // 2], data + b"\0", bytes(len(data) or 1), b""} - {data}
+        )
+    ),
+    *((put(n, what), f"{n} is {told}") for told in OTHERS for n in FILES for what in OTHERS[told]),
+    (swap, "a: SHA-256 differs"),
+    (put("deep/extra", b""), "deep/extra is not listed"),
+    (put("line\nbreak", b""), r"'line\nbreak' is not listed"),
+    (put("link", ".."), "link is not listed"),
+    (move_out, "deep/below/b is missing"),
+    (put(manifest.NAME, None), "SHA256SUMS is missing"),
+    (put(manifest.NAME, "folder"), "SHA256SUMS is no plain file"),
+    (put(manifest.NAME, "pipe"), "SHA256SUMS is no plain file"),
+    (lambda f: os.truncate(f / manifest.NAME, 2**34), "SHA256SUMS is larger than 16,777,216 bytes"),
+]
+
+
+@pytest.mark.parametrize(("change", "expected"), CHANGES)
+def test_every_change_is_told(folder, change, expected):
+    change(folder)
+    assert problem(folder) == expected
+
+
+def test_folders_that_are_none(folder):
+    assert problem(folder / "nowhere") == "SHA256SUMS is missing"
+    assert problem(folder / "a") == "SHA256SUMS: Not a directory"
+
+
+@pytest.mark.parametrize("name", ["../outside", "deep/../a", "{}/outside", "./a"])
+def test_a_manifest_that_points_out_opens_nothing(folder, name):
+    outside = folder.parent / "outside"
+    os.mkfifo(outside)  # to open it would hang
+    name = name.format(folder.parent)
+    with (folder / manifest.NAME).open("a") as file:
+        file.write(f"{'0' * 64}  {name}\n")
+    assert problem(folder) == f"{name} is missing"
 
 
 @pytest.mark.parametrize(
@@ -142,32 +176,6 @@ def test_damaged_manifests(folder, change, expected):
     path = folder / manifest.NAME
     path.write_bytes(b"".join(change(path.read_bytes().splitlines(keepends=True))))
     assert problem(folder) == f"SHA256SUMS: {expected}"
-
-
-@pytest.mark.parametrize("name", ["../outside", "deep/../a", "{}/outside", "./a"])
-def test_a_manifest_that_points_out_opens_nothing(folder, name):
-    outside = folder.parent / "outside"
-    os.mkfifo(outside)  # to open it would hang
-    name = name.format(folder.parent)
-    with (folder / manifest.NAME).open("a") as file:
-        file.write(f"{'0' * 64}  {name}\n")
-    assert problem(folder) == f"{name} is missing"
-
-
-def test_manifests_that_are_no_file(folder):
-    path = folder / manifest.NAME
-    with path.open("r+b") as file:
-        file.truncate(2**34)
-    assert problem(folder) == "SHA256SUMS is larger than 16,777,216 bytes"
-    path.unlink()
-    assert problem(folder) == "SHA256SUMS is missing"
-    path.mkdir()
-    assert problem(folder) == "SHA256SUMS is no plain file"
-    path.rmdir()
-    os.mkfifo(path)
-    assert problem(folder) == "SHA256SUMS is no plain file"
-    assert problem(folder / "nowhere") == "SHA256SUMS is missing"
-    assert problem(folder / "a") == "SHA256SUMS: Not a directory"
 
 
 def test_a_disk_that_cannot_be_read_is_damage(folder, monkeypatch):
