@@ -29,7 +29,7 @@ IMAGENET = {
     "std": np.array([0.229, 0.224, 0.225], np.float32),
 }
 
-# Steps are counted in int32.
+# The highest step that the int32 of a state can count.
 LAST_STEP = 2**31 - 1
 
 
@@ -132,7 +132,7 @@ def build(
     steps = _steps(config, len(dataset.train_labels))
     schedule = optim.learning_rate(config.optim, steps, config.epochs)
     tx = optim.optimizer(config.optim, schedule)
-    # Explicit axes, the default of newer JAX, refuse the gather by a sharded index.
+    # Auto axes: explicit ones, the default of newer JAX, refuse the gather by a sharded index.
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     experiment = Experiment(config, dataset, split, model, tx, schedule, mesh, pretrained)
     check_sizes(dataset.train_images, experiment.crop, config.data.pad)

@@ -63,11 +63,9 @@ def train(
       OSError: something cannot be written; what was saved before is intact.
       ValueError: there are checkpoints, but none that is intact and of this experiment.
     """
-    start = time.perf_counter()
+    start, config, print_line = time.perf_counter(), experiment.config, line_printer(console)
     train_feed, test_feed = experiment.feeds()
     scores_of = make_evaluator(experiment, test_feed)
-    config = experiment.config
-    print_line = line_printer(console)
     state, progress = _begin(experiment, workdir, print_line)
     step = _train_step(experiment, train_feed, int(state.step), print_line, profile)
     steps = config.epochs * experiment.steps_per_epoch
@@ -79,18 +77,7 @@ def train(
         progress.best = keep_better(workdir, state, config.epochs, scores, progress.best)
     with checkpoint.tell_what_is_kept(workdir):
         write_confusion(workdir, scores)
-    result = {
-        **scores,
-        **({"best": progress.best} if progress.best else {}),
-        "last_epoch": progress.last_epoch,
-        **({"rollbacks": progress.rollbacks} if progress.rollbacks else {}),
-        **_final_terms(experiment, state),
-        "parameters": sum(p.size for p in jax.tree.leaves(state.params)),
-        "steps": int(state.step),
-        "seconds": round(time.perf_counter() - start, 2),
-        "versions": versions(),
-    }
-    with checkpoint.tell_what_is_kept(workdir):
+        result = _result(experiment, state, progress, scores, start)
         write_json(workdir / RESULT, result)
     return result
 
@@ -198,6 +185,27 @@ def _train_step(
         return profiling.annotate(jitted)
     total = config.epochs * experiment.steps_per_epoch
     return profiling.record(jitted, min(done + profiling.PROFILED, total), profile, print_line)
+
+
+def _result(
+    experiment: Experiment,
+    state: TrainState,
+    progress: Progress,
+    scores: dict[str, Any],
+    start: float,
+) -> dict[str, Any]:
+    """What a run has come to, as JSON values; `start` is when it began, by `perf_counter`."""
+    return {
+        **scores,
+        **({"best": progress.best} if progress.best else {}),
+        "last_epoch": progress.last_epoch,
+        **({"rollbacks": progress.rollbacks} if progress.rollbacks else {}),
+        **_final_terms(experiment, state),
+        "parameters": sum(p.size for p in jax.tree.leaves(state.params)),
+        "steps": int(state.step),
+        "seconds": round(time.perf_counter() - start, 2),
+        "versions": versions(),
+    }
 
 
 def _final_terms(experiment: Experiment, state: TrainState) -> dict[str, Any]:

@@ -206,4 +206,4 @@ def _on_abort(line: str, code: int) -> None:
     _handlers.append(handler)
 
 
-_handlers: list[Callable] = []  # C does not keep them alive
+_handlers: list[Callable] = []  # kept here, since C holds no more than their addresses

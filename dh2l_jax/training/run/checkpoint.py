@@ -46,7 +46,7 @@ __all__ = [
 LAST, BEST = "checkpoints", "checkpoints_best"
 """Folders of the last states of a run, and of the best on held-out images."""
 
-# Below a folder of steps: what is being written, and what is being deleted.
+# The folder, below that of the steps, for what is being written and what is being deleted.
 _UNFINISHED = "unfinished"
 
 

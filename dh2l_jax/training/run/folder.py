@@ -115,7 +115,7 @@ def opened(workdir: Path, config: Config) -> Iterator[None]:
         for path in leftovers(workdir):
             path.unlink()
         if not is_run(workdir):
-            # Left out: where a run runs is said anew by each command that goes on with it.
+            # The processes are left out: each command that goes on with the run names its own.
             alone = dataclasses.replace(config, distributed=DistributedConfig())
             write_json(workdir / CONFIG, to_dict(alone))
         yield
