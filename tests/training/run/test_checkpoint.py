@@ -229,50 +229,57 @@ def test_a_save_that_was_cut_off_leaves_nothing(workdir):
 # Damage.
 
 
-def flips(workdir, step, number):
-    """Single bits, spread over all files of a step: file, byte, bit."""
-    rng, names = random.Random(0), list(files(workdir, step).items())
-    for i in range(number):
-        name, path = names[i % len(names)]
-        yield name, path, rng.randrange(path.stat().st_size), rng.randrange(8)
+RNG = random.Random(0)
 
 
-def flip(path, byte, bit):
-    with path.open("r+b") as file:
-        file.seek(byte)
-        value = file.read(1)[0]
-        file.seek(byte)
-        file.write(bytes([value ^ 1 << bit]))
+def flipped(data):
+    """With one bit flipped."""
+    byte, bit = RNG.randrange(len(data)), RNG.randrange(8)
+    return data[:byte] + bytes([data[byte] ^ 1 << bit]) + data[byte + 1 :]
 
 
-def test_200_flipped_bits(workdir):
-    """None is silent; the first of each file goes all the way through `restore`."""
-    folder, seen = workdir / checkpoint.LAST / "9", set()
-    for name, path, byte, bit in flips(workdir, 9, 200):
-        flip(path, byte, bit)
-        problem = manifest.problem(folder)
-        assert problem
-        assert name == manifest.NAME or problem == f"{name}: SHA-256 differs"
-        if name not in seen:
+DAMAGES = {
+    "flipped": flipped,
+    "truncated": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "zeroed": lambda data: bytes(len(data)),
+    "garbage": lambda data: RNG.randbytes(len(data)),
+    "longer": lambda data: data + b"\n",
+    "deleted": lambda data: None,
+}
+
+
+def damages(workdir, step, kind, times=1):
+    """Damages each file of a step in turn, and mends it: name, what the manifest says, time."""
+    for name, path in files(workdir, step).items():
+        data = path.read_bytes()
+        for time in range(times):
+            damaged = DAMAGES[kind](data)
+            path.unlink() if damaged is None else path.write_bytes(damaged)
+            problem = manifest.problem(workdir / checkpoint.LAST / str(step))
+            assert problem, f"{name} was {kind}, and nothing is told"
+            expected = f"{name} is missing" if damaged is None else f"{name}: SHA-256 differs"
+            assert name == manifest.NAME or problem == expected
+            yield name, problem, time
+            path.write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damage_of_every_file_in_turn(workdir, kind):
+    """None is silent; some of it goes all the way through `restore`."""
+    for _, problem, time in damages(workdir, 9, kind, times=20 if kind == "flipped" else 1):
+        if kind in ("flipped", "garbage", "deleted") and not time:
             restored(workdir, 5, [(9, problem)])
-        seen.add(name)
-        flip(path, byte, bit)
-    assert seen == files(workdir, 9).keys()
     restored(workdir, 9)
 
 
-def test_flipped_bits_in_an_older_step_harm_nobody_and_in_the_only_one_are_named(workdir):
-    for _, path, byte, bit in flips(workdir, 5, 30):
-        flip(path, byte, bit)
-    restored(workdir, 9)
-    for _, path, byte, bit in flips(workdir, 5, 30):
-        flip(path, byte, bit)
+def test_damage_of_an_older_step_harms_nobody_and_of_the_only_one_is_named(workdir):
+    for _ in damages(workdir, 5, "flipped"):
+        restored(workdir, 9)
     checkpoint.forget_after(workdir, 5, checkpoint.LAST)
-    for name, path, byte, bit in flips(workdir, 5, len(files(workdir, 5))):
-        flip(path, byte, bit)
-        problem = ".*" if name == manifest.NAME else f"{re.escape(name)}: SHA-256 differs"
+    for _, problem, _ in damages(workdir, 5, "flipped"):
+        problem = re.escape(problem)
         refused(workdir, rf".*5 is damaged \({problem}\), and there is no intact one before it")
-        flip(path, byte, bit)
     restored(workdir, 5)
 
 
@@ -280,30 +287,6 @@ def test_damage_is_a_warning_where_nobody_is_told(workdir):
     files(workdir, 9)["progress/metadata"].write_bytes(b"{}")
     with pytest.warns(UserWarning, match="progress/metadata: SHA-256 differs.*step 5 is used"):
         checkpoint.restore(workdir, state_of(0))
-
-
-DAMAGES = {
-    "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
-    "empty": lambda path: path.write_bytes(b""),
-    "zeroed": lambda path: path.write_bytes(bytes(path.stat().st_size)),
-    "garbage": lambda path: path.write_bytes(random.Random(0).randbytes(path.stat().st_size)),
-    "longer": lambda path: path.write_bytes(path.read_bytes() + b"\n"),
-    "deleted": lambda path: path.unlink(),
-}
-
-
-@pytest.mark.parametrize("kind", DAMAGES)
-def test_every_file_of_a_step_in_turn(workdir, kind):
-    for name, path in files(workdir, 9).items():
-        data = path.read_bytes()
-        DAMAGES[kind](path)
-        problem = manifest.problem(workdir / checkpoint.LAST / "9")
-        assert problem
-        assert problem.startswith(name) or name == manifest.NAME
-        if kind in ("garbage", "deleted"):
-            restored(workdir, 5, [(9, problem)])
-        path.write_bytes(data)
-    restored(workdir, 9)
 
 
 def test_files_swapped_between_steps(workdir):
@@ -347,7 +330,7 @@ def test_extra_files_and_links(workdir):
 
 
 def test_damaged_steps_are_replaced_by_the_run_that_goes_on(workdir):
-    DAMAGES["deleted"](files(workdir, 9)[manifest.NAME])
+    files(workdir, 9)[manifest.NAME].unlink()
     restored(workdir, 5, [(9, "SHA256SUMS is missing")])
     checkpoint.save(workdir, state_of(7), {"step": 7})
     restored(workdir, 7)
