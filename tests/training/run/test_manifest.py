@@ -1,5 +1,6 @@
 """Manifests: every change of a folder is told, and whatever a manifest holds is only read."""
 
+import contextlib
 import errno
 import hashlib
 import itertools
@@ -228,11 +229,10 @@ def test_only_plain_files_are_listed(folder):
         manifest.write(folder)
 
 
-def test_a_manifest_that_cannot_be_written_leaves_the_old_one(folder, monkeypatch):
-    """Each flush and the rename fail in turn."""
-    before = (folder / manifest.NAME).read_bytes()
+def test_all_is_on_disk_before_the_manifest_or_the_old_one_stays(folder, monkeypatch):
+    before, calls, folders = (folder / manifest.NAME).read_bytes(), [], 3
+    expected = ["fsync"] * (len(FILES) + 1 + folders + 1) + ["replace", "fsync"]
     (folder / "new").write_bytes(b"new")
-    calls = []
 
     def failing(name, turn):
         real = getattr(os, name)
@@ -245,18 +245,13 @@ def test_a_manifest_that_cannot_be_written_leaves_the_old_one(folder, monkeypatc
 
         return call
 
-    for turn in range(1, 100):
+    for turn in range(1, len(expected) + 2):
         calls.clear()
-        with monkeypatch.context() as patch:
+        with monkeypatch.context() as patch, contextlib.suppress(OSError):
             for name in ("fsync", "replace"):
                 patch.setattr(os, name, failing(name, turn))
-            try:
-                manifest.write(folder)
-                break
-            except OSError:
-                pass
-        renamed = "replace" in calls[:-1]
+            manifest.write(folder)
+        assert calls == expected[:turn]
+        renamed = turn > expected.index("replace") + 1
         assert ((folder / manifest.NAME).read_bytes() != before) == renamed
-    folders = 3
-    assert calls == ["fsync"] * (len(FILES) + 1 + folders + 1) + ["replace", "fsync"]
     assert problem(folder) is None
