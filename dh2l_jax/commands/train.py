@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import functools
 import json
 import shlex
 import signal
@@ -200,7 +199,7 @@ def know_all_before_writing(
     from dh2l_jax.training.host import processes, profiling
     from dh2l_jax.training.run import folder as run_folder
 
-    run_folder.check(folder, config)
+    run_folder.refuse_foreign_folder(folder, config)
     refuse_conflicts(config)
     if run_folder.is_finished(folder):
         return None
@@ -222,18 +221,17 @@ def default_workdir(given: Arguments) -> Path:
 def use_finished(given: Arguments, console: Console) -> None:
     """Evaluates, tests or exports the run in `--workdir`."""
     from dh2l_jax.training import finished
-    from dh2l_jax.training.run.console import print_scores
+    from dh2l_jax.training.run.console import line_printer, print_scores
 
-    tell = functools.partial(console.print, soft_wrap=True, markup=False)
-    workdir = Path(given.workdir or "")
+    print_line, workdir = line_printer(console), Path(given.workdir or "")
     if given.eval_only:
-        print_scores(console, finished.eval_only(workdir, tell))
+        print_scores(console, finished.eval_only(workdir, print_line))
     if given.test:
-        for name, scores in finished.test(workdir, tell).items():
+        for name, scores in finished.test(workdir, print_line).items():
             console.print(f"{name.replace('_', ' ')}:")
             print_scores(console, scores)
     if given.export:
-        tell(f"written: {finished.export(workdir, Path(given.export), tell)}")
+        print_line(f"written: {finished.export(workdir, Path(given.export), print_line)}")
 
 
 # What is printed.

@@ -344,7 +344,7 @@ def test_a_lost_process_ends_the_others(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(processes, "several", lambda: True)
     monkeypatch.setattr(processes, "abandon", ended.append)
     train.main(["--workdir", str(tmp_path / "run")])
-    assert ended == [5]
+    assert ended == [processes.LOST] == [commands.Exit.PROCESS_LOST] == [5]
     assert capsys.readouterr().err == f"train.py: error: {processes.LOST_LINE}\n"
     monkeypatch.setattr(processes, "several", lambda: False)
     with pytest.raises(ValueError, match="Gloo"):

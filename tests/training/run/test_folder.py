@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import train
+from dh2l_jax.files import write_atomically
 from dh2l_jax.training.config import Config, DistributedConfig, OptimConfig
 from dh2l_jax.training.run import checkpoint
 from dh2l_jax.training.run import folder as run_folder
@@ -25,6 +26,9 @@ def write_records(path, records=RECORDS):
 @pytest.mark.parametrize("step", [0, 4, 5, 9, 10, 99])
 def test_records_of_later_steps_and_half_lines_are_dropped(tmp_path, end, step):
     path = tmp_path / "metrics.jsonl"
+    keep_records(path, step)
+    assert read_records(path) == []
+    assert not path.exists(), "no records are no file"
     write_records(path)
     with path.open("ab") as file:
         file.write(end.encode("latin-1"))
@@ -34,12 +38,6 @@ def test_records_of_later_steps_and_half_lines_are_dropped(tmp_path, end, step):
     assert read_records(path) == kept
     append_record(path, {"step": 99})
     assert read_records(path) == [*kept, {"step": 99}]
-
-
-def test_no_records_are_none(tmp_path):
-    keep_records(tmp_path / "none", 3)
-    assert read_records(tmp_path / "none") == []
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -70,6 +68,46 @@ def test_a_full_disk_leaves_the_file_before(tmp_path, monkeypatch, name):
     with pytest.raises(OSError, match=r"result\.json cannot be written: No space left on device$"):
         write_text(path, "after")
     assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_planted_links_are_not_followed(tmp_path):
+    """Under the names that other programs would give their temporary files, and under our own."""
+    precious, folder = tmp_path / "precious", tmp_path / "run"
+    precious.write_text("letters")
+    folder.mkdir()
+    names = ["config.json", "metrics.jsonl", "result.json", "confusion.csv", "SHA256SUMS"]
+    for name in names:
+        (folder / f"{name}.tmp").symlink_to(precious)
+        (folder / f".{name}.tmp").symlink_to(precious)
+        (folder / name).symlink_to(precious)
+        write_text(folder / name, "ours")
+        assert not (folder / name).is_symlink()
+    (folder / ".0123456789abcdef.part").symlink_to(precious)
+    with run_folder.opened(tmp_path / "new", Config()):
+        pass
+    assert precious.read_text() == "letters"
+    assert len(list(folder.iterdir())) == 3 * len(names) + 1, "nothing is left behind"
+
+
+def test_a_file_is_made_as_the_umask_says(tmp_path):
+    (tmp_path / "opened").open("w").close()
+    write_text(tmp_path / "written", "")
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt, RuntimeError])
+def test_content_that_cannot_be_made_leaves_the_file_before(tmp_path, error):
+    def content(file):
+        file.write(b"half")
+        raise error("no more")
+
+    path = tmp_path / "file"
+    write_atomically(path, b"before")
+    with pytest.raises(error):
+        write_atomically(path, content)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"before"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
@@ -97,7 +135,7 @@ def test_a_run_goes_on_with_its_own_options_alone(tmp_path):
     assert run_folder.read_config(folder) == config
     other = Config(seed=3, optim=OptimConfig(lr=0.3))
     with pytest.raises(ValueError, match=r"optim\.lr is 0\.1 in the saved config, 0\.3"):
-        run_folder.check(folder, other)
+        run_folder.refuse_foreign_folder(folder, other)
 
 
 def test_a_killed_start_is_no_run(tmp_path):
@@ -105,11 +143,15 @@ def test_a_killed_start_is_no_run(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / ".lock").touch()
-    (folder / "config.json.tmp").write_text("{")
-    run_folder.check(folder, Config())
+    (folder / ".0123456789abcdef.part").write_text("{")
     (folder / "letter.txt").touch()
-    with pytest.raises(ValueError, match="exists already and is never overwritten"):
-        run_folder.check(folder, Config())
+    for ask in (run_folder.refuse_foreign_folder, lambda *a: run_folder.opened(*a).__enter__()):
+        with pytest.raises(ValueError, match="exists already and is never overwritten"):
+            ask(folder, Config())
+    (folder / "letter.txt").unlink()
+    run_folder.refuse_foreign_folder(folder, Config())
+    with run_folder.opened(folder, Config()):
+        assert sorted(path.name for path in folder.iterdir()) == [".lock", "config.json"]
 
 
 def test_a_second_run_in_a_folder_is_refused(tmp_path, capsys):
