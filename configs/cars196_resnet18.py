@@ -2,7 +2,7 @@
 
 python train.py --config configs/cars196_resnet18.py --set data.data_dir=DIR \
     --set model.pretrained=DIR/resnet18-5c106cde.pth
-python -m dh2l_jax.experiments table6 --data DIR --pretrained DIR --seeds 0 1 2
+dh2l tables table6 --data DIR --pretrained DIR --seeds 0 1 2
 
 The paper (Table 6): 86.05 %, l2 85.58 %, neither 85.10 %; ours: not run yet.
 """

@@ -2,7 +2,7 @@
 
 python train.py --config configs/cars196_resnet50.py --set data.data_dir=DIR \
     --set model.pretrained=DIR/resnet50-19c8e357.pth
-python -m dh2l_jax.experiments table6 --data DIR --pretrained DIR --seeds 0 1 2
+dh2l tables table6 --data DIR --pretrained DIR --seeds 0 1 2
 
 The paper (Table 6): 88.57 %, l2 87.92 %, neither 87.99 %; ours: not run yet.
 """

@@ -2,7 +2,7 @@
 
 python train.py --config configs/cifar100_resnet110.py --set data.data_dir=DIR
 python train.py --config configs/cifar100_resnet110.py --set data.data_dir=DIR --variant factored
-python -m dh2l_jax.experiments table2 --data DIR --seeds 0 1 2
+dh2l tables table2 --data DIR --seeds 0 1 2
 
 The paper (Table 2): 74.26 %, l2 72.90 %, neither 62.02 %; ours: not run yet.
 """

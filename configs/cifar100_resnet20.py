@@ -2,7 +2,7 @@
 
 python train.py --config configs/cifar100_resnet20.py --set data.data_dir=DIR
 python train.py --config configs/cifar100_resnet20.py --set data.data_dir=DIR --variant factored
-python -m dh2l_jax.experiments table2 --data DIR --seeds 0 1 2        (also table3, table4)
+dh2l tables table2 --data DIR --seeds 0 1 2        (also table3, table4)
 
 The paper (Tables 2 and 3): 69.24 %, l2 68.03 %, neither 63.86 %; ours: not run yet.
 """

@@ -2,7 +2,7 @@
 
 python train.py --config configs/cifar10_resnet20.py --set data.data_dir=DIR
 python train.py --config configs/cifar10_resnet20.py --set data.data_dir=DIR --variant l2
-python -m dh2l_jax.experiments table1 --data DIR --seeds 0 1 2
+dh2l tables table1 --data DIR --seeds 0 1 2
 
 The paper (Table 1): 92.93 %, l2 92.21 %, neither 90.34 %; ours: not run yet.
 """

@@ -2,7 +2,7 @@
 
 python train.py --config configs/cub200_resnet18.py --set data.data_dir=DIR \
     --set model.pretrained=DIR/resnet18-5c106cde.pth
-python -m dh2l_jax.experiments table5 --data DIR --pretrained DIR --seeds 0 1 2
+dh2l tables table5 --data DIR --pretrained DIR --seeds 0 1 2
 
 The paper (Table 5): 76.14 %, l2 72.29 %, neither 72.17 %; ours: not run yet.
 """

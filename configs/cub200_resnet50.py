@@ -2,7 +2,7 @@
 
 python train.py --config configs/cub200_resnet50.py --set data.data_dir=DIR \
     --set model.pretrained=DIR/resnet50-19c8e357.pth
-python -m dh2l_jax.experiments table5 --data DIR --pretrained DIR --seeds 0 1 2
+dh2l tables table5 --data DIR --pretrained DIR --seeds 0 1 2
 
 The paper (Table 5): 77.32 %, l2 74.05 %, neither 74.21 %; ours: not run yet.
 """

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import sys
 
-from dh2l_jax.commands import COMMANDS, dispatch, run_command
+from dh2l_jax import __version__
+from dh2l_jax.commands import COMMANDS, Exit, dispatch, run_command
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; its exit code."""
-    return dispatch("dh2l", COMMANDS, run_command, arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    if words == ["--version"]:
+        print(f"dh2l_jax {__version__}")
+        return Exit.FINISHED
+    return dispatch("dh2l", COMMANDS, run_command, words)
 
 
 if __name__ == "__main__":

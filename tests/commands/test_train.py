@@ -82,6 +82,7 @@ def test_the_help_of_train_lists_every_option(capsys, monkeypatch, run):
     ("words", "expected"),
     [
         ("--help", "usage: dh2l COMMAND"),
+        ("--version", "dh2l_jax 0."),
         ("data --help", "usage: dh2l data COMMAND"),
         ("data prepare --help", "--manual-dir DIR"),
         ("data check -h", "FOLDER"),
