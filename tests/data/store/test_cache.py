@@ -261,5 +261,5 @@ def test_a_huge_image_is_refused_before_it_is_inflated():
         data = bytearray(encoded(huge))
         data[16:24] = struct.pack(">II", *size)
         data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
-        with pytest.raises(ValueError, match="expected a whole image, found: .* pixels"):
+        with pytest.raises(ValueError, match=r"expected a whole image, found: .* pixels"):
             decode(bytes(data))
