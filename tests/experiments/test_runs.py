@@ -316,6 +316,7 @@ def test_training_for_real(tmp_path, monkeypatch, own_process_settings):
     assert list((tmp_path / "compiled").iterdir())
 
 
+@pytest.mark.slow
 def test_another_seed_compiles_nothing(tmp_path, own_process_settings):
     """Seeds hold out other images: other means, weights and orders, but the same programs."""
     command._prepare_jax(tmp_path)

@@ -74,13 +74,13 @@ def birds_and(*names, folders=()):
     return build
 
 
-def linked(*names, **links):
-    """Images, and links from a name ("." written "__") to a target."""
+def linked(names, links):
+    """Images, and links {path: target}."""
 
     def build(root):
         write(root, *names)
         for name, target in links.items():
-            (root / name.replace("__", ".").replace("_", "/")).symlink_to(target)
+            (root / name).symlink_to(target)
 
     return build
 
@@ -157,17 +157,17 @@ PROBLEMS = {
     ),
     **{
         f"link to {target}": (
-            linked(*ROUND, a_link=target),
+            linked(ROUND, {"a/link": target}),
             {AGAIN: ["a/link is "], NO_TRAINING_IN: [""]},
         )
         for target in (".", "..", "../b", "../../root")
     },
     "test that is a link to train": (
-        linked("train/a/1.png", test="train"),
+        linked(["train/a/1.png"], {"test": "train"}),
         {AGAIN: ["test is train"], "no test images": [""]},
     ),
     "links to nothing and to themselves": (
-        linked("a/1.png", "a/2.png", a_gone__png="nowhere", a_self__png="self.png"),
+        linked(["a/1.png", "a/2.png"], {"a/gone.png": "nowhere", "a/self.png": "self.png"}),
         {"images that are links to nothing": ["a/gone.png", "a/self.png"]},
     ),
     "pipe": (pipe, {"images that are no files": ["a/3.png"]}),
