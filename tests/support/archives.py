@@ -180,10 +180,7 @@ def annotations(rows, fields=FIELDS, variable="annotations"):
 def cars():
     """The files of the extracted layout by relative path, and the examples by split and id."""
     files, examples = {}, {"train": {}, "test": {}}
-    tables = {
-        "train": "devkit/cars_train_annos.mat",
-        "test": "cars_test_annos_withlabels.mat",
-    }
+    tables = {"train": "devkit/cars_train_annos.mat", "test": "cars_test_annos_withlabels.mat"}
     for seed, split in enumerate(examples):
         rows = []
         for i, label in enumerate([0, 195, 3, 77, 77][seed:], 1):

@@ -12,17 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from support.folders import (
-    CSV,
-    FILE,
-    birds,
-    files,
-    flat_birds,
-    numbered,
-    picture,
-    remarks,
-    write,
-)
+from support.folders import CSV, FILE, birds, files, flat_birds, numbered, picture, remarks, write
 
 from dh2l_jax.data.folders import check
 from dh2l_jax.data.folders.scan import SUFFIXES, open_folder, scan
