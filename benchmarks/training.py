@@ -15,7 +15,7 @@ from rows import Ceilings, Row, compared
 from timing import Times, interleaved
 
 from dh2l_jax import Hierarchy, models
-from dh2l_jax.data.batches.feed import Cut, Feed, make_feed
+from dh2l_jax.data.batches.feed import CropOptions, Feed, make_feed
 from dh2l_jax.data.batches.order import epoch_order
 from dh2l_jax.data.datasets import Dataset
 from dh2l_jax.models import Network
@@ -176,7 +176,7 @@ def _job(depth: int, batch_size: int, reg: RegConfig) -> Job:
     grey = np.full(3, 0.5, np.float32)
     dataset = Dataset("noise", images, labels, images[:10], labels[:10], _tree(), (grey, grey))
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    cut = Cut((SIDE, SIDE), 4, True, batch_size)
+    cut = CropOptions((SIDE, SIDE), 4, True, batch_size)
     feed = make_feed(images, labels, cut, mesh, device_gb=1.0)
     model = models.create(f"resnet{depth}", hierarchy=_tree())
     tx = optim.optimizer(OptimConfig(), optax.constant_schedule(0.1))

@@ -55,11 +55,11 @@ class LoopTrainer:
         from rich.console import Console
 
         from dh2l_jax.training import loop
-        from dh2l_jax.training.run.folder import check, opened
+        from dh2l_jax.training.run.folder import opened, refuse_foreign_folder
 
         experiment = loop.build(config)
         try:
-            check(workdir, config)
+            refuse_foreign_folder(workdir, config)
         except ValueError:  # the folder holds no run, or another one
             shutil.rmtree(workdir)
         with opened(workdir, config), (workdir / LOG).open("a", encoding="utf-8") as file:

@@ -11,17 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from dh2l_jax.experiments.plan.settings import Setting, Weights
-from dh2l_jax.training.config import Config, from_dict
-from dh2l_jax.training.config.options import flat
+from dh2l_jax.training.config import Config, from_dict, identity
+from dh2l_jax.training.run.folder import BEST, CONFIG, LAST, RESULT, TEST
 
-__all__ = ["BEST", "LAST", "Run", "RunResult", "check_result", "check_test", "read"]
-
-# The files of a run's folder, as training.loop writes them.
-CONFIG, RESULT, TEST = "config.json", "result.json", "test.json"
-# The states that test.json has scores of.
-LAST, BEST = "last", "best_on_validation"
-# Options that change neither what is trained nor on what.
-NOT_IDENTITY = ("checkpoint_every", "data.data_dir", "data.cache_dir", "data.device_gb")
+__all__ = ["Run", "RunResult", "check_result", "check_test", "read"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,20 +73,6 @@ class RunResult:
     def test_accuracy(self, state: str) -> float | None:
         """Accuracy on the classes of the test images, of the state `LAST` or `BEST`."""
         return self.test[state]["accuracy"][-1] if self.test else None
-
-
-def identity(config: Config) -> dict[str, Any]:
-    """The options that make a run what it is: all but where files lie and how images are kept.
-
-    Those at their defaults are left out, so a run outlives an option that is added later.
-    """
-    values, defaults = dict(flat(config)), dict(flat(Config()))
-    values["model.pretrained"] = Path(config.model.pretrained).name
-    return {
-        key: value
-        for key, value in values.items()
-        if value != defaults[key] and key not in NOT_IDENTITY
-    }
 
 
 def read(folder: Path, run: Run) -> RunResult:

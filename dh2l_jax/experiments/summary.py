@@ -9,7 +9,7 @@ from dh2l_jax.experiments import statistics
 from dh2l_jax.experiments.plan.settings import Setting
 from dh2l_jax.experiments.plan.tables import Cell, Table
 from dh2l_jax.experiments.runner import SettingResult
-from dh2l_jax.experiments.runs import BEST, LAST
+from dh2l_jax.training.run.folder import BEST, LAST
 
 __all__ = ["Summary", "comparisons", "summarize", "test_images"]
 

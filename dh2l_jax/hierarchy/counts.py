@@ -19,15 +19,15 @@ from jax.typing import ArrayLike
 from dh2l_jax.checks import as_float, integers, mask
 from dh2l_jax.hierarchy.tree import Hierarchy
 
-__all__ = ["RANKS", "Tally", "tally"]
+__all__ = ["RANKS", "Counts", "count"]
 
 RANKS = 20
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Tally:
-    """Sums over images; `a + b` is the tally of both, so batches, devices and hosts add up.
+class Counts:
+    """Sums over images; `a + b` are the counts of both, so batches, devices and hosts add up.
 
     Counts are int32 and exact. The one that grows fastest, `path_nodes`, stays right while
     images · L(L + 1)/2 < 2³¹: 143 million images on five levels.
@@ -58,18 +58,18 @@ class Tally:
     path_common: jax.Array
     confusion: jax.Array | None
 
-    def __add__(self, other: Tally) -> Tally:
+    def __add__(self, other: Counts) -> Counts:
         return jax.tree.map(operator.add, self, other)
 
     @classmethod
-    def zero(cls, hierarchy: Hierarchy, *, confusion: bool = True) -> Tally:
-        """The tally of no images, from which a sum starts."""
-        count = functools.partial(tally, hierarchy=hierarchy, confusion=confusion)
-        shapes = jax.eval_shape(count, jnp.zeros((1, hierarchy.num_classes)), jnp.zeros(1, int))
+    def zero(cls, hierarchy: Hierarchy, *, confusion: bool = True) -> Counts:
+        """The counts of no images, from which a sum starts."""
+        counts = functools.partial(count, hierarchy=hierarchy, confusion=confusion)
+        shapes = jax.eval_shape(counts, jnp.zeros((1, hierarchy.num_classes)), jnp.zeros(1, int))
         return jax.tree.map(jnp.zeros_like, shapes)
 
 
-def tally(
+def count(
     logits: ArrayLike,
     labels: ArrayLike,
     hierarchy: Hierarchy,
@@ -77,7 +77,7 @@ def tally(
     where: ArrayLike | None = None,
     level_logits: Sequence[ArrayLike] | None = None,
     confusion: bool = True,
-) -> Tally:
+) -> Counts:
     """The sums of one batch, from which `summarize` computes every metric.
 
     Classes rank by their logits, the lower index first among equals. The independent prediction of
@@ -101,11 +101,11 @@ def tally(
     Three images in two batches, through one compiled function:
 
     >>> tree = Hierarchy.two_level([0, 0, 1])
-    >>> step = jax.jit(lambda total, *batch, where: total + tally(*batch, tree, where=where))
+    >>> step = jax.jit(lambda total, *batch, where: total + count(*batch, tree, where=where))
     >>> logits = jnp.array([[[3.0, 1, 2], [1, 3, 2]], [[2, 1, 3], [jnp.nan, 0, 0]]])
     >>> labels = jnp.array([[0, 0], [2, 0]])
     >>> where = jnp.array([[True, True], [True, False]])
-    >>> total = Tally.zero(tree)
+    >>> total = Counts.zero(tree)
     >>> for i in range(2):
     ...     total = step(total, logits[i], labels[i], where=where[i])
     >>> total.images.item(), total.hits.tolist()
@@ -118,7 +118,7 @@ def tally(
     truth = ancestors[:, labels]
     shared, right = ancestors[:, best] == truth[:, None], chosen == truth
     nodes, common = _path_sets(chosen, truth, hierarchy)
-    return Tally(
+    return Counts(
         images=_total(where, where),
         loss=jnp.sum(_cross_entropy(logits, labels), dtype=jnp.float32, where=where),
         hits=_total(shared[:, 0], where),

@@ -1,6 +1,6 @@
 """The numbers of hierarchical evaluation, from exact sums over images.
 
-`tally` counts a batch, tallies add up, and `summarize` divides; `evaluate` does all of it for
+`count` counts a batch, counts add up, and `summarize` divides; `evaluate` does all of it for
 arrays at hand.
 
 References:
@@ -23,17 +23,19 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from dh2l_jax.hierarchy.counts import RANKS, Tally, tally
+from dh2l_jax.hierarchy.counts import RANKS, Counts, count
 from dh2l_jax.hierarchy.tree import Hierarchy
 
-__all__ = ["Tally", "evaluate", "summarize", "tally", "tree_order"]
+__all__ = ["Counts", "count", "evaluate", "summarize", "tree_order"]
+
+Tally, tally = Counts, count  # the names of 0.1
 
 DISTANCE_RANKS = (1, 5, RANKS)
 
-_jitted_tally = jax.jit(tally, static_argnames=("hierarchy", "confusion"))
+_jitted_count = jax.jit(count, static_argnames=("hierarchy", "confusion"))
 
 
-def summarize(sums: Tally, hierarchy: Hierarchy) -> dict[str, Any]:
+def summarize(sums: Counts, hierarchy: Hierarchy) -> dict[str, Any]:
     """Every metric as plain Python numbers, ready for JSON.
 
     The height of a lowest common ancestor is that of `Hierarchy.lca_height`: 0 for a class with
@@ -63,7 +65,7 @@ def summarize(sums: Tally, hierarchy: Hierarchy) -> dict[str, Any]:
       independent_accuracy, independent_hP, independent_hR, independent_hF1: as above, of the
         independent predictions.
       confusion: counts, rows true and columns predicted, both sorted by `tree_order`.
-      confusion_names: the classes in that order. Both only if the tally has a confusion matrix.
+      confusion_names: the classes in that order. Both only where the confusion matrix was counted.
 
     Raises:
       ValueError: no image was counted.
@@ -71,13 +73,13 @@ def summarize(sums: Tally, hierarchy: Hierarchy) -> dict[str, Any]:
     sums = jax.device_get(sums)
     n, L = int(sums.images), hierarchy.num_levels
     if n == 0:
-        raise ValueError("expected a tally of at least one image, found 0")
+        raise ValueError("expected counts of at least one image, found 0")
     hits, heights = sums.hits.tolist(), sums.rank_heights.tolist()
     mistakes = n - hits[-1]
     return {
         "images": n,
         "loss": float(sums.loss) / n,
-        "accuracy": [count / n for count in hits],
+        "accuracy": [number / n for number in hits],
         "top5": sum(sums.rank_hits[:5].tolist()) / n,
         "mistake_severity": heights[0] / mistakes if mistakes else 0.0,
         "hierarchical_distance": {
@@ -86,7 +88,7 @@ def summarize(sums: Tally, hierarchy: Hierarchy) -> dict[str, Any]:
         **_precision_recall("h", sum(hits), n * L, n * L),
         "full_path_accuracy": int(sums.full_paths) / n,
         "inconsistent_path_ratio": int(sums.inconsistent_paths) / n,
-        "independent_accuracy": [count / n for count in sums.independent_hits.tolist()],
+        "independent_accuracy": [number / n for number in sums.independent_hits.tolist()],
         **_precision_recall("independent_h", int(sums.path_common), int(sums.path_nodes), n * L),
         **({} if sums.confusion is None else _in_tree_order(sums.confusion, hierarchy)),
     }
@@ -101,7 +103,7 @@ def evaluate(
     level_logits: Sequence[ArrayLike] | None = None,
     confusion: bool = True,
 ) -> dict[str, Any]:
-    """`summarize` of the `tally` of arrays at hand; see both for arguments and results.
+    """`summarize` of the `count` of arrays at hand; see both for arguments and results.
 
     Raises:
       ValueError: shapes do not fit, a label is out of range, no image counts.
@@ -113,7 +115,7 @@ def evaluate(
     ([0.6666666666666666, 0.3333333333333333], 1.5, [[1, 1, 0], [0, 0, 1], [0, 0, 0]])
     """
     labels = np.asarray(labels)
-    sums = _jitted_tally(
+    sums = _jitted_count(
         logits, labels, hierarchy, where=where, level_logits=level_logits, confusion=confusion
     )
     outside = (labels < 0) | (labels >= hierarchy.num_classes)

@@ -1,4 +1,10 @@
-"""The epochs of a run: what sends the steps, and what looks at their results a step later."""
+"""The epochs of a run: what sends the steps, and what looks at their results a step later.
+
+Two generators work hand in hand. `Epochs._send` sends the steps of training and of the evaluations
+between, in order, one for each item that is taken; `Epochs._epoch` takes the items through
+`look_one_step_behind`. So the device always has a step to do, and the host never looks at the
+newest one: to wait for it would leave the device idle while the host thinks.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +25,7 @@ from dh2l_jax.data.batches.feed import Feed
 from dh2l_jax.data.batches.order import epoch_order
 from dh2l_jax.data.batches.placement import place
 from dh2l_jax.hierarchy import Hierarchy
-from dh2l_jax.hierarchy.scores import Tally, summarize
+from dh2l_jax.hierarchy.scores import Counts, summarize
 from dh2l_jax.training.config import Config
 from dh2l_jax.training.experiment import Experiment
 from dh2l_jax.training.host.processes import flags, several
@@ -38,42 +44,6 @@ __all__ = ["Epochs", "Evaluator", "Progress", "keep_better", "make_evaluator"]
 T = TypeVar("T")
 
 _copy = jax.jit(functools.partial(jax.tree.map, jnp.copy))
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluator:
-    """A function state → scores, on what a feed evaluates; `send` and `scores` are its halves.
-
-    Attributes:
-      experiment: of the states.
-      feed: of its test part.
-    """
-
-    experiment: Experiment
-    feed: Feed
-
-    def __call__(self, state: TrainState) -> dict[str, Any]:
-        """The scores; the host waits for them."""
-        return self.scores(last(one_late(self.send(state))))
-
-    def __len__(self) -> int:
-        """Number of steps of an evaluation."""
-        return -(-len(self.feed) // self.experiment.config.eval_batch_size)
-
-    def send(self, state: TrainState) -> Iterator[Tally]:
-        """Sends a step for each tally so far that is taken; the last is that of all images."""
-        tree, size = self.experiment.dataset.hierarchy, self.experiment.config.eval_batch_size
-        return tallies(self._step, state, self.feed, tree, size)
-
-    def scores(self, total: Tally) -> dict[str, Any]:
-        """What `evaluation.summarize` makes of a tally, with the name of the split."""
-        tree = self.experiment.dataset.hierarchy
-        nodes = [tree.size(level) for level in range(1, tree.num_levels + 1)]
-        return {"split": self.experiment.split, "nodes": nodes, **summarize(total, tree)}
-
-    @functools.cached_property
-    def _step(self):
-        return make_eval_step(self.experiment.model, self.experiment.dataset, self.feed)
 
 
 @dataclasses.dataclass
@@ -95,11 +65,11 @@ class Progress:
     rollbacks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
-class Sent(NamedTuple):
-    """What the device has been sent, ready or not.
+class Pending(NamedTuple):
+    """A step that the device has been sent, ready or not.
 
     Attributes:
-      result: of a training step, or the tally so far of an evaluation; None where the run stops.
+      result: a `StepResult`, or the counts so far of an evaluation; None where the run stops.
       state: after the step, where it has to be kept.
     """
 
@@ -109,19 +79,12 @@ class Sent(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Epochs:
-    """The epochs of a run.
-
-    Nothing here waits for the newest step: a step is looked at when the next one, or the first one
-    of an evaluation, has been sent.
+    """The epochs of a run: (state, progress) → the last state.
 
     Attributes:
-      experiment: what to train.
       feed: of training.
       evaluator: scores the epochs that `eval_every` names, but the last.
       step: the train step.
-      workdir: of the run.
-      log: of the run.
-      stop: whether to stop early.
     """
 
     experiment: Experiment
@@ -133,11 +96,9 @@ class Epochs:
     stop: Stop
 
     def __call__(self, state: TrainState, progress: Progress) -> TrainState:
-        """The last state. Every epoch ends with a line in metrics.jsonl and a checkpoint.
+        """The last state; the first one is used up, and the progress goes on.
 
-        Args:
-          state: after so many steps; used up.
-          progress: up to that step; goes on with it.
+        Every epoch ends with a line in metrics.jsonl and a checkpoint.
 
         Raises:
           NotFiniteError: a step gave NaN or ±∞; nothing of it is saved.
@@ -145,17 +106,17 @@ class Epochs:
           OSError: something cannot be written.
         """
         config, number = self.experiment.config, int(state.step)
-        ready = one_late(self._send(state, number))
+        ready = look_one_step_behind(self._send(state, number))
         self.log.start(number)
         for epoch in range(number // self.experiment.steps_per_epoch + 1, config.epochs + 1):
-            del state  # a copy of the last epoch's, and large
+            del state  # the copy from the epoch before is large
             state = self._epoch(epoch, ready, progress)
         return state
 
-    def _epoch(self, epoch: int, ready: Iterator[Sent], progress: Progress) -> TrainState:
+    def _epoch(self, epoch: int, ready: Iterator[Pending], progress: Progress) -> TrainState:
         """One epoch, or what is left of it, and its evaluation; the state at its end."""
         config, step = self.experiment.config, epoch * self.experiment.steps_per_epoch
-        # Asked for before the steps are sent: later it would have to wait for them.
+        # The learning rate is asked for before the steps are sent: later it would wait for them.
         rate, begin, before = self._rate(step, progress), time.perf_counter(), len(progress.history)
         state = self._steps(epoch, ready, progress)
         images = (len(progress.history) - before) * config.batch_size
@@ -165,8 +126,8 @@ class Epochs:
         record = {"epoch": epoch, "step": step, **progress.last_epoch, "lr": rate}
         record["images_per_second"] = speed
         if _evaluated(epoch, config):
-            tally = last(itertools.islice(ready, len(self.evaluator))).result
-            scores = self.evaluator.scores(tally)
+            counts = last_item(itertools.islice(ready, len(self.evaluator))).result
+            scores = self.evaluator.scores(counts)
             record |= {k: v for k, v in scores.items() if not k.startswith("confusion")}
             if self.experiment.split == "validation":
                 progress.best = keep_better(self.workdir, state, epoch, scores, progress.best)
@@ -178,36 +139,37 @@ class Epochs:
             raise self.stop.stopped(step)
         return state
 
-    def _steps(self, epoch: int, ready: Iterator[Sent], progress: Progress) -> TrainState:
+    def _steps(self, epoch: int, ready: Iterator[Pending], progress: Progress) -> TrainState:
         """Looks at the steps that are left of an epoch; the state after them."""
         end = epoch * self.experiment.steps_per_epoch
         number = end - self.experiment.steps_per_epoch + len(progress.history)
+        rate_of = functools.partial(self._rate, progress=progress)
         while True:
-            result, state = next(ready)
-            if result is None:
+            pending, state = next(ready)
+            if pending is None:
                 self._save(state, progress)
                 raise self.stop.stopped(number)
             number += 1
-            stepped = jax.device_get(result)
-            rate_of = functools.partial(self._rate, progress=progress)
-            check_finite(number, stepped.terms, stepped.finite, rate_of)
-            progress.history.append({name: v.item() for name, v in stepped.terms.items()})
-            self.stop.agreed |= bool(self.stop.signal if stepped.stop is None else stepped.stop)
+            result = jax.device_get(pending)
+            check_finite(number, result.terms, result.finite, rate_of)
+            progress.history.append({name: v.item() for name, v in result.terms.items()})
+            self.stop.agreed |= bool(self.stop.signal if result.stop is None else result.stop)
             self.log.step(epoch)
             if number == end:
                 return state
             if state is not None:
                 self._save(state, progress)
 
-    def _send(self, state: TrainState, number: int) -> Iterator[Sent]:
+    def _send(self, state: TrainState, number: int) -> Iterator[Pending]:
         """Sends a step for each item that is taken: of training, and of evaluations between."""
         config, steps = self.experiment.config, self.experiment.steps_per_epoch
-        # Copied: the state is donated to the first step.
+        # The key is copied: the state's own is used up by the first step.
         key = jax.random.wrap_key_data(state.key.copy())
         asked = flags(self.experiment.mesh) if several() else None
         start, first = number, number // steps + 1
         if any(_evaluated(epoch, config) for epoch in range(first, config.epochs)):
-            # Compiled now: later, the end of an epoch would have to wait for it to be noticed.
+            # The evaluation is compiled before the first step: at the end of an epoch, the host
+            # would be late to look at its last steps.
             next(self.evaluator.send(state))
 
         def batches(epoch: int) -> Iterator[tuple[Any, ...]]:
@@ -216,18 +178,18 @@ class Epochs:
             return self.feed.training(key, order, begin, epoch * steps - begin)
 
         # Order and plan of an epoch are sent an epoch ahead, so they are there when its turn comes.
-        feedings = ahead(map(batches, range(first, config.epochs + 1)))
+        feedings = one_ahead(map(batches, range(first, config.epochs + 1)))
         for epoch, feeding in enumerate(feedings, first):
             for batch in feeding:
                 number += 1
                 asks = asked(self.stop.signal is not None) if asked else None
-                state, stepped = self.step(number, state, *batch, stop=asks)
-                yield Sent(stepped, _copy(state) if self._kept(number) else None)
+                state, result = self.step(number, state, *batch, stop=asks)
+                yield Pending(result, _copy(state) if self._kept(number) else None)
                 if self.stop.agreed and number % steps:
-                    yield Sent(None, state)
+                    yield Pending(None, state)
                     return
             if _evaluated(epoch, config):
-                yield from map(Sent, self.evaluator.send(state))
+                yield from map(Pending, self.evaluator.send(state))
 
     def _kept(self, number: int) -> bool:
         """Whether a checkpoint follows the step."""
@@ -240,6 +202,42 @@ class Epochs:
 
     def _save(self, state: TrainState, progress: Progress) -> None:
         checkpoint.save(self.workdir, state, dataclasses.asdict(progress))
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """A function state → scores, on what a feed evaluates; `send` and `scores` are its halves."""
+
+    experiment: Experiment
+    feed: Feed
+
+    def __call__(self, state: TrainState) -> dict[str, Any]:
+        """The scores; the host waits for them."""
+        return self.scores(last_item(look_one_step_behind(self.send(state))))
+
+    def __len__(self) -> int:
+        """Number of steps of an evaluation."""
+        return -(-len(self.feed) // self.experiment.config.eval_batch_size)
+
+    def send(self, state: TrainState) -> Iterator[Counts]:
+        """Sends a step for each item that is taken; the last one counts all images."""
+        tree, size = self.experiment.dataset.hierarchy, self.experiment.config.eval_batch_size
+        return counts_so_far(self._step, state, self.feed, tree, size)
+
+    def scores(self, counts: Counts) -> dict[str, Any]:
+        """What `summarize` makes of the counts, with the name of the split."""
+        tree = self.experiment.dataset.hierarchy
+        nodes = [tree.size(level) for level in range(1, tree.num_levels + 1)]
+        return {"split": self.experiment.split, "nodes": nodes, **summarize(counts, tree)}
+
+    @functools.cached_property
+    def _step(self):
+        return make_eval_step(self.experiment.model, self.experiment.dataset, self.feed)
+
+
+def make_evaluator(experiment: Experiment, feed: Feed | None = None) -> Evaluator:
+    """A function state → scores, on the test images or on those held out for validation."""
+    return Evaluator(experiment, feed or experiment.feeds()[1])
 
 
 def keep_better(
@@ -264,26 +262,26 @@ def _means(history: list[dict[str, float]], batch_size: int) -> dict[str, float]
     return means
 
 
-def tallies(
+def counts_so_far(
     eval_step: Callable, state: TrainState, feed: Feed, hierarchy: Hierarchy, batch_size: int
-) -> Iterator[Tally]:
-    """The tally so far after each batch; every image counts once. Taking one sends a step."""
-    zero = Tally.zero(hierarchy, confusion=hierarchy.num_classes <= MAX_CONFUSION)
-    # Placed as every later total is: another placement would compile the step twice.
+) -> Iterator[Counts]:
+    """The counts after each batch; every image counts once. Taking an item sends a step."""
+    zero = Counts.zero(hierarchy, confusion=hierarchy.num_classes <= MAX_CONFUSION)
+    # The zeros are placed as every later total is: otherwise the step would be compiled twice.
     total = place(zero, feed.replicated)
     for batch, where in feed.evaluation(batch_size):
         total = eval_step(state, total, where, *batch)
         yield total
 
 
-def one_late(sent: Iterable[T]) -> Iterator[T]:
+def look_one_step_behind(sent: Iterable[T]) -> Iterator[T]:
     """Each item once its arrays are ready, and not before the next one has been taken.
 
     Where taking an item sends a step, the device always has a step to do while the host looks at
     the results of the one before, and the host is never further ahead than that.
 
     >>> sent = (print(f"sent {step}") or step for step in range(3))
-    >>> for step in one_late(sent):
+    >>> for step in look_one_step_behind(sent):
     ...     print(f"looked at {step}")
     sent 0
     sent 1
@@ -292,10 +290,10 @@ def one_late(sent: Iterable[T]) -> Iterator[T]:
     looked at 1
     looked at 2
     """
-    return map(jax.block_until_ready, ahead(sent))
+    return map(jax.block_until_ready, one_ahead(sent))
 
 
-def ahead(items: Iterable[T]) -> Iterator[T]:
+def one_ahead(items: Iterable[T]) -> Iterator[T]:
     """Each item, but not before the next one has been taken."""
     before: list[T] = []
     for item in items:
@@ -304,11 +302,6 @@ def ahead(items: Iterable[T]) -> Iterator[T]:
     yield from before
 
 
-def last(items: Iterable[T]) -> T:
+def last_item(items: Iterable[T]) -> T:
     """The last of at least one item; the others are let go."""
     return collections.deque(items, maxlen=1).pop()
-
-
-def make_evaluator(experiment: Experiment, feed: Feed | None = None) -> Evaluator:
-    """A function state → scores, on the test images or on those held out for validation."""
-    return Evaluator(experiment, feed or experiment.feeds()[1])

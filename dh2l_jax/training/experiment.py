@@ -13,20 +13,21 @@ import numpy as np
 import optax
 
 from dh2l_jax.data import catalog, datasets
-from dh2l_jax.data.batches.feed import Cut, Feed, check_sizes, make_feed
+from dh2l_jax.data.batches.feed import CropOptions, Feed, check_sizes, make_feed
 from dh2l_jax.data.datasets import Dataset
 from dh2l_jax.models import Network, create
-from dh2l_jax.training.config import Config, conflicts
+from dh2l_jax.training.config import Config
+from dh2l_jax.training.config.conflicts import refuse_conflicts, refuse_conflicts_with_tree
 from dh2l_jax.training.step import optim
 from dh2l_jax.training.step.objective import make_regularizer
 from dh2l_jax.training.step.state import TrainState, init_state
 
 __all__ = ["Experiment", "build"]
 
-# What torchvision's ImageNet weights expect their pixels to be normalised by.
+# The mean and deviation of pixels that torchvision's ImageNet weights were trained with.
 IMAGENET = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
-# Steps are counted in int32.
+# The highest step that the int32 of a state can count.
 LAST_STEP = 2**31 - 1
 
 
@@ -35,12 +36,10 @@ class Experiment:
     """A config with everything that its strings stand for.
 
     Attributes:
-      config: where it comes from.
       dataset: its test part is what evaluation sees, see `split`.
       split: "test", or "validation" if images are held out of training.
-      model: the network.
       tx: the optimiser.
-      schedule: its learning rate.
+      schedule: the learning rate of each step.
       mesh: all devices, axis "data".
       pretrained: replaces random weights by those of `model.pretrained`; None keeps them.
     """
@@ -87,8 +86,10 @@ class Experiment:
     def feeds(self) -> tuple[Feed, Feed]:
         """The feeds of training and of evaluation."""
         data = self.config.data
-        cut = Cut(self.crop, data.pad, data.flip, self.config.batch_size)
-        make = functools.partial(make_feed, cut=cut, mesh=self.mesh, device_gb=data.device_gb)
+        options = CropOptions(self.crop, data.pad, data.flip, self.config.batch_size)
+        make = functools.partial(
+            make_feed, options=options, mesh=self.mesh, device_gb=data.device_gb
+        )
         train = make(self.dataset.train_images, self.dataset.train_labels)
         return train, make(self.dataset.test_images, self.dataset.test_labels)
 
@@ -101,7 +102,6 @@ def build(
     Whatever is wrong with the options, the images or the weights ends here, before a run begins.
 
     Args:
-      config: the options.
       split: what evaluation sees: "test", or "validation", the images that `data.holdout` takes
         from training; by default "validation" where there are such images. What is trained on, and
         the constants by which pixels are normalised, do not depend on it.
@@ -113,7 +113,7 @@ def build(
       OSError: a file of the data set or of the weights cannot be read.
     """
     if training:
-        conflicts.check(config)
+        refuse_conflicts(config)
     devices = jax.device_count()
     for name in ("batch_size", "eval_batch_size"):
         if getattr(config, name) % devices:
@@ -124,20 +124,20 @@ def build(
     split = split or ("validation" if config.data.holdout else "test")
     dataset = _dataset(config, split, progress)
     if training:
-        conflicts.check_tree(config, dataset.hierarchy)
+        refuse_conflicts_with_tree(config, dataset.hierarchy)
     model = _model(config, dataset)
-    make_regularizer(model.head, dataset.hierarchy, config.reg)  # names that do not exist end here
+    make_regularizer(model.head, dataset.hierarchy, config.reg)  # refuses unknown metrics
     steps = _steps(config, len(dataset.train_labels))
     schedule = optim.learning_rate(config.optim, steps, config.epochs)
     tx = optim.optimizer(config.optim, schedule)
-    # Explicit axes, the default of newer JAX, refuse the gather by a sharded index.
+    # Auto axes: explicit ones, the default of newer JAX, refuse the gather by a sharded index.
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     experiment = Experiment(config, dataset, split, model, tx, schedule, mesh, pretrained)
     check_sizes(dataset.train_images, experiment.crop, config.data.pad)
     check_sizes(dataset.test_images, experiment.crop)
     if training:
         _check_pad(config.data.pad, min(experiment.crop))
-        experiment.init(abstract=True)  # ends here if images or weights do not fit the network
+        experiment.init(abstract=True)  # refuses images or weights that do not fit the network
     return experiment
 
 

@@ -9,39 +9,31 @@ from dh2l_jax.models import TORCHVISION, HierarchicalHead, TorchvisionResNet
 from dh2l_jax.training.epochs import make_evaluator
 from dh2l_jax.training.experiment import build
 from dh2l_jax.training.run import checkpoint
-from dh2l_jax.training.run.console import Tell
-from dh2l_jax.training.run.folder import TEST, read_config
+from dh2l_jax.training.run.console import PrintLine
+from dh2l_jax.training.run.folder import BEST, LAST, TEST, read_config
 from dh2l_jax.training.run.records import CONFUSION, write_confusion, write_json
 
 __all__ = ["eval_only", "export", "test"]
 
 
-def eval_only(workdir: Path, tell: Tell | None = None) -> dict[str, Any]:
+def eval_only(workdir: Path, print_line: PrintLine | None = None) -> dict[str, Any]:
     """The scores of the last state of a run, on what it was evaluated on.
 
-    Args:
-      workdir: of the run.
-      tell: called with a line where a checkpoint is damaged and an older one takes its place.
+    `print_line` names a checkpoint that is damaged, so that an older one takes its place.
 
     Raises:
       ValueError: the folder holds no finished run, or its checkpoint does not fit its config.
     """
     experiment = build(read_config(workdir), training=False)
-    saved = checkpoint.restore(workdir, experiment.init(abstract=True), tell=tell)
+    saved = checkpoint.restore(workdir, experiment.init(abstract=True), print_line=print_line)
     return make_evaluator(experiment)(saved.state)
 
 
-def test(workdir: Path, tell: Tell | None = None) -> dict[str, Any]:  # noqa: PT028 (no test)
+def test(workdir: Path, print_line: PrintLine | None = None) -> dict[str, Any]:  # noqa: PT028 (no test)
     """Evaluates what a run with held-out images saved on the test set, and writes test.json.
 
-    Nothing before this reads the test images; call it once every choice has been made.
-
-    Args:
-      workdir: of the run.
-      tell: as in `eval_only`.
-
-    Returns:
-      {"last": scores, "best_on_validation": scores}.
+    Nothing before this reads the test images; call it once every choice has been made. The result
+    is {"last": scores, "best_on_validation": scores}.
 
     Raises:
       ValueError: the folder holds no finished run, or one without held-out images.
@@ -52,20 +44,16 @@ def test(workdir: Path, tell: Tell | None = None) -> dict[str, Any]:  # noqa: PT
     experiment = build(config, split="test", training=False)
     scores_of, like = make_evaluator(experiment), experiment.init(abstract=True)
     result = {}
-    for name, folder in (("last", checkpoint.LAST), ("best_on_validation", checkpoint.BEST)):
-        result[name] = scores_of(checkpoint.restore(workdir, like, folder, tell=tell).state)
+    for name, folder in ((LAST, checkpoint.LAST), (BEST, checkpoint.BEST)):
+        saved = checkpoint.restore(workdir, like, folder, print_line=print_line)
+        result[name] = scores_of(saved.state)
         write_confusion(workdir, result[name], f"test_{name}_{CONFUSION}")
     write_json(workdir / TEST, result)
     return result
 
 
-def export(workdir: Path, path: Path, tell: Tell | None = None) -> Path:
+def export(workdir: Path, path: Path, print_line: PrintLine | None = None) -> Path:
     """Writes the last state of a run as torchvision's state dict, in a safetensors file.
-
-    Args:
-      workdir: of the run.
-      path: of the file.
-      tell: as in `eval_only`.
 
     Raises:
       ValueError: the folder holds no finished run, or its network is not one of torchvision's.
@@ -82,7 +70,7 @@ def export(workdir: Path, path: Path, tell: Tell | None = None) -> Path:
             f"{workdir}: torchvision has no {experiment.config.model.name}; those that it has: "
             f"{', '.join(TORCHVISION)}"
         )
-    state = checkpoint.restore(workdir, experiment.init(abstract=True), tell=tell).state
+    state = checkpoint.restore(workdir, experiment.init(abstract=True), print_line=print_line).state
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     if not isinstance(model.head, HierarchicalHead):
         return export_safetensors(path, variables)

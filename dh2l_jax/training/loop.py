@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import json
-import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -23,26 +20,18 @@ from dh2l_jax.training.experiment import Experiment, build
 from dh2l_jax.training.host import profiling
 from dh2l_jax.training.host.signals import stop_requests
 from dh2l_jax.training.run import checkpoint
-from dh2l_jax.training.run.console import Log, Tell, print_scores
-from dh2l_jax.training.run.folder import CONFIG, METRICS, RESULT
+from dh2l_jax.training.run.console import Log, PrintLine, line_printer
+from dh2l_jax.training.run.folder import METRICS, RESULT
 from dh2l_jax.training.run.records import keep_records, versions, write_confusion, write_json
 from dh2l_jax.training.step.finite import NotFiniteError
 from dh2l_jax.training.step.objective import head_levels, make_objective, make_regularizer
 from dh2l_jax.training.step.state import TrainState
 from dh2l_jax.training.step.steps import make_train_step
 
-__all__ = [
-    "Experiment",
-    "build",
-    "describe",
-    "show_next_steps",
-    "show_result",
-    "train",
-]
-
+__all__ = ["Experiment", "build", "train"]
 
 MAX_ROLLBACKS = 10
-ROLLBACK_RATE = 0.5  # the learning rate after a roll-back, of the one before
+ROLLBACK_RATE = 0.5  # factor of the learning rate at each roll-back
 
 
 def train(
@@ -55,13 +44,8 @@ def train(
     equal in every bit to those of a run without, on the same devices and versions.
 
     Args:
-      experiment: what to train.
-      workdir: of the run, see `workdir.opened`.
-      console: where progress is shown.
+      workdir: kept for this run by `folder.opened`.
       profile: folder for the trace of one step; the run goes on after it.
-
-    Returns:
-      The result: accuracy at every level, every term, parameter count, seconds, versions.
 
     Raises:
       NotFiniteError: a step gave NaN or ±∞, and `on_nan` or too many roll-backs say to stop.
@@ -69,56 +53,45 @@ def train(
       OSError: something cannot be written; what was saved before is intact.
       ValueError: there are checkpoints, but none that is intact and of this experiment.
     """
-    start = time.perf_counter()
+    start, config, print_line = time.perf_counter(), experiment.config, line_printer(console)
     train_feed, test_feed = experiment.feeds()
     scores_of = make_evaluator(experiment, test_feed)
-    config = experiment.config
-    tell = functools.partial(console.print, soft_wrap=True, markup=False)
-    state, progress = _begin(experiment, workdir, tell)
-    step = _train_step(experiment, train_feed, int(state.step), tell, profile)
+    state, progress = _begin(experiment, workdir, print_line)
+    step = _train_step(experiment, train_feed, int(state.step), print_line, profile)
     steps = config.epochs * experiment.steps_per_epoch
     with Log(steps, config.batch_size, console=console) as log, stop_requests() as stop:
         epochs = Epochs(experiment, train_feed, scores_of, step, workdir, log, stop)
-        state, progress = _run(epochs, state, progress, tell)
+        state, progress = _run(epochs, state, progress, print_line)
     scores = scores_of(state)
     if experiment.split == "validation":
         progress.best = keep_better(workdir, state, config.epochs, scores, progress.best)
     with checkpoint.tell_what_is_kept(workdir):
         write_confusion(workdir, scores)
-    result = {
-        **scores,
-        **({"best": progress.best} if progress.best else {}),
-        "last_epoch": progress.last_epoch,
-        **({"rollbacks": progress.rollbacks} if progress.rollbacks else {}),
-        **_final_terms(experiment, state),
-        "parameters": sum(p.size for p in jax.tree.leaves(state.params)),
-        "steps": int(state.step),
-        "seconds": round(time.perf_counter() - start, 2),
-        "versions": versions(),
-    }
-    with checkpoint.tell_what_is_kept(workdir):
+        result = _result(experiment, state, progress, scores, start)
         write_json(workdir / RESULT, result)
     return result
 
 
-def _begin(experiment: Experiment, workdir: Path, tell: Tell) -> tuple[TrainState, Progress]:
+def _begin(
+    experiment: Experiment, workdir: Path, print_line: PrintLine
+) -> tuple[TrainState, Progress]:
     """The newest state on disk or, where there is none, the first; what came later is dropped."""
     try:
         like = experiment.init(abstract=True)
-        state, progress = checkpoint.restore(workdir, like, tell=tell)
+        state, progress = checkpoint.restore(workdir, like, print_line=print_line)
         progress = Progress(**progress)
     except checkpoint.NoCheckpoint:
         state, progress = experiment.init(), Progress()
     step = int(state.step)
     if step:
-        tell(f"goes on after step {step:,}")
+        print_line(f"goes on after step {step:,}")
     checkpoint.forget_after(workdir, step)
     keep_records(workdir / METRICS, step)
     return state, progress
 
 
 def _run(
-    epochs: Epochs, state: TrainState, progress: Progress, tell: Tell
+    epochs: Epochs, state: TrainState, progress: Progress, print_line: PrintLine
 ) -> tuple[TrainState, Progress]:
     """The end of the run; where numbers blow up, `on_nan` decides whether it goes back for it."""
     experiment = epochs.experiment
@@ -128,14 +101,14 @@ def _run(
         except NotFiniteError as error:
             if experiment.config.on_nan == "stop" or len(progress.rollbacks) == MAX_ROLLBACKS:
                 raise NotFiniteError(error.step, f"{error.what}; {_advice(epochs)}") from error
-            state, saved = _begin(experiment, epochs.workdir, tell)
+            state, saved = _begin(experiment, epochs.workdir, print_line)
             step, rate = int(state.step), progress.rate * ROLLBACK_RATE
             rollbacks = [*progress.rollbacks, {"from": error.step, "to": step, "why": error.what}]
             progress = dataclasses.replace(saved, rate=rate, rollbacks=rollbacks)
-            # Placed as it was, so that the step is not compiled again.
+            # The factor is placed as it was, so that the step is not compiled again.
             factor = place(np.float32(rate), state.rate.sharding)
             state = dataclasses.replace(state, rate=factor)
-            tell(f"{error}; back to step {step:,}, now with {rate:g} × the learning rate")
+            print_line(f"{error}; back to step {step:,}, now with {rate:g} × the learning rate")
 
 
 def _advice(epochs: Epochs) -> str:
@@ -147,52 +120,8 @@ def _advice(epochs: Epochs) -> str:
     return f"{kept}: lower optim.lr in another run, or go on with --set on_nan=rollback"
 
 
-def describe(experiment: Experiment, console: Console) -> None:
-    """One line on what is about to run."""
-    config, dataset = experiment.config, experiment.dataset
-    console.print(
-        f"{config.model.name}, {config.model.head} head on {dataset.hierarchy}, {dataset.name}: "
-        f"{len(dataset.train_labels):,} training images, {config.epochs} × "
-        f"{experiment.steps_per_epoch} steps of {config.batch_size}; {versions()['devices']}",
-        soft_wrap=True,
-        markup=False,
-    )
-
-
-def show_result(workdir: Path, console: Console) -> None:
-    """What the finished run in a folder has come to.
-
-    Raises:
-      ValueError: its result is damaged.
-    """
-    path = workdir / RESULT
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        print_scores(console, result)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is damaged: {error!r:.80}: remove it, and the run makes it anew"
-        ) from error
-    console.print(f"finished already; results in {workdir}/", soft_wrap=True, markup=False)
-
-
-def show_next_steps(
-    workdir: Path, result: dict[str, Any], console: Console, command: str = "python train.py"
-) -> None:
-    """Where the results are and what to try next; `command` trains what has just been trained."""
-    lines = [
-        f"{result['seconds']:.0f} s; results in {workdir}/ ({RESULT}, {METRICS}, {CONFIG})",
-        "Next:",
-        f"  python train.py --eval-only --workdir {shlex.quote(str(workdir))}",
-        f"  {command} --variant factored      the factored head without R, the control",
-        f"  {command} --variant l2      weight decay alone, the baseline",
-        f"  {command} --set reg.fc_metric=d_cos_hm --set seed=1      another metric, another seed",
-    ]
-    console.print("\n".join(lines), soft_wrap=True, markup=False)
-
-
 def _train_step(
-    experiment: Experiment, feed: Feed, done: int, tell: Tell, profile: Path | None
+    experiment: Experiment, feed: Feed, done: int, print_line: PrintLine, profile: Path | None
 ) -> profiling.Step:
     """The train step, one call of which is recorded if there is a folder for its profile."""
     config, dataset = experiment.config, experiment.dataset
@@ -201,7 +130,28 @@ def _train_step(
     if profile is None:
         return profiling.annotate(jitted)
     total = config.epochs * experiment.steps_per_epoch
-    return profiling.record(jitted, min(done + profiling.PROFILED, total), profile, tell)
+    return profiling.record(jitted, min(done + profiling.PROFILED, total), profile, print_line)
+
+
+def _result(
+    experiment: Experiment,
+    state: TrainState,
+    progress: Progress,
+    scores: dict[str, Any],
+    start: float,
+) -> dict[str, Any]:
+    """What a run has come to, as JSON values; `start` is when it began, by `perf_counter`."""
+    return {
+        **scores,
+        **({"best": progress.best} if progress.best else {}),
+        "last_epoch": progress.last_epoch,
+        **({"rollbacks": progress.rollbacks} if progress.rollbacks else {}),
+        **_final_terms(experiment, state),
+        "parameters": sum(p.size for p in jax.tree.leaves(state.params)),
+        "steps": int(state.step),
+        "seconds": round(time.perf_counter() - start, 2),
+        "versions": versions(),
+    }
 
 
 def _final_terms(experiment: Experiment, state: TrainState) -> dict[str, Any]:

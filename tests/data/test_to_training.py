@@ -9,7 +9,7 @@ from PIL import Image
 from support import archives
 
 import train
-from dh2l_jax.data.__main__ import main as data_main
+from dh2l_jax.commands.data import main as data_main
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.training import loop
 from dh2l_jax.training.config import from_dict

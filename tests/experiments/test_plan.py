@@ -22,7 +22,7 @@ from dh2l_jax.experiments.plan import tables
 from dh2l_jax.experiments.plan.settings import Options, Setting, Weights, config_of, recipe
 from dh2l_jax.hierarchy.published import taxonomy
 from dh2l_jax.training import loop
-from dh2l_jax.training.config import from_dict, override, to_dict
+from dh2l_jax.training.config import from_dict, identity, override, to_dict
 from dh2l_jax.training.step.objective import make_regularizer
 
 ALL_SETTINGS = list(
@@ -179,11 +179,11 @@ def test_identity_of_a_run():
     same = ("data.data_dir=x", "data.cache_dir=y", "data.device_gb=9")
     other = ("seed=1", "optim.lr=0.2", "data.fraction=0.5", "model.dtype=bfloat16", "epochs=7")
     for text in same:
-        assert runs.identity(override(config, text)) == runs.identity(config), text
+        assert identity(override(config, text)) == identity(config), text
     for text in other:
-        assert runs.identity(override(config, text)) != runs.identity(config), text
+        assert identity(override(config, text)) != identity(config), text
     here, there = (override(config, f"model.pretrained={d}/r.pth") for d in ("a", "b"))
-    assert runs.identity(here) == runs.identity(there) != runs.identity(config)
+    assert identity(here) == identity(there) != identity(config)
 
 
 @given(st.permutations([0.1, 0.1, 0.7, 0.7]), st.permutations(range(4)), st.integers(0, 4))

@@ -16,7 +16,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from oracle.tables import Fake, Killed, cells_of, check_reports, recompute, write_idx
 
-from dh2l_jax.experiments import __main__ as command
+from dh2l_jax.commands import tables as command
 from dh2l_jax.experiments import job, runner
 from dh2l_jax.experiments.plan import tables
 from dh2l_jax.experiments.plan.settings import Options, Setting, Weights, config_of
@@ -250,10 +250,7 @@ def test_the_picture_shows_the_figures(tmp_path, monkeypatch):
 )
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, arguments, message):
     words = arguments.replace("NONE", str(tmp_path / "none")).split()
-    try:
-        code = run(tmp_path / "out", *words)
-    except SystemExit as exit_:
-        code = exit_.code
+    code = run(tmp_path / "out", *words)
     captured = capsys.readouterr()
     assert (code, captured.out, captured.err.count("\n")) == (2, "", 1)
     assert message in captured.err

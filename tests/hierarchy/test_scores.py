@@ -17,14 +17,14 @@ from oracle import evaluation as oracle_evaluation
 
 from dh2l_jax import Hierarchy
 from dh2l_jax.data.batches.order import padded_batches
-from dh2l_jax.hierarchy.scores import Tally, evaluate, summarize, tally, tree_order
+from dh2l_jax.hierarchy.scores import Counts, count, evaluate, summarize, tree_order
 
 PARENTS = ((0, 0), (0, 1, 1, 0, 1), (0, 1, 1, 2, 4, 3, 4, 4, 2))
 TREE = Hierarchy.from_parents(PARENTS[1:])
 C = TREE.num_classes
 IMAGES = 12
 
-counted = jax.jit(tally, static_argnames=("hierarchy", "confusion"))
+counted = jax.jit(count, static_argnames=("hierarchy", "confusion"))
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -153,17 +153,17 @@ def test_by_hand():
 
 
 def make_step():
-    """total, batch → total + tally, the total's memory reused; a second trace is an error."""
+    """total, batch → total + counts, the total's memory reused; a second trace is an error."""
 
     @functools.partial(jax.jit, donate_argnums=0)
     @chex.assert_max_traces(n=1)
     def step(total, logits, labels, where):
-        return total + tally(logits, labels, TREE, where=where)
+        return total + count(logits, labels, TREE, where=where)
 
     return step
 
 
-def assert_same_tally(a, b):
+def assert_same_counts(a, b):
     a, b = jax.device_get((a, b))
     np.testing.assert_allclose(a.loss, b.loss, rtol=1e-6)
     chex.assert_trees_all_equal(dataclasses.replace(a, loss=b.loss), b)
@@ -178,10 +178,10 @@ def data(images=53, seed=1):
 def test_one_jitted_pass_over_padded_batches():
     chex.clear_trace_counter()
     logits, labels = data()
-    step, total = make_step(), Tally.zero(TREE)
+    step, total = make_step(), Counts.zero(TREE)
     for index, where in zip(*padded_batches(len(labels), 8), strict=True):
         total = step(total, logits[index], labels[index], where)
-    assert_same_tally(total, counted(logits, labels, TREE))
+    assert_same_counts(total, counted(logits, labels, TREE))
     assert_scores(
         summarize(total, TREE),
         oracle_evaluation.evaluate(PARENTS, logits.tolist(), labels.tolist()),
@@ -196,12 +196,12 @@ def small_step():
 
 
 @hypothesis.given(seed=seeds)
-def test_any_split_into_batches_in_any_order_gives_the_same_tally(seed):
+def test_any_split_into_batches_in_any_order_gives_the_same_counts(seed):
     logits, labels = data()
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(labels))
     cuts = np.unique(rng.integers(0, len(labels), 20))
-    total = Tally.zero(TREE)
+    total = Counts.zero(TREE)
     for part in np.split(order, cuts):
         for start in range(0, len(part), 8):
             index = np.resize(part[start : start + 8], 8)
@@ -209,7 +209,7 @@ def test_any_split_into_batches_in_any_order_gives_the_same_tally(seed):
             rows, truth = np.full((8, C), np.nan, np.float32), np.full(8, -7)
             rows[where], truth[where] = logits[index[: where.sum()]], labels[index[: where.sum()]]
             total = small_step()(total, rows, truth, where)
-    assert_same_tally(total, counted(logits, labels, TREE))
+    assert_same_counts(total, counted(logits, labels, TREE))
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
@@ -220,28 +220,28 @@ def test_masked_images_leave_no_trace(poison):
     hurt[~where], wrong[~where] = poison, 999
     clean = counted(logits, labels, TREE, where=where)
     chex.assert_trees_all_equal(counted(hurt, wrong, TREE, where=where), clean)
-    assert_same_tally(counted(logits[where], labels[where], TREE), clean)
+    assert_same_counts(counted(logits[where], labels[where], TREE), clean)
 
 
 def test_two_devices_count_as_one():
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     logits, labels = data(16)
     split = jax.device_put((logits, labels), NamedSharding(mesh, PartitionSpec("data")))
-    both = jax.jit(lambda x, y: tally(x, y, TREE))(*split)
-    assert_same_tally(both, counted(logits, labels, TREE))
+    both = jax.jit(lambda x, y: count(x, y, TREE))(*split)
+    assert_same_counts(both, counted(logits, labels, TREE))
     halves = [counted(logits[part], labels[part], TREE) for part in (slice(8), slice(8, None))]
-    assert_same_tally(halves[0] + halves[1], both)
+    assert_same_counts(halves[0] + halves[1], both)
 
 
 @pytest.mark.parametrize("confusion", [True, False])
 def test_zero_is_neutral_and_shapes_are_as_documented(confusion):
-    zero = Tally.zero(TREE, confusion=confusion)
+    zero = Counts.zero(TREE, confusion=confusion)
     sums = counted(*data(8), TREE, confusion=confusion)
     chex.assert_trees_all_equal(zero + sums, sums)
     chex.assert_trees_all_equal_shapes_and_dtypes(zero, sums)
     shapes: dict = dict.fromkeys(("hits", "independent_hits"), (3,))
     shapes |= {"rank_hits": (C,), "rank_heights": (C,), "confusion": (C, C)}
-    for field in dataclasses.fields(Tally):
+    for field in dataclasses.fields(Counts):
         value = getattr(sums, field.name)
         if field.name == "confusion" and not confusion:
             assert value is None
@@ -258,7 +258,7 @@ def test_ten_thousand_classes_fit():
         ([i % 40 for i in range(1000)], [i % 1000 for i in range(classes)])
     )
     arguments = jnp.zeros((b, classes)), jnp.zeros(b, jnp.int32)
-    step = jax.jit(lambda x, y: tally(x, y, tree, confusion=False))
+    step = jax.jit(lambda x, y: count(x, y, tree, confusion=False))
     memory = step.lower(*arguments).compile().memory_analysis()
     assert memory is not None
     assert memory.temp_size_in_bytes < 20 * arguments[0].nbytes

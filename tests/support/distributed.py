@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from dh2l_jax.data.batches.order import epoch_order
 from dh2l_jax.hierarchy.scores import summarize
 from dh2l_jax.training.config import Config, DistributedConfig, from_dict
-from dh2l_jax.training.epochs import last, tallies
+from dh2l_jax.training.epochs import counts_so_far, last_item
 from dh2l_jax.training.experiment import build
 from dh2l_jax.training.host import processes
 from dh2l_jax.training.step.objective import make_objective
@@ -91,7 +91,7 @@ def measure(kind, *, small):
         steps.append(stepped)
     losses = [float(stepped.terms["J"]) for stepped in steps]
     eval_step = make_eval_step(experiment.model, dataset, test_feed)
-    total = last(tallies(eval_step, state, test_feed, dataset.hierarchy, BATCH))
+    total = last_item(counts_so_far(eval_step, state, test_feed, dataset.hierarchy, BATCH))
     scores = summarize(total, dataset.hierarchy)
     statistics = [np.asarray(leaf).ravel() for leaf in jax.tree.leaves(state.batch_stats)]
     return {

@@ -112,8 +112,14 @@ class Job:
             time.sleep(0.002)
 
 
-def run(folder: Path, kills: int, epochs: int, seed: int) -> Counter[str]:
-    """Kills a run so often, lets it end, and compares it with one that was left alone.
+def run(
+    folder: Path,
+    kills: int,
+    epochs: int,
+    seed: int,
+    signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT),
+) -> Counter[str]:
+    """Kills a run so often, interrupts it, lets it end, and compares it with one left alone.
 
     Raises:
       AssertionError: something differs, or a process failed in another way.
@@ -126,7 +132,7 @@ def run(folder: Path, kills: int, epochs: int, seed: int) -> Counter[str]:
         place = killed.kill(rng)
         places[place] += 1
         print(f"kill {number + 1} of {kills}: {place}, step {killed.newest()}", flush=True)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in signals:
         killed.interrupt(number)
     killed.finish()
     check_equal(end(killed.workdir), end(alone.workdir))

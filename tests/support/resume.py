@@ -1,6 +1,6 @@
 """A training that is interrupted and goes on, against one that is not; the child of `test_resume`.
 
-JAX_NUM_CPU_DEVICES=8 python tests/resume_checks.py FOLDER KIND DTYPE
+cd tests && JAX_NUM_CPU_DEVICES=8 python -m support.resume FOLDER KIND DTYPE
 """
 
 from __future__ import annotations

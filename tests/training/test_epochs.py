@@ -12,11 +12,11 @@ from support.states import state_of
 
 from dh2l_jax.training import epochs
 from dh2l_jax.training.config import Config
-from dh2l_jax.training.epochs import Epochs, Progress, one_late, tallies
+from dh2l_jax.training.epochs import Epochs, Progress, counts_so_far, look_one_step_behind
 from dh2l_jax.training.host.signals import Stop, Stopped
 from dh2l_jax.training.step import steps
 from dh2l_jax.training.step.finite import NotFiniteError
-from dh2l_jax.training.step.steps import Stepped
+from dh2l_jax.training.step.steps import StepResult
 
 STEPS = 3
 
@@ -142,7 +142,7 @@ class Bench:
         """Counts."""
         assert batch == number - 1 == int(state.step)
         terms = {"J": self.tape.send(float(number)), "hits": np.int32(1)}
-        return donating(state), Stepped(terms, {"weights": True}, None)
+        return donating(state), StepResult(terms, {"weights": True}, None)
 
     def run(self, state, progress):
         """Goes on from there."""
@@ -270,12 +270,12 @@ def test_nothing_is_saved_of_a_step_that_blows_up(tmp_path, monkeypatch, bad):
 
 def test_an_evaluation_is_one_step_ahead(monkeypatch):
     tape = Tape()
-    monkeypatch.setattr(steps.Tally, "zero", lambda *args, **kwargs: jnp.zeros(()))
+    monkeypatch.setattr(steps.Counts, "zero", lambda *args, **kwargs: jnp.zeros(()))
 
     def eval_step(state, total, where, batch):
         return tape.send(getattr(total, "value", 0.0) + where.sum())
 
     hierarchy = types.SimpleNamespace(num_classes=3)
-    totals = list(one_late(tallies(eval_step, None, Feed(tape), hierarchy, 4)))
+    totals = list(look_one_step_behind(counts_so_far(eval_step, None, Feed(tape), hierarchy, 4)))
     check_order(tape.events, 3)
     assert [total.value for total in totals] == [4, 8, 10]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import types
@@ -37,12 +38,19 @@ def compiled_once(tmp_path):
     compilation_cache.reset_cache()
 
 
-def test_killed_runs_go_on_in_every_bit(tmp_path, monkeypatch):
-    """A few of what `python tests/kills.py --kills 100` does."""
+@pytest.mark.parametrize(
+    ("number", "signals"),
+    [
+        (1, (signal.SIGTERM,)),
+        pytest.param(2, (signal.SIGTERM, signal.SIGINT), marks=pytest.mark.slow),
+    ],
+)
+def test_killed_runs_go_on_in_every_bit(tmp_path, monkeypatch, number, signals):
+    """A few of what `python -m support.kills --kills 100` does."""
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # to compile faster
     monkeypatch.setitem(kills.OPTIONS, "reg.lambda_e", 0)  # to trace faster, six times
-    places = kills.run(tmp_path, kills=2, epochs=3, seed=1)
-    assert sum(places.values()) == 2
+    places = kills.run(tmp_path, kills=number, epochs=3, seed=1, signals=signals)
+    assert sum(places.values()) == number
 
 
 OPTIONS = ["model.name=resnet8", "model.head=plain", "data.fraction=0.05"]

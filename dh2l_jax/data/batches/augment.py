@@ -22,8 +22,8 @@ from jax.typing import ArrayLike
 from dh2l_jax.data.batches.order import num_steps, take_batch
 
 __all__ = [
+    "BatchPlan",
     "Crops",
-    "Plan",
     "center_crops",
     "crop_images",
     "draw_crops",
@@ -116,7 +116,7 @@ def _source_pixels(size: Array, crops: Crops, crop: tuple[int, int]) -> Array:
     return jnp.where(inside, row[:, :, None] * width[:, :, None] + column[:, None, :], -1)
 
 
-class Plan(NamedTuple):
+class BatchPlan(NamedTuple):
     """Which images make a batch, (b,) int32, and where their crops lie."""
 
     index: Array
@@ -133,7 +133,7 @@ def training_plan(
     crop: tuple[int, int],
     pad: int,
     flip: bool,
-) -> Plan:
+) -> BatchPlan:
     """What a step sees: the one definition, for resident and for streamed images.
 
     Args:
@@ -148,7 +148,7 @@ def training_plan(
     """
     index = take_batch(order, step % num_steps(order.shape[0], batch_size), batch_size)
     crops = draw_crops(jax.random.fold_in(key, step), size[index], crop, pad=pad, flip=flip)
-    return Plan(index, crops)
+    return BatchPlan(index, crops)
 
 
 def normalize(images: Array, mean: ArrayLike, std: ArrayLike) -> Array:

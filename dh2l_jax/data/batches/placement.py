@@ -20,9 +20,6 @@ def place(tree: Any, sharding: jax.sharding.Sharding) -> Any:
     Args:
       tree: arrays of NumPy, or of this process' default device.
       sharding: over the devices of all processes.
-
-    Returns:
-      The global arrays.
     """
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
@@ -66,15 +63,12 @@ def join_rows(tree: Any, sharding: NamedSharding, size: int) -> Any:
 
 
 def gather_pixels(images: Images, split: NamedSharding, whole: NamedSharding) -> jax.Array:
-    """The pixels of all images, whole on each device; each process reads those of its own rows.
+    """The (p, c) pixels of all images, whole on each device; each process reads its own share.
 
     Args:
-      images: alike in all processes; only a share of them is read.
-      split: in which the pixels are read.
-      whole: in which the devices then exchange them.
-
-    Returns:
-      (p, c) uint8, image after image.
+      images: alike in all processes.
+      split: the rows that each device's process reads.
+      whole: what the devices make of them, by an exchange.
     """
     count = int(sizes(images).astype(np.int64).prod(axis=1).sum())
     devices = split.num_devices

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dh2l_jax.data.batches.augment import Plan
+from dh2l_jax.data.batches.augment import BatchPlan
 from dh2l_jax.data.store.images import Images, channels
 
 __all__ = ["crop_image", "stream"]
@@ -34,7 +34,7 @@ def crop_image(
 
 
 def stream(
-    images: Images, plan: Plan, crop: tuple[int, int], *, threads: int = 2, ahead: int = 4
+    images: Images, plan: BatchPlan, crop: tuple[int, int], *, threads: int = 2, ahead: int = 4
 ) -> Iterator[np.ndarray]:
     """The batches of a plan, (b, *crop, c) uint8 each, cut in other threads while the device works.
 
@@ -65,7 +65,7 @@ def stream(
 class _Crops:
     """The crops of a plan, batch after batch, as Grain reads a source."""
 
-    def __init__(self, images: Images, plan: Plan, crop: tuple[int, int]):
+    def __init__(self, images: Images, plan: BatchPlan, crop: tuple[int, int]):
         flat = [np.asarray(values).reshape(-1) for values in (plan.index, *plan.crops)]
         self._images, self._crop = images, crop
         self._index, self._top, self._left, self._mirrored = flat

@@ -1,25 +1,20 @@
-"""What is wrong with a folder of images: `python -m dh2l_jax.data check FOLDER [--csv FILE]`.
+"""What is wrong with a folder of images: `dh2l data check FOLDER [--csv FILE]`.
 
 `inspect` looks at everything that training would read, and decodes each image as the cache does;
-`show` prints what it found. The exit code is 0 if the folder can be trained on, 1 if not, and 2 if
-there is nothing to look at.
+`show` prints what it found.
 """
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import dataclasses
 import hashlib
-import shlex
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -28,7 +23,7 @@ from dh2l_jax.data.folders.walk import Finding, as_findings, one_line
 from dh2l_jax.data.store.source import Examples
 from dh2l_jax.hierarchy import Hierarchy
 
-__all__ = ["LISTED", "SMALL", "FolderReport", "inspect", "main", "show"]
+__all__ = ["LISTED", "SMALL", "FolderReport", "inspect", "show"]
 
 SMALL = 32
 """Pixels; a shorter side below that of CIFAR's images is remarked on."""
@@ -207,47 +202,3 @@ def _smallest_table(report: FolderReport) -> Table:
         name = Text(one_line("/".join(report.classes[label])), overflow="fold")
         table.add_row(name, f"{report.train[label]:,}", f"{report.test[label]:,}")
     return table
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; 0 if all is well, 1 if the folder has problems, 2 for bad input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dh2l_jax.data check",
-        description="Reports what is wrong with a folder of images.",
-    )
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="<group>/<class>/*.jpg, *.png")
-    parser.add_argument(
-        "--csv", metavar="FILE", type=Path, help="class,parent[,grandparent] for flat folders"
-    )
-    options = parser.parse_args(arguments)
-    bar = Progress(
-        TextColumn("decoding"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    bar.disable = not bar.console.is_terminal
-    try:
-        with bar:
-            task = bar.add_task("")
-            report = inspect(
-                options.folder,
-                classes_csv=options.csv,
-                on_image=lambda done, total: bar.update(task, completed=done, total=total),
-            )
-    except (ValueError, OSError) as error:
-        print(f"python -m dh2l_jax.data check: error: {error}", file=sys.stderr)
-        return 2
-    console = Console(highlight=False)
-    show(report, console)
-    console.print()
-    if report.problems:
-        console.print(f"{len(report.problems)} kinds of problems: mend them, then check again.")
-        return 1
-    command = ["python", "train.py", "--set", "data.name=folder"]
-    command += ["--set", f"data.data_dir={options.folder}"]
-    command += ["--set", f"data.csv={options.csv}"] if options.csv else []
-    console.print("No problems. Next:", Text(shlex.join(command)), soft_wrap=True)
-    return 0

@@ -154,7 +154,7 @@ def open_folder(
         more = f" and {count - 1} more" if count > 1 else ""
         raise ValueError(
             f"{found.root}: {first.what}: {first.where[0]}{more}; "
-            "`python -m dh2l_jax.data check` lists all that is wrong with a folder"
+            "`dh2l data check` lists all that is wrong with a folder"
         )
     assert found.hierarchy is not None  # else there is a problem
     name = found.root.resolve().name or "folder"

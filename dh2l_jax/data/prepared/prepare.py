@@ -1,6 +1,6 @@
 """Prepares data sets through TFDS, once, and reads the prepared copies; TensorFlow is not needed.
 
-python -m dh2l_jax.data prepare NAME [--data-dir DIR] [--manual-dir DIR]
+dh2l data prepare NAME [--data-dir DIR] [--manual-dir DIR]
 
     prepare("cifar100")                        # downloads, checks, writes array_record files
     source = open_prepared("cifar100")         # encoded images, labels and the class tree
@@ -10,7 +10,6 @@ A prepared copy is TFDS's own: `tfds.data_source("cifar100")` reads it as well.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib.util
 import io
@@ -24,7 +23,7 @@ from dh2l_jax.checks import unknown_name
 from dh2l_jax.data.facts import FACTS
 from dh2l_jax.data.store.source import Source
 
-__all__ = ["PREPARED", "main", "open_prepared", "prepare"]
+__all__ = ["PREPARED", "is_prepared", "open_prepared", "our_name", "prepare"]
 
 PREPARED = tuple(name for name, facts in FACTS.items() if facts.builder)
 
@@ -62,7 +61,7 @@ def prepare(
     """
     from dh2l_jax.data.prepared import read
 
-    name = _our_name(name)
+    name = our_name(name)
     builder = _builder(name, data_dir)
     folder = Path(builder.data_dir)
     if folder.exists():
@@ -89,46 +88,23 @@ def open_prepared(name: str, data_dir: str | Path | None = None) -> Source:
     """
     from dh2l_jax.data.prepared import read
 
-    name = _our_name(name)
+    name = our_name(name)
     builder = _builder(name, data_dir)
     if not Path(builder.data_dir).exists():
         raise ValueError(
-            f"{name} is not prepared in {builder.data_dir_root}: run python -m dh2l_jax.data "
-            f"prepare {name} --data-dir {builder.data_dir_root}"
+            f"{name} is not prepared in {builder.data_dir_root}: run dh2l data prepare {name} "
+            f"--data-dir {builder.data_dir_root}"
         )
     return read.source(name, builder)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; 0 if all went well, 2 for bad input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dh2l_jax.data prepare",
-        description="Prepares a data set through TFDS, without TensorFlow.",
-    )
-    parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(PREPARED)}")
-    parser.add_argument(
-        "--data-dir",
-        metavar="DIR",
-        help="where to write (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)",
-    )
-    parser.add_argument(
-        "--manual-dir",
-        metavar="DIR",
-        help="original files fetched by other means (default: downloads/manual in --data-dir)",
-    )
-    options = parser.parse_args(arguments)
-    try:
-        name = _our_name(options.name)
-        state = "already prepared" if _is_there(name, options.data_dir) else "prepared"
-        folder = prepare(name, data_dir=options.data_dir, manual_dir=options.manual_dir)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"{parser.prog}: error: {_one_line(error)}", file=sys.stderr)
-        return 2
-    print(f"{name}: {state} in {folder}")
-    return 0
+def is_prepared(name: str, data_dir: str | Path | None = None) -> bool:
+    """Whether there is a prepared copy of a data set; the arguments are those of `prepare`."""
+    return Path(_builder(our_name(name), data_dir).data_dir).exists()
 
 
-def _our_name(name: str) -> str:
+def our_name(name: str) -> str:
+    """The one of `PREPARED` that a name stands for, which may be TFDS's own."""
     name = _ALIASES.get(name, name)
     if name not in PREPARED:
         raise ValueError(unknown_name("data set", name, PREPARED))
@@ -146,10 +122,6 @@ def _builder(name: str, data_dir: str | Path | None) -> Any:
         raise ValueError(
             f"{where}: the prepared copy is damaged, remove it and prepare again: {error}"
         ) from error
-
-
-def _is_there(name: str, data_dir: str | Path | None) -> bool:
-    return Path(_builder(name, data_dir).data_dir).exists()
 
 
 def _check_packages() -> None:

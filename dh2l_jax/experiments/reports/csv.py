@@ -6,9 +6,10 @@ import csv
 import io
 
 from dh2l_jax.experiments.plan.tables import Table
-from dh2l_jax.experiments.runs import BEST, LAST, RunResult
+from dh2l_jax.experiments.runs import RunResult
 from dh2l_jax.experiments.statistics import mean_and_deviation
 from dh2l_jax.experiments.summary import Summary
+from dh2l_jax.training.run.folder import BEST, LAST
 
 __all__ = ["csv_text"]
 

@@ -14,11 +14,8 @@ def keep_freed_memory() -> bool:
     """Tells glibc to reuse freed buffers instead of returning them to the system.
 
     A train step on CPU allocates the same large buffers again and again; returned to the system,
-    each costs a page fault per 4 KiB at the next step. For the whole process, so for the command
-    line to call; it does nothing where the C library is another one.
-
-    Returns:
-      Whether all settings were accepted.
+    each costs a page fault per 4 KiB at the next step. The settings are those of the whole process,
+    so a command calls this, and no library. False where the C library is another one.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

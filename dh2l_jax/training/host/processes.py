@@ -9,6 +9,7 @@ an exit code here.
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import re
 import signal
@@ -17,19 +18,33 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dh2l_jax.training.config import DistributedConfig
 
-__all__ = ["LOST", "LOST_LINE", "abandon", "flags", "is_main", "lost", "several", "start"]
+__all__ = [
+    "LOST",
+    "LOST_LINE",
+    "abandon",
+    "arrays_of_first",
+    "flags",
+    "is_main",
+    "lost",
+    "on_first",
+    "several",
+    "start",
+]
 
-BAD_INPUT, LOST = 2, 5  # exit codes of train.py
-# Seconds that process 0 leaves to others that end for the same reason, with a line of their own:
-# they cannot outlive it.
+T = TypeVar("T")
+
+BAD_INPUT, LOST = 2, 5  # the exit codes of an abort, where no exception can reach a command
+# Seconds that process 0 waits before it ends: the others, which cannot outlive it, may be about to
+# end for the same reason with a line of their own.
 GRACE = 2
 LOST_LINE = (
     "another process of the run was lost: start all of them again, and they go on from the last "
@@ -43,12 +58,10 @@ _LOST = re.compile(r"gloo|nccl|coordination|heartbeat|unavailable|deadline.excee
 def start(config: DistributedConfig) -> None:
     """Finds the other processes of the run, if there are any; call it before JAX is used.
 
-    Args:
-      config: who they are, and how long to wait for them.
+    If somebody does not come in time, the process ends with a line and exit code 2.
 
     Raises:
-      ValueError: JAX knows no such cluster, or the address cannot be used. If somebody does not
-        come in time, the process ends with a line and exit code 2.
+      ValueError: JAX knows no such cluster, or the address cannot be used.
     """
     if not config.auto and not config.coordinator:
         return
@@ -105,7 +118,7 @@ def abandon(code: int) -> NoReturn:
 
 def several() -> bool:
     """Whether the run has other processes than this one."""
-    # Asked in this order, no device is asked for before the others are found.
+    # The order matters: `process_count` alone would start the devices before `start` was called.
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
@@ -119,14 +132,48 @@ def lost(error: BaseException) -> bool:
     return several() and bool(_LOST.search(str(error)))
 
 
-def flags(mesh: Mesh) -> Callable[[bool], jax.Array]:
-    """A function from this process' flag to the flags of all devices, each that of its process.
+def on_first(act: Callable[[], T], errors: tuple[type[Exception], ...]) -> T:
+    """What `act` returns in the first process, a JSON value, or raises; the others wait for it.
 
     Args:
-      mesh: over all devices, axis "data".
+      act: called in the first process alone.
+      errors: what it may raise, subclasses first; all processes raise the same, with its text.
+    """
+    if jax.process_count() == 1:
+        return act()
+    answer = {}
+    if jax.process_index() == 0:
+        try:
+            answer = {"value": act()}
+        except errors as error:
+            kind = next(i for i, kind in enumerate(errors) if isinstance(error, kind))
+            answer = {"error": kind, "line": str(error)}
+    text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
+    size = multihost_utils.broadcast_one_to_all(np.int32(text.size))
+    text = multihost_utils.broadcast_one_to_all(np.resize(text, int(size)))
+    answer = json.loads(text.tobytes())
+    if "error" in answer:
+        raise errors[answer["error"]](answer["line"])
+    return answer["value"]
 
-    Returns:
-      The function; its arrays (devices,) bool are made here, so a call costs nothing.
+
+def arrays_of_first(tree: Any) -> Any:
+    """The arrays of the first process, sent as bytes: sums, JAX's way to send, lose a −0."""
+    if jax.process_count() == 1:
+        return tree
+    sent = jax.tree.map(lambda array: np.frombuffer(array.tobytes(), np.uint8), tree)
+    sent = multihost_utils.broadcast_one_to_all(sent)
+    return jax.tree.map(
+        lambda array, data: np.frombuffer(data.tobytes(), array.dtype).reshape(array.shape),
+        tree,
+        sent,
+    )
+
+
+def flags(mesh: Mesh) -> Callable[[bool], jax.Array]:
+    """A function from this process' flag to the (devices,) flags, each that of its process.
+
+    Both arrays are made here, over the mesh's axis "data": a call costs nothing.
 
     >>> mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
     >>> flags(mesh)(True).tolist()
@@ -159,4 +206,4 @@ def _on_abort(line: str, code: int) -> None:
     _handlers.append(handler)
 
 
-_handlers: list[Callable] = []  # C does not keep them alive
+_handlers: list[Callable] = []  # kept here, since C holds no more than their addresses

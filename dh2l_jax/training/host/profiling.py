@@ -47,18 +47,12 @@ def annotate(step: Callable[..., Any]) -> Step:
 
 
 def record(
-    step: Callable[..., Any], recorded: int, folder: Path, tell: Callable[[str], None]
+    step: Callable[..., Any], recorded: int, folder: Path, print_line: Callable[[str], object]
 ) -> Step:
     """The step as `annotate` gives it, but call `recorded` leaves a trace of itself alone.
 
-    Args:
-      step: a jitted function, or a partial one of it.
-      recorded: number of the call.
-      folder: where the trace goes, below `plugins/profile`, as TensorBoard expects it.
-      tell: called with a line on how to look at it.
-
-    Returns:
-      The annotated step.
+    The trace goes below `plugins/profile` in the folder, as TensorBoard expects it; `print_line`
+    gets a line on how to look at it. The step is a jitted function, or a partial one of it.
     """
     usual = annotate(step)
 
@@ -66,13 +60,13 @@ def record(
         if number != recorded:
             return usual(number, *arguments, **options)
         program = _program(functools.partial(step, *arguments, **options))
-        jax.block_until_ready(arguments)  # the steps before have no part in the trace
+        jax.block_until_ready(arguments)  # so that earlier steps have no part in the trace
         how = jax.profiler.ProfileOptions()
-        how.python_tracer_level = 0  # what it would show is this module
+        how.python_tracer_level = 0  # Python's own calls here are those of this module
         with jax.profiler.trace(folder, create_perfetto_trace=True, profiler_options=how):
             results = jax.block_until_ready(usual(number, *arguments, **options))
         _name_operations(folder, program)
-        tell(
+        print_line(
             f"profile of step {number}: open {folder}/plugins/profile/*/perfetto_trace.json.gz in "
             f"https://ui.perfetto.dev, or pip install xprof and xprof --logdir {folder}"
         )

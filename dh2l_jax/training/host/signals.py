@@ -25,7 +25,6 @@ class Stopped(KeyboardInterrupt):
     """
 
     def __init__(self, signal_number: int, step: int):
-        """After so many steps."""
         super().__init__(f"stopped by {signal.Signals(signal_number).name} after step {step}")
         self.signal, self.step = signal_number, step
 
@@ -36,7 +35,7 @@ class Stop:
 
     Attributes:
       signal: number of the signal that came to this process.
-      agreed: whether the run's processes, one or several, stop after the same step.
+      agreed: whether all processes of the run stop after the same step.
     """
 
     signal: int | None = None

@@ -11,22 +11,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import json
 import os
 import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
+from dh2l_jax.files import sync_folder
+from dh2l_jax.training.host.processes import arrays_of_first, on_first
 from dh2l_jax.training.run import manifest
+from dh2l_jax.training.run.console import PrintLine
 from dh2l_jax.training.step.state import TrainState
 
 __all__ = [
@@ -42,12 +43,10 @@ __all__ = [
     "tell_what_is_kept",
 ]
 
-T = TypeVar("T")
-
 LAST, BEST = "checkpoints", "checkpoints_best"
 """Folders of the last states of a run, and of the best on held-out images."""
 
-# Below a folder of steps: what is being written, and what is being deleted.
+# The folder, below that of the steps, for what is being written and what is being deleted.
 _UNFINISHED = "unfinished"
 
 
@@ -55,7 +54,7 @@ class Saved(NamedTuple):
     """What a step holds.
 
     Attributes:
-      state: the state after so many steps.
+      state: after the step.
       progress: JSON values on the position of the run: of the epoch, of its data, the best so far.
     """
 
@@ -71,9 +70,7 @@ class NoCheckpoint(CheckpointError):
     """Nothing has been saved yet: a run may start anew."""
 
 
-_ERRORS = {
-    kind.__name__: kind for kind in (NoCheckpoint, CheckpointError, ValueError, TypeError, OSError)
-}
+_ERRORS = (NoCheckpoint, CheckpointError, ValueError, TypeError, OSError)
 
 
 def save(
@@ -84,32 +81,27 @@ def save(
     *,
     keep: int = 3,
 ) -> Path:
-    """Writes a state and the progress of its run under its step; returns when all is on disk.
+    """Writes a state and the progress of its run under its step; its folder, when all is on disk.
 
     A step of the same number is replaced. Of the older ones the newest stay; newer ones, which
     belong to a future that was given up, go.
 
     Args:
-      workdir: of the run.
-      state: replicated over the devices.
       progress: JSON values; floats come back in every bit.
-      folder: of the steps.
       keep: how many steps stay, this one among them.
-
-    Returns:
-      The folder of the step.
 
     Raises:
       OSError: it cannot be written; the line names the reason and the newest step that is intact.
     """
     path, step = workdir / folder, int(state.step)
-    _on_first(lambda: _save(path, step, jax.device_get(_tree(state)), progress or {}, keep))
+    tree = _tree(state)
+    on_first(lambda: _save(path, step, jax.device_get(tree), progress or {}, keep), _ERRORS)
     return path / str(step)
 
 
 def steps(workdir: Path, folder: str = LAST) -> list[int]:
     """The steps saved in a folder, ascending; none if there is no folder."""
-    return _on_first(lambda: _steps(workdir / folder))
+    return on_first(lambda: _steps(workdir / folder), _ERRORS)
 
 
 def forget_after(workdir: Path, step: int, folder: str = BEST) -> None:
@@ -119,7 +111,7 @@ def forget_after(workdir: Path, step: int, folder: str = BEST) -> None:
       OSError: they cannot be removed.
     """
     path = workdir / folder
-    _on_first(lambda: _discard(path, [other for other in _steps(path) if other > step]))
+    on_first(lambda: _discard(path, [other for other in _steps(path) if other > step]), _ERRORS)
 
 
 def restore(
@@ -127,16 +119,14 @@ def restore(
     like: TrainState,
     folder: str = LAST,
     *,
-    tell: Callable[[str], object] | None = None,
+    print_line: PrintLine | None = None,
     before: int | None = None,
 ) -> Saved:
     """The newest intact step of a folder, bit for bit as it was saved.
 
     Args:
-      workdir: of the run.
       like: a state of the structure, shapes, dtypes and placement to return; it may be abstract.
-      folder: of the steps.
-      tell: called with a line for each damaged step that is passed over; by default a warning.
+      print_line: names each damaged step that is passed over; by default a warning does.
       before: consider only steps before this one.
 
     Raises:
@@ -149,13 +139,12 @@ def restore(
 
     def read() -> dict[str, Any]:
         nonlocal arrays
-        arrays, progress = _newest_intact(path, arrays, tell or _warn, before)
+        arrays, progress = _newest_intact(path, arrays, print_line or _warn, before)
         return progress
 
-    progress = _on_first(read)
-    if jax.process_count() > 1:
-        arrays = _of_first(arrays)
-    return Saved(TrainState(**jax.tree.map(_place, arrays, template)), progress)
+    progress = on_first(read, _ERRORS)
+    arrays = jax.tree.map(_place, arrays_of_first(arrays), template)
+    return Saved(TrainState(**arrays), progress)
 
 
 @contextlib.contextmanager
@@ -170,10 +159,10 @@ def tell_what_is_kept(workdir: Path) -> Iterator[None]:
 def _save(path: Path, step: int, tree: Any, progress: dict[str, Any], keep: int) -> None:
     unfinished, target = path / _UNFINISHED, path / str(step)
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a save that was cut off
+        shutil.rmtree(unfinished, ignore_errors=True)  # what a save left that was cut off
         unfinished.mkdir(parents=True, exist_ok=True)
         _check_space(unfinished, tree)
-        # A new place each time: threads of a save that failed may still write to theirs.
+        # Each save has a place of its own: threads of one that failed may still write to theirs.
         place = Path(tempfile.mkdtemp(dir=unfinished))
         with _manager(place) as manager:
             state = ocp.args.StandardSave(tree)
@@ -194,7 +183,8 @@ def _save(path: Path, step: int, tree: Any, progress: dict[str, Any], keep: int)
 def _check_space(path: Path, tree: Any) -> None:
     """Fails where a save cannot fit, before it is begun: Orbax, cut off, would print pages."""
     leaves = jax.tree.leaves(tree)
-    needed = 2**17 + sum(leaf.nbytes + 1024 for leaf in leaves)  # and what Orbax says of each
+    # Orbax writes a description of each leaf beside its numbers, below 1 KiB, and some fixed files.
+    needed = 2**17 + sum(leaf.nbytes + 1024 for leaf in leaves)
     if shutil.disk_usage(path).free < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -209,7 +199,7 @@ def _put(new: Path, target: Path, aside: Path) -> None:
         if aside.exists():
             aside.rename(target)
         raise
-    manifest.sync(target.parent)
+    sync_folder(target.parent)
 
 
 def _discard(path: Path, gone: Iterable[int]) -> None:
@@ -224,7 +214,8 @@ def _discard(path: Path, gone: Iterable[int]) -> None:
 def _storage_reason(error: Exception) -> str | None:
     """What the system said, if the error is one of storage."""
     if isinstance(error, OSError):
-        return error.strerror or str(error).splitlines()[0]
+        # The system's own words are in the cause where the error names a path.
+        return getattr(error.__cause__ or error, "strerror", None) or str(error).splitlines()[0]
     code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's, in a ValueError
     return os.strerror(int(code[1])) if code else None
 
@@ -239,9 +230,9 @@ def _what_is_kept(path: Path) -> str:
 
 
 def _newest_intact(
-    path: Path, like: Any, tell: Callable[[str], object], before: int | None
+    path: Path, like: Any, print_line: PrintLine, before: int | None
 ) -> tuple[Any, dict[str, Any]]:
-    """The newest intact step of those before one; tells of the damaged ones that are newer."""
+    """The newest intact step of those before one; says which newer ones are damaged."""
     found = [step for step in reversed(_steps(path)) if before is None or step < before]
     if not found:
         range_ = "" if before is None else f" before step {before}"
@@ -253,7 +244,7 @@ def _newest_intact(
             tree, progress = _read(path, step, like)
             if tree["step"] == step:
                 for line in damaged:
-                    tell(f"{line}: step {step} is used in its place")
+                    print_line(f"{line}: step {step} is used in its place")
                 return tree, progress
             problem = f"it holds step {tree['step']}"
         damaged.append(f"checkpoint {path / str(step)} is damaged ({problem})")
@@ -337,34 +328,3 @@ def _manager(path: Path) -> ocp.CheckpointManager:
 
 def _warn(line: str) -> None:
     warnings.warn(line, stacklevel=2)
-
-
-def _on_first(act: Callable[[], T]) -> T:
-    """What the first process finds, a JSON value, or raises; the others wait for it."""
-    if jax.process_count() == 1:
-        return act()
-    answer = {}
-    if jax.process_index() == 0:
-        try:
-            answer = {"value": act()}
-        except tuple(_ERRORS.values()) as error:
-            kind = next(name for name, kind in _ERRORS.items() if isinstance(error, kind))
-            answer = {"error": kind, "line": str(error)}
-    text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
-    size = multihost_utils.broadcast_one_to_all(np.int32(text.size))
-    text = multihost_utils.broadcast_one_to_all(np.resize(text, int(size)))
-    answer = json.loads(text.tobytes())
-    if "error" in answer:
-        raise _ERRORS[answer["error"]](answer["line"])
-    return answer["value"]
-
-
-def _of_first(tree: Any) -> Any:
-    """The arrays of the first process, as bytes: sums, by which they are sent, lose a -0."""
-    sent = jax.tree.map(lambda array: np.frombuffer(array.tobytes(), np.uint8), tree)
-    sent = multihost_utils.broadcast_one_to_all(sent)
-    return jax.tree.map(
-        lambda array, data: np.frombuffer(data.tobytes(), array.dtype).reshape(array.shape),
-        tree,
-        sent,
-    )

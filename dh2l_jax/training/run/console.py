@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,12 +12,17 @@ from rich.table import Table
 
 __all__ = [
     "Log",
-    "Tell",
+    "PrintLine",
+    "line_printer",
     "print_scores",
 ]
 
+PrintLine = Callable[[str], object]
 
-Tell = Callable[[str], None]  # prints a line
+
+def line_printer(console: Console) -> PrintLine:
+    """A function that prints a line as it is: not wrapped, and with no markup looked for in it."""
+    return functools.partial(console.print, soft_wrap=True, markup=False)
 
 
 class Log:
@@ -26,7 +32,6 @@ class Log:
     """
 
     def __init__(self, total_steps: int, batch_size: int, *, console: Console | None = None):
-        """A log of so many steps of so many images."""
         self.console = console or Console(highlight=False)
         self._batch_size = batch_size
         self._progress = Progress(
@@ -50,11 +55,11 @@ class Log:
         self._progress.stop()
 
     def start(self, step: int) -> None:
-        """Tells that so many steps have been done before, or are done again no more."""
+        """Puts the bar at a step, that of a checkpoint or the first."""
         self._progress.reset(self._task, completed=step)
 
     def step(self, epoch: int, steps: int = 1) -> None:
-        """Tells that steps have been finished."""
+        """Moves the bar on by finished steps."""
         speed = self._progress.tasks[self._task].speed
         shown = f"{speed * self._batch_size:,.0f} images/s" if speed else ""
         self._progress.update(self._task, advance=steps, description=f"epoch {epoch}", speed=shown)

@@ -12,25 +12,31 @@ from pathlib import Path
 
 import jax
 
+from dh2l_jax.files import leftovers
 from dh2l_jax.training.config import Config, DistributedConfig, from_dict, same_run, to_dict
 from dh2l_jax.training.run.lock import Lock
 from dh2l_jax.training.run.records import write_json
 
 __all__ = [
+    "BEST",
     "CONFIG",
+    "LAST",
     "METRICS",
     "RESULT",
     "TEST",
-    "check",
     "is_finished",
     "is_run",
     "opened",
     "read_config",
+    "refuse_foreign_folder",
 ]
 
 CONFIG, METRICS, RESULT, TEST = "config.json", "metrics.jsonl", "result.json", "test.json"
+LAST, BEST = "last", "best_on_validation"
+"""The states that the file TEST has scores of."""
 LOCK = ".lock"
-# Orbax takes the one for a pattern, TensorStore the other for a slash.
+# Paths below which no checkpoint can be read again: Orbax takes brackets for a pattern, TensorStore
+# a backslash for a slash.
 UNREADABLE = re.compile(r"\[.*\]" if os.name == "nt" else r"\[.*\]|\\")
 
 
@@ -63,7 +69,7 @@ def read_config(workdir: Path) -> Config:
     return from_dict(values)
 
 
-def check(workdir: Path, config: Config) -> None:
+def refuse_foreign_folder(workdir: Path, config: Config) -> None:
     """Raises where a run of this config may neither begin nor go on; nothing is written.
 
     Raises:
@@ -82,33 +88,38 @@ def check(workdir: Path, config: Config) -> None:
                 f"workdir {workdir} holds a run with other options: {difference}: choose another "
                 "folder, or give its options, or none, to go on with it"
             )
-    elif workdir.exists():
-        own = {LOCK, f"{CONFIG}.tmp"}  # of a run that was killed at its very start
-        if not workdir.is_dir() or any(file.name not in own for file in workdir.iterdir()):
-            raise ValueError(
-                f"workdir {workdir} exists already and is never overwritten: choose another"
-            )
+    elif workdir.exists() and not (workdir.is_dir() and _is_empty(workdir)):
+        raise ValueError(
+            f"workdir {workdir} exists already and is never overwritten: choose another"
+        )
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether it holds nothing but what a run leaves that is killed at its very start."""
+    return not {*folder.iterdir()} - {folder / LOCK, *leftovers(folder)}
 
 
 @contextlib.contextmanager
 def opened(workdir: Path, config: Config) -> Iterator[None]:
     """Keeps the folder for this run, and makes it if it is a new one.
 
-    Of several processes of a run, the first one keeps it for all.
+    Of several processes of a run, the first one keeps it for all. Ask `refuse_foreign_folder`
+    before: under the lock it is asked again, when another run may have begun in between.
 
     Raises:
-      ValueError: as `check`, or another run is under way there.
+      ValueError: another run is under way there, or the folder is another run's by now.
       OSError: it cannot be made.
     """
     if jax.process_index():
         yield
         return
-    check(workdir, config)
     workdir.mkdir(parents=True, exist_ok=True)
     with Lock(workdir / LOCK):
-        check(workdir, config)
+        refuse_foreign_folder(workdir, config)
+        for path in leftovers(workdir):
+            path.unlink()
         if not is_run(workdir):
-            # Where a run runs is said anew by each command that goes on with it.
+            # The processes are left out: each command that goes on with the run names its own.
             alone = dataclasses.replace(config, distributed=DistributedConfig())
             write_json(workdir / CONFIG, to_dict(alone))
         yield

@@ -15,11 +15,12 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["NAME", "problem", "sync", "write"]
+from dh2l_jax.files import sync_folder, write_atomically
+
+__all__ = ["NAME", "problem", "write"]
 
 NAME = "SHA256SUMS"
 
-_TEMPORARY = NAME + ".tmp"
 _LINE = re.compile("([0-9a-f]{64})  (.+)")
 # More than any checkpoint's manifest; of a larger file no more is read.
 _MAX_BYTES = 16 * 2**20
@@ -28,26 +29,22 @@ _MAX_BYTES = 16 * 2**20
 def write(folder: Path) -> None:
     """Writes the manifest of all files below a folder, in one rename; all is on disk then.
 
-    Every file is flushed when it has been read, so the manifest never outlives what it lists.
+    Files and folders are flushed before it, so the manifest never outlives what it lists.
 
     Raises:
       ValueError: something is no plain file, or has a name that a line cannot hold.
       OSError: a file cannot be read, or the manifest cannot be written.
     """
     lines = []
-    for name in sorted(_names(folder) - {NAME, _TEMPORARY}):
+    for name in sorted(_names(folder) - {NAME}):
         if not name.isprintable() or "\\" in name or not _is_plain(folder / name):
             raise ValueError(f"{folder}: cannot be listed in {NAME}: {name!a}")
         with (folder / name).open("rb") as file:
             lines.append(f"{_digest(file)}  {name}\n")
             os.fsync(file.fileno())
-    with (folder / _TEMPORARY).open("wb") as file:
-        file.write("".join(lines).encode())
-        file.flush()
-        os.fsync(file.fileno())
-    (folder / _TEMPORARY).replace(folder / NAME)
     for root, _, _ in os.walk(folder):
-        sync(Path(root))
+        sync_folder(Path(root))
+    write_atomically(folder / NAME, "".join(lines).encode())
 
 
 def problem(folder: Path) -> str | None:
@@ -69,17 +66,6 @@ def problem(folder: Path) -> str | None:
         return _difference(folder, _read(folder))
     except ValueError as error:
         return str(error)
-
-
-def sync(folder: Path) -> None:
-    """Flushes the names in a folder, so that a rename in it outlives a power cut."""
-    if os.name == "nt":  # where folders cannot be opened
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _difference(folder: Path, listed: dict[str, str]) -> str | None:

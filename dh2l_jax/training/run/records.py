@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
-import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from dh2l_jax.files import name_in_errors, write_atomically
 
 __all__ = [
     "CONFUSION",
@@ -26,7 +26,7 @@ __all__ = [
     "write_text",
 ]
 
-
+CONFUSION = "confusion.csv"
 PACKAGES = ("dh2l-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -38,22 +38,15 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replaces a file in one step; of several processes of a run, the first one does it."""
-    if jax.process_index():
-        return
-    beside = path.with_name(f"{path.name}.tmp")
-    with _named(path):
-        with beside.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+    if not jax.process_index():
+        write_atomically(path, text.encode())
 
 
 def append_record(path: Path, values: Mapping[str, Any]) -> None:
     """Appends one JSON object as a line; of several processes, the first one does it."""
     if jax.process_index():
         return
-    with _named(path), path.open("a", encoding="utf-8") as file:
+    with name_in_errors(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(values, ensure_ascii=False) + "\n")
 
 
@@ -84,7 +77,7 @@ def keep_records(path: Path, step: int) -> None:
     """Drops the records of later steps than `step`, which will be done again.
 
     Raises:
-      ValueError: as `read_records`, or a record names no step.
+      ValueError: a line is no JSON object, or a record names no step.
       OSError: the file cannot be written.
     """
     kept = []
@@ -97,16 +90,6 @@ def keep_records(path: Path, step: int) -> None:
         write_text(path, "".join(kept))
 
 
-@contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Names the path in an error of writing, which Python leaves out where a disk is full."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OSError(f"{path} cannot be written: {reason}") from error
-
-
 def versions() -> dict[str, str]:
     """Versions of what computed a result, and on what."""
     found = {"python": platform.python_version()}
@@ -117,9 +100,6 @@ def versions() -> dict[str, str]:
             found[package] = "not installed"
     devices = jax.devices()
     return found | {"devices": f"{len(devices)} × {devices[0].device_kind}"}
-
-
-CONFUSION = "confusion.csv"
 
 
 def write_confusion(workdir: Path, scores: dict[str, Any], name: str = CONFUSION) -> None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 __all__ = ["NotFiniteError", "all_finite", "check_finite"]
 
-SUM = "J"  # of all other terms: named only where none of them is to blame
+TOTAL_TERM = "J"  # the sum of all other terms: named only where none of them is to blame
 
 
 class NotFiniteError(ArithmeticError):
@@ -23,7 +23,6 @@ class NotFiniteError(ArithmeticError):
     """
 
     def __init__(self, step: int, what: str):
-        """At a step."""
         super().__init__(f"step {step}: {what}")
         self.step, self.what = step, what
 
@@ -47,9 +46,7 @@ def check_finite(
     """Raises where a number of a step is not finite.
 
     Args:
-      step: number of the step, counted from 1.
-      terms: of the objective.
-      state: whether the parts of the new state are finite, by their names.
+      state: name → whether that part of the new state is finite.
       rate_of: the learning rate of a step; asked for only where something is wrong.
 
     Raises:
@@ -67,7 +64,7 @@ def check_finite(
     if not math.isfinite(rate):
         wrong = {"the learning rate": rate}
     elif len(wrong) > 1:
-        wrong.pop(SUM, None)
+        wrong.pop(TOTAL_TERM, None)
     if wrong:
         raise NotFiniteError(step, ", ".join(f"{name} is {v}" for name, v in wrong.items()))
     parts = " and ".join(name for name, finite in state.items() if not finite)

@@ -32,8 +32,8 @@ def make_regularizer(
 ) -> Callable[..., tuple[jax.Array, Terms]]:
     """A function (params, where, *, max_present=None, everything=False) → (Σ λ·terms, terms).
 
-    The terms are those before their λ. Where λ is 0 they are left out, unless `everything` asks
-    for their values. `where` and `max_present` are those of `hierarchical`.
+    The terms are not yet weighted. One whose λ is 0 is left out, unless `everything` asks for its
+    value. `where` and `max_present` are those of `hierarchical`.
     """
     conv_metric = get_metric(reg.conv_metric, clamp=reg.clamp)
     fc_metric = get_metric(reg.fc_metric, clamp=reg.clamp)

@@ -61,9 +61,9 @@ def init_state(
         return TrainState(step, params, variables["batch_stats"], tx.init(params), key, rate)
 
     replicated = NamedSharding(mesh, PartitionSpec())
-    # It runs once: on CPU, optimising it would take longer than the compilation of the train step.
+    # `init` runs once: on CPU, optimising it would take longer than to compile the train step.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     jitted = jax.jit(init, out_shardings=replicated, compiler_options=options)
-    # The key is an argument, as the constants of the steps are: all seeds share one program.
+    # The key is an argument and no constant, so that all seeds share one program.
     key = jax.random.key(seed)
     return jitted.eval_shape(key) if abstract else jitted(key)

@@ -18,14 +18,14 @@ from dh2l_jax.data.batches.augment import normalize
 from dh2l_jax.data.batches.feed import Feed
 from dh2l_jax.data.batches.placement import place
 from dh2l_jax.data.datasets import Dataset
-from dh2l_jax.hierarchy.scores import Tally, tally
+from dh2l_jax.hierarchy.scores import Counts, count
 from dh2l_jax.models import Network
 from dh2l_jax.training.step.finite import all_finite
 from dh2l_jax.training.step.objective import Terms
 from dh2l_jax.training.step.state import TrainState
 
 __all__ = [
-    "Stepped",
+    "StepResult",
     "make_eval_step",
     "make_train_step",
 ]
@@ -37,12 +37,12 @@ Scale = tuple[jax.Array, jax.Array]  # mean and standard deviation of the pixels
 MAX_CONFUSION = 2_000
 
 
-class Stepped(NamedTuple):
-    """What a training step tells.
+class StepResult(NamedTuple):
+    """What the host learns of a training step.
 
     Attributes:
       terms: of the objective, () each.
-      finite: of the parts of the new state whether they are finite, () bool each.
+      finite: name → whether that part of the new state is finite, () bool each.
       stop: () bool, whether any process was asked to stop; None where there is one process.
     """
 
@@ -56,8 +56,8 @@ def make_train_step(
     tx: optax.GradientTransformation,
     dataset: Dataset,
     feed: Feed,
-) -> Callable[..., tuple[TrainState, Stepped]]:
-    """A function (state, *batch of the feed, stop=None) → (state, Stepped): a jitted one.
+) -> Callable[..., tuple[TrainState, StepResult]]:
+    """The jitted step: (state, *batch of the feed, stop=None) → (state, StepResult).
 
     The state is donated: the caller's copy is used up. `stop` is (devices,) bool, whether the
     process of each device was asked to stop.
@@ -65,7 +65,7 @@ def make_train_step(
 
     def train_step(
         state: TrainState, *batch: Any, scale: Scale, stop: jax.Array | None = None
-    ) -> tuple[TrainState, Stepped]:
+    ) -> tuple[TrainState, StepResult]:
         with jax.named_scope("augment"):
             key = jax.random.wrap_key_data(state.key)
             pixels, labels = feed.training_crops(key, state.step, *batch)
@@ -78,29 +78,29 @@ def make_train_step(
             updates = jax.tree.map(lambda update: state.rate * update, updates)
             params = optax.apply_updates(state.params, updates)
         finite = {"weights": all_finite(params), "batch statistics": all_finite(batch_stats)}
-        stepped = Stepped(terms, finite, None if stop is None else jnp.any(stop))
+        result = StepResult(terms, finite, None if stop is None else jnp.any(stop))
         step = state.step + 1
-        return TrainState(step, params, batch_stats, opt_state, state.key, state.rate), stepped
+        return TrainState(step, params, batch_stats, opt_state, state.key, state.rate), result
 
     jitted = jax.jit(train_step, donate_argnums=0)
     return functools.partial(jitted, scale=_scale(dataset, feed))
 
 
-def make_eval_step(model: Network, dataset: Dataset, feed: Feed) -> Callable[..., Tally]:
-    """A function (state, tally so far, where, *batch of the feed) → tally, as the train step."""
+def make_eval_step(model: Network, dataset: Dataset, feed: Feed) -> Callable[..., Counts]:
+    """The jitted step of evaluation: (state, counts so far, where, *batch of the feed) → Counts."""
     tree = dataset.hierarchy
     confusion = tree.num_classes <= MAX_CONFUSION
 
     def eval_step(
-        state: TrainState, total: Tally, where: jax.Array, *batch: Any, scale: Scale
-    ) -> Tally:
+        state: TrainState, total: Counts, where: jax.Array, *batch: Any, scale: Scale
+    ) -> Counts:
         pixels, labels = feed.evaluation_crops(*batch)
         images = normalize(pixels, *scale)
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         logits = cast(jax.Array, model.apply(variables, images, train=False))
-        return total + tally(logits, labels, tree, where=where, confusion=confusion)
+        return total + count(logits, labels, tree, where=where, confusion=confusion)
 
-    # The tally is not donated: `one_late` waits for it after it has been added to.
+    # The counts so far are not donated: the host waits for them when they have been added to.
     jitted = jax.jit(eval_step, out_shardings=feed.replicated)
     return functools.partial(jitted, scale=_scale(dataset, feed))
 
@@ -108,7 +108,7 @@ def make_eval_step(model: Network, dataset: Dataset, feed: Feed) -> Callable[...
 def _scale(dataset: Dataset, feed: Feed) -> Scale:
     """Mean and standard deviation of the pixels, on the device.
 
-    They are arguments of the jitted steps: runs that differ by them alone, such as seeds with
-    other held-out images, share one program.
+    Arguments of the jitted steps, so that runs which differ by them alone, such as seeds with other
+    held-out images, share one program.
     """
     return place((dataset.mean, dataset.std), feed.replicated)

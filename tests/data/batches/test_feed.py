@@ -12,25 +12,25 @@ from hypothesis import strategies as st
 
 import dh2l_jax as dh2l
 from dh2l_jax.data.batches.augment import (
+    BatchPlan,
     Crops,
-    Plan,
     center_crops,
     crop_images,
     draw_crops,
     training_plan,
 )
-from dh2l_jax.data.batches.feed import Cut, Resident, Streamed, check_sizes, make_feed
+from dh2l_jax.data.batches.feed import CropOptions, Resident, Streamed, check_sizes, make_feed
 from dh2l_jax.data.batches.order import epoch_order
 from dh2l_jax.data.batches.stream import crop_image, stream
 from dh2l_jax.data.datasets import Dataset
 from dh2l_jax.data.store.images import RaggedImages, flat_pixels, pixel_counts, sizes, take
 from dh2l_jax.hierarchy.scores import summarize
-from dh2l_jax.training.epochs import last, tallies
+from dh2l_jax.training.epochs import counts_so_far, last_item
 from dh2l_jax.training.step.state import TrainState
 from dh2l_jax.training.step.steps import make_eval_step, make_train_step
 
 KEY = jax.random.key(7)
-CUT = Cut((9, 8), pad=1, flip=True, batch_size=4)
+CUT = CropOptions((9, 8), pad=1, flip=True, batch_size=4)
 
 
 def mesh_of(devices=2):
@@ -164,7 +164,7 @@ def test_both_feeds_train_to_the_same_weights_and_scores():
             state, stepped = step(state, *batch)
             losses.append(float(stepped.terms["L"]))
         eval_step = make_eval_step(model, dataset, feed)
-        total = last(tallies(eval_step, state, feed, dataset.hierarchy, 8))
+        total = last_item(counts_so_far(eval_step, state, feed, dataset.hierarchy, 8))
         scores = summarize(total, dataset.hierarchy)
         ends.append((losses, jax.device_get(state), scores))
     (losses, first, scores), (other_losses, second, other_scores) = ends
@@ -176,7 +176,7 @@ def test_both_feeds_train_to_the_same_weights_and_scores():
 
 
 def test_a_stream_that_is_left_early_ends():
-    plan = Plan(np.zeros((50, 4), np.int32), Crops(*np.zeros((3, 50, 4), np.int32)))
+    plan = BatchPlan(np.zeros((50, 4), np.int32), Crops(*np.zeros((3, 50, 4), np.int32)))
     batches = stream(uniform(), plan, (9, 8))
     assert next(batches).shape == (4, 9, 8, 3)
     del batches

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.folders import FILE, Image, birds, picture, write
 
-from dh2l_jax.data.__main__ import main
+from dh2l_jax.commands.data import main
 from dh2l_jax.data.folders import check
 from dh2l_jax.data.folders.scan import open_folder
 
@@ -33,7 +33,7 @@ def test_the_report_of_a_good_folder(tmp_path, capsys):
     *lines, blank, command = capsys.readouterr().out.splitlines()
     assert blank == ""
     assert command == (
-        f"No problems. Next: python train.py --set data.name=folder --set 'data.data_dir={root}'"
+        f"No problems. Next: dh2l train --set data.name=folder --set 'data.data_dir={root}'"
     )
     assert all(len(line) <= 80 for line in lines[1:])
     shown = [line.strip("│ ").replace(" ", "") for line in lines if "│" in line]
@@ -208,14 +208,12 @@ def test_bad_arguments_end_with_one_line(tmp_path, monkeypatch, capsys, argument
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
-    assert "check: error: " in captured.err
+    assert captured.err.startswith("dh2l data check: error: ")
     assert message in captured.err
 
 
 def test_no_folder_is_a_usage_error(capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["check"])
-    assert caught.value.code == 2
+    assert main(["check"]) == 2
     assert "FOLDER" in capsys.readouterr().err
 
 
@@ -231,7 +229,7 @@ def test_without_pillow_one_line_says_what_to_install(tmp_path, monkeypatch, cap
 
 def test_the_command_imports_no_tensorflow_datasets(tmp_path):
     script = (
-        "import sys; from dh2l_jax.data.__main__ import main; code = main(['check', sys.argv[1]]);"
+        "import sys; from dh2l_jax.commands.data import main; code = main(['check', sys.argv[1]]);"
         "sys.exit(code or 10 * ('tensorflow_datasets' in sys.modules))"
     )
     command = [sys.executable, "-c", script, str(birds(tmp_path))]

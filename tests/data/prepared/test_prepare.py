@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from support import archives
 from tensorflow_datasets.core import hashing
 
-from dh2l_jax.data.__main__ import main
+from dh2l_jax.commands.data import main
 from dh2l_jax.data.facts import FACTS
 from dh2l_jax.data.prepared import prepare, shuffle
 from dh2l_jax.data.prepared.originals import files as files_module

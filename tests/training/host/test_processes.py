@@ -2,30 +2,21 @@
 
 import contextlib
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import chex
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from jax.sharding import NamedSharding, PartitionSpec
 from support import distributed as distributed_checks
+from support import resume
+from support.programs import finish, free_port, started
 
-from dh2l_jax.data.batches import placement
-from dh2l_jax.data.store.images import RaggedImages, pixel_rows
-from dh2l_jax.training.config import DistributedConfig, from_dict
-from dh2l_jax.training.experiment import build
+from dh2l_jax.training.config import DistributedConfig
 from dh2l_jax.training.host import processes as processes_module
-from dh2l_jax.training.run import checkpoint
 
 pytestmark = pytest.mark.xdist_group("distributed")
 
@@ -33,35 +24,6 @@ CHECKS = Path(distributed_checks.__file__)
 ROOT = CHECKS.parents[2]
 LIMIT = 240  # seconds: nothing here may hang
 KINDS = tuple(distributed_checks.KINDS)
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
-
-
-@contextlib.contextmanager
-def started(programs, folder, *, devices=2, **env):
-    """A process for each program with its arguments; their output goes to files of the folder."""
-    folder.mkdir(exist_ok=True)
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(devices),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        **env,
-    }
-    with contextlib.ExitStack() as stack:
-        processes = []
-        for number, program in enumerate(programs):
-            names = (folder / f"{number}.{end}" for end in ("out", "err"))
-            out, err = (stack.enter_context(name.open("w")) for name in names)
-            command = [sys.executable, "-W", "error", *program]
-            process = subprocess.Popen(command, env=env, stdout=out, stderr=err)
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-            processes.append(process)
-        yield processes
 
 
 def checks(what, options):
@@ -79,10 +41,7 @@ def together(count=2, **options):
 def results(what, options, folder, **env):
     """What each process prints at its end."""
     with started(checks(what, options), folder, **env) as processes:
-        codes = [process.wait(LIMIT) for process in processes]
-    assert not any(codes), [(folder / f"{n}.err").read_text() for n in range(len(codes))]
-    texts = [(folder / f"{n}.out").read_text() for n in range(len(codes))]
-    return [json.loads(text.splitlines()[-1]) for text in texts]
+        return [json.loads(line) for line in finish(processes, folder, LIMIT)]
 
 
 def check_equal(found, expected):
@@ -182,8 +141,10 @@ def test_slurm_is_found_by_itself(tmp_path):
             processes += stack.enter_context(
                 started(checks("meet", [{"auto": True}]), folder, **slurm)
             )
-        assert [process.wait(LIMIT) for process in processes] == [0, 0]
-    found = [json.loads((folder / "0.out").read_text().splitlines()[-1]) for folder in folders]
+        found = [
+            json.loads(*finish([process], folder, LIMIT))
+            for process, folder in zip(processes, folders, strict=True)
+        ]
     assert found == [[0, 2, 4], [1, 2, 4]]
 
 
@@ -213,31 +174,6 @@ def test_what_cannot_start_says_so(tmp_path, options, line):
 def test_one_process_starts_nothing():
     processes_module.start(DistributedConfig())
     assert not jax.distributed.is_initialized()
-
-
-@given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=6), st.data())
-def test_some_pixels_are_those_of_all_images(sizes, data):
-    """In an order of the images that is not that of their pixels, with others between them."""
-    size = np.array(sizes)
-    count = size.prod(axis=1)
-    pixels = np.random.default_rng(0).integers(1, 256, (2 * count.sum(), 2), np.uint8)
-    start = (2 * (np.cumsum(count) - count))[::-1]
-    images = RaggedImages(pixels, start, size[::-1])
-    whole = np.concatenate([images[i].reshape(-1, 2) for i in range(len(images))])
-    first = data.draw(st.integers(0, len(whole)))
-    last = data.draw(st.integers(first, len(whole) + 3))
-    expected = np.concatenate([whole, np.zeros((3, 2), np.uint8)])[first:last]
-    np.testing.assert_array_equal(pixel_rows(images, first, last), expected)
-
-
-def test_the_pixels_of_a_share_make_the_whole():
-    """On the devices of one process; their number does not divide that of the pixels."""
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
-    images = np.random.default_rng(0).integers(0, 256, (3, 3, 5, 2), np.uint8)
-    pixels = placement.gather_pixels(images, split, whole)
-    assert pixels.is_fully_replicated
-    np.testing.assert_array_equal(pixels, images.reshape(-1, 2))
 
 
 # Runs of train.py.
@@ -294,25 +230,6 @@ def saved(folder):
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def check_same_end(folder, expected):
-    """The last state in every bit, and every number that was logged but the speed."""
-    states = []
-    for run in (folder, expected):
-        config = from_dict(json.loads((run / "run" / "config.json").read_text()))
-        like = build(config).init(abstract=True)
-        states.append(checkpoint.restore(run / "run", like).state)
-    chex.assert_trees_all_equal(*states)
-    lines = [
-        [{k: v for k, v in record.items() if k != "images_per_second"} for record in records(run)]
-        for run in (folder, expected)
-    ]
-    assert lines[0] == lines[1]
-    assert len(lines[0]) == RUN["epochs"]
-    ends = [json.loads((run / "run" / "result.json").read_text()) for run in (folder, expected)]
-    assert ends[0].keys() == ends[1].keys()
-    assert {k for k in ends[0] if ends[0][k] != ends[1][k]} <= {"seconds"}
-
-
 @pytest.mark.slow
 def test_a_run_writes_each_thing_once(trained):
     assert [record["epoch"] for record in records(trained)] == [1, 2, 3, 4]
@@ -324,31 +241,22 @@ def test_a_run_writes_each_thing_once(trained):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("asked", [0, 1])
-def test_a_run_that_one_process_is_asked_to_stop_stops_in_both_and_goes_on(
-    trained, tmp_path, asked
-):
-    with running(tmp_path, trained / "cache") as processes:
-        wait_for(lambda: records(tmp_path))
-        processes[asked].terminate()
-        codes = [process.wait(60) for process in processes]
-    assert codes == [128 + signal.SIGTERM] * 2, errors(tmp_path)
-    steps = [re.search(r"after step (\d+)", text)[1] for text in errors(tmp_path)]
-    assert [int(step) for step in steps] == [saved(tmp_path)[-1]] * 2
-    with running(tmp_path, trained / "cache") as processes:
-        assert [process.wait(LIMIT) for process in processes] == [0, 0], errors(tmp_path)
-    check_same_end(tmp_path, trained)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_run_that_loses_one_process_ends_and_goes_on(trained, tmp_path, victim):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
+def test_a_run_stops_in_both_and_goes_on(trained, tmp_path, name, victim):
+    """Asked to stop, both save the same step; where one is lost, the other says so."""
     with running(tmp_path, trained / "cache") as processes:
         wait_for(lambda: records(tmp_path))
-        processes[victim].kill()
-        code = processes[1 - victim].wait(30)
-    assert code == processes_module.LOST, errors(tmp_path)
-    assert errors(tmp_path)[1 - victim].count(processes_module.LOST_LINE) == 1
+        processes[victim].send_signal(getattr(signal, name))
+        codes = [process.wait(60) for process in processes]
+    if name == "SIGTERM":
+        assert codes == [128 + signal.SIGTERM] * 2, errors(tmp_path)
+        steps = [re.search(r"after step (\d+)", text)[1] for text in errors(tmp_path)]
+        assert [int(step) for step in steps] == [saved(tmp_path)[-1]] * 2
+    else:
+        assert codes[1 - victim] == processes_module.LOST, errors(tmp_path)
+        assert errors(tmp_path)[1 - victim].count(processes_module.LOST_LINE) == 1
     with running(tmp_path, trained / "cache") as processes:
         assert [process.wait(LIMIT) for process in processes] == [0, 0], errors(tmp_path)
-    check_same_end(tmp_path, trained)
+    assert len(records(tmp_path)) == RUN["epochs"]
+    resume.check_equal(resume.end(tmp_path / "run"), resume.end(trained / "run"))

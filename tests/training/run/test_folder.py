@@ -1,23 +1,18 @@
 """The files of a run: whole or not at all, and what a command says of the ways in which it ends."""
 
 import errno
-import json
 import os
 from pathlib import Path
 
 import pytest
 
 import train
-from dh2l_jax.training import loop
+from dh2l_jax.files import write_atomically
 from dh2l_jax.training.config import Config, DistributedConfig, OptimConfig
-from dh2l_jax.training.host import processes
-from dh2l_jax.training.host.signals import Stopped
 from dh2l_jax.training.run import checkpoint
 from dh2l_jax.training.run import folder as run_folder
-from dh2l_jax.training.run.checkpoint import CheckpointError
 from dh2l_jax.training.run.lock import Lock
 from dh2l_jax.training.run.records import append_record, keep_records, read_records, write_text
-from dh2l_jax.training.step.finite import NotFiniteError
 
 RECORDS = [{"epoch": 1, "step": 5, "J": 0.1 + 0.2}, {"epoch": 2, "step": 10, "ü": "走"}]
 
@@ -31,6 +26,9 @@ def write_records(path, records=RECORDS):
 @pytest.mark.parametrize("step", [0, 4, 5, 9, 10, 99])
 def test_records_of_later_steps_and_half_lines_are_dropped(tmp_path, end, step):
     path = tmp_path / "metrics.jsonl"
+    keep_records(path, step)
+    assert read_records(path) == []
+    assert not path.exists(), "no records are no file"
     write_records(path)
     with path.open("ab") as file:
         file.write(end.encode("latin-1"))
@@ -40,12 +38,6 @@ def test_records_of_later_steps_and_half_lines_are_dropped(tmp_path, end, step):
     assert read_records(path) == kept
     append_record(path, {"step": 99})
     assert read_records(path) == [*kept, {"step": 99}]
-
-
-def test_no_records_are_none(tmp_path):
-    keep_records(tmp_path / "none", 3)
-    assert read_records(tmp_path / "none") == []
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -76,6 +68,46 @@ def test_a_full_disk_leaves_the_file_before(tmp_path, monkeypatch, name):
     with pytest.raises(OSError, match=r"result\.json cannot be written: No space left on device$"):
         write_text(path, "after")
     assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_planted_links_are_not_followed(tmp_path):
+    """Under the names that other programs would give their temporary files, and under our own."""
+    precious, folder = tmp_path / "precious", tmp_path / "run"
+    precious.write_text("letters")
+    folder.mkdir()
+    names = ["config.json", "metrics.jsonl", "result.json", "confusion.csv", "SHA256SUMS"]
+    for name in names:
+        (folder / f"{name}.tmp").symlink_to(precious)
+        (folder / f".{name}.tmp").symlink_to(precious)
+        (folder / name).symlink_to(precious)
+        write_text(folder / name, "ours")
+        assert not (folder / name).is_symlink()
+    (folder / ".0123456789abcdef.part").symlink_to(precious)
+    with run_folder.opened(tmp_path / "new", Config()):
+        pass
+    assert precious.read_text() == "letters"
+    assert len(list(folder.iterdir())) == 3 * len(names) + 1, "nothing is left behind"
+
+
+def test_a_file_is_made_as_the_umask_says(tmp_path):
+    (tmp_path / "opened").open("w").close()
+    write_text(tmp_path / "written", "")
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt, RuntimeError])
+def test_content_that_cannot_be_made_leaves_the_file_before(tmp_path, error):
+    def content(file):
+        file.write(b"half")
+        raise error("no more")
+
+    path = tmp_path / "file"
+    write_atomically(path, b"before")
+    with pytest.raises(error):
+        write_atomically(path, content)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"before"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
@@ -103,7 +135,7 @@ def test_a_run_goes_on_with_its_own_options_alone(tmp_path):
     assert run_folder.read_config(folder) == config
     other = Config(seed=3, optim=OptimConfig(lr=0.3))
     with pytest.raises(ValueError, match=r"optim\.lr is 0\.1 in the saved config, 0\.3"):
-        run_folder.check(folder, other)
+        run_folder.refuse_foreign_folder(folder, other)
 
 
 def test_a_killed_start_is_no_run(tmp_path):
@@ -111,11 +143,15 @@ def test_a_killed_start_is_no_run(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / ".lock").touch()
-    (folder / "config.json.tmp").write_text("{")
-    run_folder.check(folder, Config())
+    (folder / ".0123456789abcdef.part").write_text("{")
     (folder / "letter.txt").touch()
-    with pytest.raises(ValueError, match="exists already and is never overwritten"):
-        run_folder.check(folder, Config())
+    for ask in (run_folder.refuse_foreign_folder, lambda *a: run_folder.opened(*a).__enter__()):
+        with pytest.raises(ValueError, match="exists already and is never overwritten"):
+            ask(folder, Config())
+    (folder / "letter.txt").unlink()
+    run_folder.refuse_foreign_folder(folder, Config())
+    with run_folder.opened(folder, Config()):
+        assert sorted(path.name for path in folder.iterdir()) == [".lock", "config.json"]
 
 
 def test_a_second_run_in_a_folder_is_refused(tmp_path, capsys):
@@ -134,50 +170,3 @@ def test_a_second_run_in_a_folder_is_refused(tmp_path, capsys):
         "wait for it or choose another folder\n"
     )
     assert [path.name for path in folder.iterdir()] == [".lock"]
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "line"),
-    [
-        (Stopped(15, 7), 143, "stopped by SIGTERM after step 7: the same command goes on"),
-        (Stopped(2, 7), 130, "stopped by SIGINT after step 7: the same command goes on"),
-        (KeyboardInterrupt(), 130, ""),
-        (CheckpointError("damaged"), 2, "error: damaged"),
-        (NotFiniteError(3, "L is nan"), 3, "error: step 3: L is nan"),
-        (OSError("disk\nfull"), 4, "error: disk full"),
-    ],
-)
-def test_every_end_has_its_exit_code(tmp_path, capsys, monkeypatch, error, code, line):
-    def end(*_, **__):
-        raise error
-
-    monkeypatch.setattr(loop, "train", end)
-    options = ["--set", "model.name=resnet8", "--set", "data.fraction=0.1", "--workdir"]
-    assert train.main([*options, str(tmp_path / "run")]) == code
-    assert capsys.readouterr().err == (f"train.py: {line}\n" if line else "")
-
-
-def test_a_lost_process_ends_the_others(tmp_path, capsys, monkeypatch):
-    """As Gloo tells of it; the way out is the one that waits for nobody."""
-
-    def end(*_, **__):
-        raise ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
-
-    ended = []
-    monkeypatch.setattr(train, "train", end)
-    monkeypatch.setattr(processes, "several", lambda: True)
-    monkeypatch.setattr(processes, "abandon", ended.append)
-    train.main(["--workdir", str(tmp_path / "run")])
-    assert ended == [5]
-    assert capsys.readouterr().err == f"train.py: error: {processes.LOST_LINE}\n"
-    monkeypatch.setattr(processes, "several", lambda: False)
-    with pytest.raises(ValueError, match="Gloo"):
-        train.main(["--workdir", str(tmp_path / "run")])
-
-
-def test_a_damaged_result_is_named(tmp_path, capsys):
-    folder = tmp_path / "run"
-    with run_folder.opened(folder, Config()):
-        (folder / "result.json").write_text(json.dumps({"accuracy": [0.5]}))
-    assert train.main(["--workdir", str(folder)]) == 2
-    assert "result.json is damaged" in capsys.readouterr().err

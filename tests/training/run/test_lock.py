@@ -51,7 +51,7 @@ def test_a_dead_process_holds_nothing(path, holder, number):
     holder.send_signal(number)
     assert holder.wait() == -number
     with Lock(path):
-        assert path.read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
+        assert path.read_text() == f" process {os.getpid()} on {socket.gethostname()}\n"
 
 
 def test_one_process_cannot_hold_it_twice(path):
@@ -84,9 +84,34 @@ def test_a_child_that_is_left_behind_holds_nothing(path):
 def test_what_the_file_held_before_is_no_matter(path, text):
     path.write_bytes(text)
     with Lock(path):
-        assert path.read_bytes().startswith(f"process {os.getpid()} ".encode())
+        assert path.read_bytes().startswith(f" process {os.getpid()} on ".encode())
 
 
 def test_a_folder_that_is_missing_is_named(tmp_path):
     with pytest.raises(OSError, match=r"none/\.lock"), Lock(tmp_path / "none" / ".lock"):
         raise AssertionError
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_planted_link_is_refused_and_not_followed(path, exists):
+    target = path.parent / "precious"
+    if exists:
+        target.write_text("letters")
+    path.symlink_to(target)
+    with pytest.raises(OSError, match=r"\.lock cannot be locked: it is a link$"), Lock(path):
+        raise AssertionError("a link was followed")
+    assert (target.read_text() == "letters") if exists else not target.exists()
+
+
+def test_of_several_that_come_at_once_one_gets_it(path):
+    command = [sys.executable, "-c", HOLD, lock.__file__, str(path)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, **pipes) for _ in range(4)]
+    refused = [process for process in processes if process.stdout.readline() != "held\n"]
+    lines = [process.communicate()[1].splitlines()[-1] for process in refused]
+    (holder,) = set(processes) - set(refused)
+    holder.kill()
+    holder.communicate()
+    assert len(lines) == 3
+    for line in lines:
+        assert line.startswith(f"ValueError: {path.parent} is in use by ")

@@ -1,5 +1,6 @@
 """Manifests: every change of a folder is told, and whatever a manifest holds is only read."""
 
+import contextlib
 import errno
 import hashlib
 import itertools
@@ -56,8 +57,8 @@ def test_sha256sum_checks_it(folder):
 
 def test_a_manifest_is_written_anew(folder):
     (folder / "a").write_bytes(b"other")
-    (folder / f"{manifest.NAME}.tmp").write_bytes(b"of a process that was killed")
-    assert problem(folder) == "SHA256SUMS.tmp is not listed"
+    (folder / ".left.part").write_bytes(b"of a process that was killed")
+    assert problem(folder) == ".left.part is not listed"
     manifest.write(folder)
     assert problem(folder) is None
 
@@ -79,47 +80,80 @@ def test_flipped_bits(folder):
     assert problem(folder) is None
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_files_that_are_cut_grow_go_or_become_something_else(folder, name):
-    path, data = folder / name, FILES[name]
-    for other in {data[: len(data) // 2], data + b"\0", bytes(len(data) or 1), b""} - {data}:
-        path.write_bytes(other)
-        assert problem(folder) == f"{name}: SHA-256 differs"
-    path.unlink()
-    assert problem(folder) == f"{name} is missing"
-    path.mkdir()
-    assert problem(folder) == f"{name} is missing"
-    path.rmdir()
-    os.mkfifo(path)
-    assert problem(folder) == f"{name} is no plain file"
-    path.unlink()
-    (folder.parent / "outside").write_bytes(data)
-    path.symlink_to(folder.parent / "outside")
-    assert problem(folder) == f"{name} is no plain file"
-    path.unlink()
-    path.symlink_to("nowhere")
-    assert problem(folder) == f"{name} is no plain file"
+def put(name, what):
+    """A change of a folder: bytes, a thing or a link's target stands there, or nothing."""
+
+    def change(folder):
+        path, copy = folder / name, folder.parent / "copy"
+        if path.is_file():
+            path.rename(copy)
+        match what:
+            case bytes():
+                path.write_bytes(what)
+            case "pipe":  # to open it would hang
+                os.mkfifo(path)
+            case "folder":
+                path.mkdir()
+            case str():
+                path.symlink_to(what)
+
+    return change
 
 
-def test_swapped_and_extra_files(folder):
+def swap(folder):
     (folder / "a").rename(folder / "c")
     (folder / "deep" / "below" / "b").rename(folder / "a")
     (folder / "c").rename(folder / "deep" / "below" / "b")
-    assert problem(folder) == "a: SHA-256 differs"
-    (folder / "deep" / "extra").touch()
-    assert problem(folder) == "deep/extra is not listed"
-    (folder / "deep" / "extra").unlink()
-    (folder / "line\nbreak").touch()
-    assert problem(folder) == r"'line\nbreak' is not listed"
-    (folder / "line\nbreak").unlink()
-    (folder / "link").symlink_to(folder.parent)
-    assert problem(folder) == "link is not listed"
 
 
-def test_folders_below_that_lead_elsewhere(folder):
+def move_out(folder):
     (folder / "deep").rename(folder.parent / "outside")
     (folder / "deep").symlink_to(folder.parent / "outside")
-    assert problem(folder) == "deep/below/b is missing"
+
+
+OTHERS = {
+    "missing": (None, "folder"),
+    "no plain file": ("pipe", "../copy", "../../../copy", "none"),
+}
+CHANGES = [
+    *(
+        (put(name, other), f"{name}: SHA-256 differs")
+        for name, data in FILES.items()
+        for other in (data[: len(data) // 2], data + b"\0", bytes(len(data) or 1), b"")
+        if other != data
+    ),
+    *((put(n, what), f"{n} is {told}") for told in OTHERS for n in FILES for what in OTHERS[told]),
+    (swap, "a: SHA-256 differs"),
+    (put("deep/extra", b""), "deep/extra is not listed"),
+    (put("line\nbreak", b""), r"'line\nbreak' is not listed"),
+    (put("link", ".."), "link is not listed"),
+    (move_out, "deep/below/b is missing"),
+    (put(manifest.NAME, None), "SHA256SUMS is missing"),
+    (put(manifest.NAME, "folder"), "SHA256SUMS is no plain file"),
+    (put(manifest.NAME, "pipe"), "SHA256SUMS is no plain file"),
+    (lambda f: os.truncate(f / manifest.NAME, 2**34), "SHA256SUMS is larger than 16,777,216 bytes"),
+]
+
+
+@pytest.mark.parametrize(("change", "expected"), CHANGES)
+def test_every_change_is_told(folder, change, expected):
+    change(folder)
+    assert problem(folder) == expected
+
+
+def test_folders_that_are_none(folder):
+    assert problem(folder / "nowhere") == "SHA256SUMS is missing"
+    assert problem(folder / "a") == "SHA256SUMS: Not a directory"
+
+
+@pytest.mark.parametrize("name", ["../outside", "deep/../a", "{}/outside", "./a"])
+def test_a_manifest_that_points_out_opens_nothing(folder, name):
+    outside = folder.parent / "outside"
+    os.mkfifo(outside)  # to open it would hang
+    name = name.format(folder.parent)
+    with (folder / manifest.NAME).open("a") as file:
+        file.write(f"{'0' * 64}  {name}\n")
+    assert problem(folder) == f"{name} is missing"
 
 
 @pytest.mark.parametrize(
@@ -142,32 +176,6 @@ def test_damaged_manifests(folder, change, expected):
     path = folder / manifest.NAME
     path.write_bytes(b"".join(change(path.read_bytes().splitlines(keepends=True))))
     assert problem(folder) == f"SHA256SUMS: {expected}"
-
-
-@pytest.mark.parametrize("name", ["../outside", "deep/../a", "{}/outside", "./a"])
-def test_a_manifest_that_points_out_opens_nothing(folder, name):
-    outside = folder.parent / "outside"
-    os.mkfifo(outside)  # to open it would hang
-    name = name.format(folder.parent)
-    with (folder / manifest.NAME).open("a") as file:
-        file.write(f"{'0' * 64}  {name}\n")
-    assert problem(folder) == f"{name} is missing"
-
-
-def test_manifests_that_are_no_file(folder):
-    path = folder / manifest.NAME
-    with path.open("r+b") as file:
-        file.truncate(2**34)
-    assert problem(folder) == "SHA256SUMS is larger than 16,777,216 bytes"
-    path.unlink()
-    assert problem(folder) == "SHA256SUMS is missing"
-    path.mkdir()
-    assert problem(folder) == "SHA256SUMS is no plain file"
-    path.rmdir()
-    os.mkfifo(path)
-    assert problem(folder) == "SHA256SUMS is no plain file"
-    assert problem(folder / "nowhere") == "SHA256SUMS is missing"
-    assert problem(folder / "a") == "SHA256SUMS: Not a directory"
 
 
 def test_a_disk_that_cannot_be_read_is_damage(folder, monkeypatch):
@@ -221,11 +229,10 @@ def test_only_plain_files_are_listed(folder):
         manifest.write(folder)
 
 
-def test_a_manifest_that_cannot_be_written_leaves_the_old_one(folder, monkeypatch):
-    """Each flush and the rename fail in turn."""
-    before = (folder / manifest.NAME).read_bytes()
+def test_all_is_on_disk_before_the_manifest_or_the_old_one_stays(folder, monkeypatch):
+    before, calls, folders = (folder / manifest.NAME).read_bytes(), [], 3
+    expected = ["fsync"] * (len(FILES) + 1 + folders + 1) + ["replace", "fsync"]
     (folder / "new").write_bytes(b"new")
-    calls = []
 
     def failing(name, turn):
         real = getattr(os, name)
@@ -238,18 +245,13 @@ def test_a_manifest_that_cannot_be_written_leaves_the_old_one(folder, monkeypatc
 
         return call
 
-    for turn in range(1, 100):
+    for turn in range(1, len(expected) + 2):
         calls.clear()
-        with monkeypatch.context() as patch:
+        with monkeypatch.context() as patch, contextlib.suppress(OSError):
             for name in ("fsync", "replace"):
                 patch.setattr(os, name, failing(name, turn))
-            try:
-                manifest.write(folder)
-                break
-            except OSError:
-                pass
-        renamed = "replace" in calls[:-1]
+            manifest.write(folder)
+        assert calls == expected[:turn]
+        renamed = turn > expected.index("replace") + 1
         assert ((folder / manifest.NAME).read_bytes() != before) == renamed
-    folders = 3
-    assert calls == ["fsync"] * (len(FILES) + 2) + ["replace"] + ["fsync"] * folders
     assert problem(folder) is None

@@ -14,11 +14,10 @@ import optax
 import pytest
 
 import dh2l_jax as dh2l
-from dh2l_jax.data.batches.feed import Cut, Resident
+from dh2l_jax.data.batches.feed import CropOptions, Resident
 from dh2l_jax.data.batches.order import epoch_order
 from dh2l_jax.data.datasets import Dataset
 from dh2l_jax.hierarchy.scores import summarize
-from dh2l_jax.regularizers import transform
 from dh2l_jax.training import loop
 from dh2l_jax.training.config import (
     Config,
@@ -26,15 +25,17 @@ from dh2l_jax.training.config import (
     ModelConfig,
     OptimConfig,
     RegConfig,
-    sections,
+    from_dict,
 )
-from dh2l_jax.training.epochs import last, one_late, tallies
+from dh2l_jax.training.epochs import counts_so_far, last_item
 from dh2l_jax.training.host import profiling
 from dh2l_jax.training.run import checkpoint
 from dh2l_jax.training.step import objective as objective_module
 from dh2l_jax.training.step import optim
 from dh2l_jax.training.step.objective import make_objective, make_regularizer
 from dh2l_jax.training.step.steps import make_eval_step, make_train_step
+
+pytestmark = pytest.mark.xdist_group("step")  # they share what is compiled
 
 TREE = dh2l.Hierarchy.from_parents(([0, 0, 1], [0, 0, 1, 2, 2, 2]))
 
@@ -47,7 +48,7 @@ def images_of_classes(per_class, seed):
     return pixels, labels
 
 
-CUT = Cut((8, 8), pad=1, flip=False, batch_size=16)
+CROPS = CropOptions((8, 8), pad=1, flip=False, batch_size=16)
 DATA = Dataset.from_splits("rows", images_of_classes(8, 0), images_of_classes(3, 1), TREE)
 
 
@@ -81,35 +82,36 @@ TRACES = collections.Counter()
 
 
 @functools.cache
-def compiled(num_devices, kind=Resident):
-    """An experiment, its feed and its step, traced once however many batches the suite runs."""
+def compiled(num_devices):
+    """An experiment, its feed, its first state and its step, traced once in the whole suite."""
     exp = experiment(num_devices)
     objective = make_objective(exp.model, TREE, exp.config.reg)
-    feed = kind(DATA.train_images, DATA.train_labels, CUT, exp.mesh)
+    feed = Resident(DATA.train_images, DATA.train_labels, CROPS, exp.mesh)
 
     def counted(*args):
-        TRACES[num_devices, kind] += 1
+        TRACES[num_devices] += 1
         return objective(*args)
 
-    return exp, feed, make_train_step(counted, exp.tx, DATA, feed)
+    return exp, feed, exp.init(), make_train_step(counted, exp.tx, DATA, feed)
 
 
-def steps_of(count, num_devices=2, kind=Resident):
-    """The state and the terms of each of the first steps."""
-    exp, feed, step = compiled(num_devices, kind)
-    state, terms = exp.init(), []
+@functools.cache
+def trained(count, num_devices=2):
+    """The state after so many steps and the terms of each of them."""
+    _, feed, state, step = compiled(num_devices)
+    state, terms = jax.tree.map(jnp.copy, state), []
     key = jax.random.wrap_key_data(state.key.copy())
     for first in range(0, count, 3):
         order = epoch_order(0, first // 3, len(DATA.train_labels))
         for batch in feed.training(key, order, first, min(3, count - first)):
-            state, stepped = step(state, *batch)
-            terms.append(jax.device_get(stepped.terms))
-    return state, terms
+            state, result = step(state, *batch)
+            terms.append(jax.device_get(result.terms))
+    return jax.device_get(state), terms
 
 
 def test_golden_step():
     """Values of the first two steps; they change only if the computation changes."""
-    _, (first, second) = steps_of(2)
+    _, (first, second, *_) = trained(24)
     found = {name: [float(first[name]), float(second[name])] for name in first}
     assert found == {name: pytest.approx(value, rel=2e-4) for name, value in GOLDEN.items()}
 
@@ -127,24 +129,21 @@ GOLDEN = {
 
 
 def test_one_trace_over_many_batches():
-    steps_of(7)
-    assert TRACES[2, Resident] == 1
-    assert compiled(2, Resident)[2].func._cache_size() == 1
+    trained(24)
+    assert TRACES[2] == 1
+    assert compiled(2)[-1].func._cache_size() == 1
 
 
 def test_one_device_equals_two():
-    one, terms_one = steps_of(4, num_devices=1)
-    two, terms_two = steps_of(4, num_devices=2)
+    (one, terms_one), (two, terms_two) = (trained(4, num_devices) for num_devices in (1, 2))
     chex.assert_trees_all_close(terms_one, terms_two, rtol=1e-4, atol=1e-5)
-    chex.assert_trees_all_close(
-        jax.device_get(one.params), jax.device_get(two.params), rtol=1e-3, atol=1e-4
-    )
+    chex.assert_trees_all_close(one.params, two.params, rtol=1e-3, atol=1e-4)
 
 
 def test_same_seed_same_bits():
-    one, _ = steps_of(3)
-    two, _ = steps_of(3)
-    chex.assert_trees_all_equal(jax.device_get(one), jax.device_get(two))
+    exp, _, state, _ = compiled(2)
+    chex.assert_trees_all_equal(jax.device_get(exp.init()), jax.device_get(state))
+    chex.assert_trees_all_equal(trained.__wrapped__(3), trained(3))
 
 
 def test_objective_is_the_weighted_sum_of_its_terms():
@@ -248,9 +247,9 @@ def test_half_space_of_every_layer():
 
 
 def test_the_trace_of_a_step_names_its_phases(tmp_path):
-    exp, feed, step = compiled(2, Resident)
+    _, feed, state, step = compiled(2)
     recorded = profiling.record(step, 2, tmp_path, lambda line: None)
-    state, order = exp.init(), epoch_order(0, 0, len(DATA.train_labels))
+    state, order = jax.tree.map(jnp.copy, state), epoch_order(0, 0, len(DATA.train_labels))
     key = jax.random.wrap_key_data(state.key.copy())
     for number, batch in enumerate(feed.training(key, order, 0, 3), 1):
         state, _ = recorded(number, state, *batch)
@@ -266,12 +265,11 @@ def test_the_trace_of_a_step_names_its_phases(tmp_path):
 
 
 def test_every_image_counts_once():
-    exp = experiment()
-    state = exp.init()
-    feed = Resident(DATA.test_images, DATA.test_labels, CUT, exp.mesh)
+    exp, _, state, _ = compiled(2)
+    feed = Resident(DATA.test_images, DATA.test_labels, CROPS, exp.mesh)
     step = make_eval_step(exp.model, DATA, feed)
     scores = [
-        summarize(last(one_late(tallies(step, state, feed, TREE, size))), TREE)
+        summarize(last_item(counts_so_far(step, state, feed, TREE, size)), TREE)
         for size in (2, 8, 18, 64)
     ]
     assert step.func._cache_size() == 4, "one program a batch size"
@@ -282,15 +280,14 @@ def test_every_image_counts_once():
 
 
 def test_learns_and_restores(tmp_path):
-    exp, *_ = compiled(2, Resident)
-    state, terms = steps_of(24)
+    exp, (state, terms) = compiled(2)[0], trained(24)
     assert np.mean([t["L"] for t in terms[-3:]]) < 0.5 * np.mean([t["L"] for t in terms[:3]])
     checkpoint.save(tmp_path, state)
-    restored = checkpoint.restore(tmp_path, exp.init())
-    chex.assert_trees_all_equal(jax.device_get(restored.state), jax.device_get(state))
+    restored = checkpoint.restore(tmp_path, exp.init(abstract=True))
+    chex.assert_trees_all_equal(jax.device_get(restored.state), state)
     other = dataclasses.replace(exp, model=dh2l.models.create("resnet8", num_classes=7))
     with pytest.raises(ValueError, match="another model"):
-        checkpoint.restore(tmp_path, other.init())
+        checkpoint.restore(tmp_path, other.init(abstract=True))
 
 
 # Optimiser.
@@ -339,24 +336,9 @@ def test_mask_covers_kernels_and_head_vectors():
         assert decays == (last == "kernel" or last.startswith(("surface", "center"))), path
 
 
-def test_regularizer_as_a_link_of_an_optax_chain():
-    params = {"dense": {"kernel": jax.random.normal(jax.random.key(0), (8, 4))}}
-
-    def penalty(params):
-        return 0.1 * dh2l.weight_energy(params, "d_am_cos")
-
-    gradients = jax.tree.map(jnp.ones_like, params)
-    chain = optax.chain(transform.add_gradient_of(penalty), optax.sgd(0.1))
-    found, _ = jax.jit(chain.update)(gradients, chain.init(params), params)
-    total = jax.tree.map(jnp.add, gradients, jax.jit(jax.grad(penalty))(params))
-    chex.assert_trees_all_close(found, jax.tree.map(lambda g: -0.1 * g, total), rtol=1e-6)
-    with pytest.raises(ValueError, match="parameters are needed"):
-        chain.update(gradients, chain.init(params))
-
-
 def test_held_out_runs_never_touch_the_test_images():
-    run = sections.override(Config(eval_batch_size=100, batch_size=50), "data.holdout=1000")
-    exp = loop.build(sections.override(run, "model.name=resnet8"))
-    assert len(exp.dataset.test_labels) == 1000
-    assert len(exp.dataset.train_labels) == 5000
+    run = from_dict({"data": {"fraction": 0.1, "holdout": 100}, "model": {"name": "resnet8"}})
+    exp = loop.build(dataclasses.replace(run, eval_batch_size=100, batch_size=50))
+    assert len(exp.dataset.test_labels) == 100
+    assert len(exp.dataset.train_labels) == 500
     assert loop.make_evaluator(exp)(exp.init())["split"] == "validation"

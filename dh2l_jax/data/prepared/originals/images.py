@@ -6,12 +6,14 @@ Every image is decoded once, here, so that a damaged one stops the preparation a
 from __future__ import annotations
 
 import io
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
-from dh2l_jax.data.store.decode import opened
+# Pillow is imported in the functions: without it, a missing copy is still named.
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["box", "encode_png", "rgb_image"]
 
@@ -22,6 +24,8 @@ def encode_png(pixels: np.ndarray) -> bytes:
     >>> encode_png(np.zeros((2, 2), np.uint8))[1:4]
     b'PNG'
     """
+    from PIL import Image
+
     return _png(Image.fromarray(pixels))
 
 
@@ -35,6 +39,8 @@ def rgb_image(data: bytes, what: str) -> tuple[bytes, tuple[int, int]]:
     Raises:
       ValueError: see `opened`, or the image has other colours; the message begins with `what`.
     """
+    from dh2l_jax.data.store.decode import opened
+
     try:
         with opened(data) as image:
             # Byte 24 of a PNG is its bit depth, which Pillow hides where it reduces 16 bits to 8.
