@@ -103,7 +103,7 @@ class Evaluator:
             yield self.tape.send(state.step + 0)
 
     def scores(self, total):
-        """Of the last tally."""
+        """Of the last counts."""
         return {"split": "validation", "accuracy": [self.sign * int(np.asarray(total))]}
 
 

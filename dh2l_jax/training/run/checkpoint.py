@@ -70,6 +70,7 @@ class NoCheckpoint(CheckpointError):
     """Nothing has been saved yet: a run may start anew."""
 
 
+# What the first process may raise for all of them, subclasses first.
 _ERRORS = (NoCheckpoint, CheckpointError, ValueError, TypeError, OSError)
 
 
