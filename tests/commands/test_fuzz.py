@@ -1,6 +1,6 @@
 """Readers of users' files, fed with anything: only the documented errors, of one line, come out.
 
-`DH2L_FUZZ=20000 pytest tests/commands/test_fuzz.py` tries so many inputs of each kind, new each time.
+`DH2L_FUZZ=20000 pytest tests/commands/test_fuzz.py` tries so many inputs of each kind, always new.
 """
 
 import contextlib

@@ -1,6 +1,7 @@
 """The names that other people's code uses: each stays where it is, whatever moves behind it."""
 
 import functools
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +47,18 @@ def test_the_curated_names_are_listed():
     assert set(NAMES["dh2l_jax"].split()) <= set(dh2l.__all__) <= set(dir(dh2l))
 
 
-@pytest.mark.parametrize("module", ["dh2l_jax.data", "dh2l_jax.experiments"])
+def test_names_that_load_when_they_are_asked_for_are_names_like_others():
+    namespace = {}
+    exec("from dh2l_jax import *", namespace)
+    for name in dh2l.__all__:
+        assert namespace[name] is getattr(dh2l, name)
+    assert pickle.loads(pickle.dumps(dh2l.energy)) is dh2l.energy
+    assert {"data", "evaluation", "hierarchy", "metrics", "models", "training"} <= set(dir(dh2l))
+    with pytest.raises(AttributeError, match="has no attribute 'enregy'"):
+        dh2l.enregy  # noqa: B018 (looked up for its error)
+
+
+@pytest.mark.parametrize("module", ["dh2l_jax", "dh2l_jax.data", "dh2l_jax.experiments"])
 def test_a_module_stays_a_command(module):
     command = [sys.executable, "-m", module, "--help"]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0
