@@ -83,7 +83,7 @@ def test_the_help_of_train_lists_every_option(capsys, monkeypatch, run):
     [
         ("--help", "usage: dh2l COMMAND"),
         ("data --help", "usage: dh2l data COMMAND"),
-        ("data prepare --help", "one of cifar10, cifar100"),
+        ("data prepare --help", "--manual-dir DIR"),
         ("data check -h", "FOLDER"),
         ("tables --help", "table-fashion"),
     ],
