@@ -9,6 +9,7 @@ import statistics as plain
 import numpy as np
 import pytest
 import scipy.stats
+from support.idx_files import encode
 
 from dh2l_jax.training.config import to_dict
 
@@ -202,5 +203,4 @@ def write_idx(folder):
         images = np.zeros((count, 28, 28), np.uint8)
         images[np.arange(count), :, 2 * labels] = 200
         for name, array in (("images-idx3", images), ("labels-idx1", labels)):
-            head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
-            (folder / f"{part}-{name}-ubyte").write_bytes(head + array.tobytes())
+            (folder / f"{part}-{name}-ubyte").write_bytes(encode(array))

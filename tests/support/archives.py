@@ -16,6 +16,7 @@ from tensorflow_datasets.core.download import checksums
 from dh2l_jax.data.prepared import prepare
 from dh2l_jax.data.prepared.read import BUILDERS
 from dh2l_jax.hierarchy.published import taxonomy
+from support.idx_files import encode
 
 FIELDS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname")
 
@@ -115,8 +116,7 @@ def cifar100():
 
 
 def idx_bytes(array):
-    header = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes()
-    return gzip.compress(header + array.tobytes(), compresslevel=1, mtime=0)
+    return gzip.compress(encode(array), compresslevel=1, mtime=0)
 
 
 def fashion_mnist():

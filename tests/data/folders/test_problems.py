@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.folders import CSV, birds, files, flat_birds, problems, remarks, write
 
-from dh2l_jax.data.folders import walk
+from dh2l_jax.data.folders import check, walk
 from dh2l_jax.data.folders.scan import open_folder
 from dh2l_jax.hierarchy import Hierarchy
 
@@ -230,6 +230,8 @@ def test_problems(tmp_path, case):
     for what, wheres in expected.items():
         assert len(found[what]) == len(wheres)
         assert all(part in where for part, where in zip(wheres, found[what], strict=True))
+    # The report begins with them, and opens nothing that is no file.
+    assert [finding.what for finding in check.inspect(root).problems][: len(found)] == list(found)
 
 
 def test_what_is_missing_is_an_os_error(tmp_path):
