@@ -174,7 +174,7 @@ def _job(depth: int, batch_size: int, reg: RegConfig) -> Job:
     images = rng.integers(256, size=(IMAGES, SIDE, SIDE, 3), dtype=np.uint8)
     labels = rng.integers(CLASSES, size=IMAGES, dtype=np.int32)
     grey = np.full(3, 0.5, np.float32)
-    dataset = Dataset("noise", images, labels, images[:10], labels[:10], _tree(), grey, grey)
+    dataset = Dataset("noise", images, labels, images[:10], labels[:10], _tree(), (grey, grey))
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     cut = CropOptions((SIDE, SIDE), 4, True, batch_size)
     feed = make_feed(images, labels, cut, mesh, device_gb=1.0)

@@ -1,28 +1,44 @@
 """Deep Hierarchical-Hyperspherical Learning in JAX.
 
-The metric library (this namespace) needs JAX alone; `dh2l_jax.models`, `dh2l_jax.data` and
-`dh2l_jax.training` are imported on first use.
+The names below and the package's wings (`dh2l.models`, `dh2l.data`, ...) are imported when they are
+first asked for: a command's help and a config file need no JAX.
 """
 
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING, Any
 
-from dh2l_jax.hierarchy import Hierarchy
-from dh2l_jax.metrics import METRICS, Metric, distance, energy, get_metric, mean_energy, pairwise
-from dh2l_jax.metrics.similarity import angle, code_angle, code_similarity, cosine_similarity
-from dh2l_jax.numerics import binary_sign, safe_normalize, straight_through, ternary_sign
-from dh2l_jax.regularizers import (
-    center_energy,
-    classes_present,
-    group_energy,
-    hierarchical,
-    orthogonality,
-    weight_energy,
-)
-from dh2l_jax.regularizers.constraints import containment, hinge, margin, radius_order, satisfaction
-from dh2l_jax.regularizers.params.kernels import kernel_matrices
-from dh2l_jax.spheres import Level, logit_vectors, project, radii, sphere_levels
+if TYPE_CHECKING:
+    from dh2l_jax.hierarchy import Hierarchy
+    from dh2l_jax.metrics import (
+        METRICS,
+        Metric,
+        distance,
+        energy,
+        get_metric,
+        mean_energy,
+        pairwise,
+    )
+    from dh2l_jax.metrics.similarity import angle, code_angle, code_similarity, cosine_similarity
+    from dh2l_jax.numerics import binary_sign, safe_normalize, straight_through, ternary_sign
+    from dh2l_jax.regularizers import (
+        center_energy,
+        classes_present,
+        group_energy,
+        hierarchical,
+        kernel_matrices,
+        orthogonality,
+        weight_energy,
+    )
+    from dh2l_jax.regularizers.constraints import (
+        containment,
+        hinge,
+        margin,
+        radius_order,
+        satisfaction,
+    )
+    from dh2l_jax.spheres import Level, logit_vectors, project, radii, sphere_levels
 
 __version__ = "0.1.0"
 
@@ -62,10 +78,42 @@ __all__ = [
     "weight_energy",
 ]
 
+# Where the names of `__all__` come from: the first of these modules that exports a name.
+_ROOMS = (
+    "hierarchy",
+    "metrics",
+    "metrics.similarity",
+    "numerics",
+    "regularizers",
+    "regularizers.constraints",
+    "spheres",
+)
+# What is an attribute without an import of its own, as `dh2l.models`.
+_WINGS = {
+    name: name
+    for name in (
+        "checks",
+        "data",
+        "hierarchy",
+        "metrics",
+        "models",
+        "numerics",
+        "regularizers",
+        "spheres",
+        "training",
+    )
+} | {"evaluation": "hierarchy.scores"}
 
-def __getattr__(name: str):
-    if name in ("data", "models", "training"):
-        return importlib.import_module(f"dh2l_jax.{name}")
-    if name == "evaluation":
-        return importlib.import_module("dh2l_jax.hierarchy.scores")
+
+def __getattr__(name: str) -> Any:
+    if name in _WINGS:
+        return importlib.import_module(f"dh2l_jax.{_WINGS[name]}")
+    for room in _ROOMS if name in __all__ else ():
+        module = importlib.import_module(f"dh2l_jax.{room}")
+        if name in module.__all__:
+            return globals().setdefault(name, getattr(module, name))
     raise AttributeError(f"module 'dh2l_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_WINGS})

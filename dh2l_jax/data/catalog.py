@@ -18,6 +18,7 @@ import numpy as np
 
 from dh2l_jax.checks import unknown_name
 from dh2l_jax.data.datasets import Dataset
+from dh2l_jax.data.facts import FACTS
 from dh2l_jax.data.prepared.originals import idx
 from dh2l_jax.data.store.cache import open_cached
 from dh2l_jax.data.store.source import Source
@@ -27,18 +28,9 @@ from dh2l_jax.hierarchy.published import taxonomy
 __all__ = ["load"]
 
 
-DATASETS = (
-    "fashion_mnist_mini",
-    "fashion_mnist",
-    "cifar10",
-    "cifar100",
-    "cub200",
-    "cars196",
-    "folder",
-)
+DATASETS = (*FACTS, "folder")
 
-
-# Of the embedded file; `mini/make.py` prints it.
+# The embedded file's, as `mini/make.py` prints it.
 MINI_SHA256 = "ed0f14a1145d25d64829bc671309c929342a47e0ea3d7f1e4ad7f83519932fde"
 
 
@@ -56,19 +48,16 @@ def load(
 
     Args:
       name: "fashion_mnist_mini", the subset inside the package (6,000 + 2,000 images 28 × 28);
-        "cifar10", "cifar100", "cub200", "cars196" or "fashion_mnist", which
-        `python -m dh2l_jax.data prepare NAME` has prepared; or "folder", your own images.
-      data_dir: of a folder of images, that folder; of a prepared data set, TFDS's data folder
-        (None for its default); of "fashion_mnist", also the folder of its four IDX files.
-      csv: of a folder of images, a file `class,parent[,grandparent]` with their tree.
+        another of `FACTS`, which `dh2l data prepare NAME` has prepared; or "folder", your own
+        images.
+      data_dir: the folder of images; of a prepared data set, TFDS's data folder (None for its
+        default); of "fashion_mnist", also the folder of its four IDX files.
+      csv: of "folder", a file `class,parent[,grandparent]` with the tree.
       tree: a taxonomy of the same classes instead of the data set's own, such as
         "cifar100_five_level", or "flat" for none.
       resize: shorter side in pixels; 0 to keep the images' sizes.
       cache_dir: where decoded images are kept, see `cache.open_cached`.
       progress: show a bar on a terminal while images are decoded.
-
-    Returns:
-      The data set with its class tree.
 
     Raises:
       ValueError: the name is unknown, an option is missing or superfluous, a file is damaged.
@@ -135,7 +124,7 @@ def _load_mini(folder: Path | None) -> Dataset:
         )
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
         train, test = ((file[f"{s}_images"], file[f"{s}_labels"]) for s in ("train", "test"))
-    return Dataset.from_splits(name, train, test, taxonomy("fashion_mnist"))
+    return Dataset.from_splits(name, train, test, taxonomy(FACTS[name].tree))
 
 
 def _load_idx(folder: Path) -> Dataset:
@@ -145,7 +134,7 @@ def _load_idx(folder: Path) -> Dataset:
 
 
 def _open_source(name: str, folder: Path | None, csv: str | Path | None) -> Source:
-    # Imported late: only these readers need tensorflow_datasets or Pillow.
+    # tensorflow_datasets and Pillow load late: only these readers need them.
     if name == "folder":
         if folder is None:
             raise ValueError("folder needs data_dir, the folder that holds the images")

@@ -7,6 +7,7 @@ small = subsample(dataset, 0.1)                                   # a tenth of e
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -30,8 +31,7 @@ class Dataset:
       test_images: (m, h, w, c) uint8, or `RaggedImages`.
       test_labels: (m,) int32.
       hierarchy: the tree of classes; a flat one where no tree is known.
-      mean: (c,) float32, of the training pixels divided by 255.
-      std: (c,) float32, likewise; 1 for a channel without variation.
+      normalization: `mean` and `std`; None for those of the training images.
 
     Raises:
       ValueError: an array has another shape or dtype, or a label is not a leaf.
@@ -43,15 +43,12 @@ class Dataset:
     test_images: Images = dataclasses.field(repr=False)
     test_labels: np.ndarray = dataclasses.field(repr=False)
     hierarchy: Hierarchy
-    mean: np.ndarray
-    std: np.ndarray
+    normalization: tuple[np.ndarray, np.ndarray] | None = None
 
     def __post_init__(self) -> None:
         arrays = {
             **_canonical(self, "train", self.train_images, self.train_labels),
             **_canonical(self, "test", self.test_images, self.test_labels),
-            "mean": np.asarray(self.mean, np.float32),
-            "std": np.asarray(self.std, np.float32),
         }
         train, test = _shape(arrays["train_images"]), _shape(arrays["test_images"])
         if train[-1] != test[-1] or (None not in (*train, *test) and train != test):
@@ -63,43 +60,48 @@ class Dataset:
             object.__setattr__(self, field, _read_only(array))
 
     @property
+    def mean(self) -> np.ndarray:
+        """(c,) float32, what is subtracted from the pixels divided by 255."""
+        return self._statistics[0]
+
+    @property
+    def std(self) -> np.ndarray:
+        """(c,) float32, what they are divided by then; 1 for a channel without variation."""
+        return self._statistics[1]
+
+    @functools.cached_property
+    def _statistics(self) -> np.ndarray:
+        # The statistics read every pixel, so they wait until somebody asks: of a data set, its
+        # subset and what a hold-out leaves of that, only the last is trained on.
+        values = np.array(self.normalization or _channel_statistics(self.train_images), np.float32)
+        values.flags.writeable = False
+        return values
+
+    @property
     def image_shape(self) -> tuple[int | None, int | None, int]:
         """Height, width and channels; height and width are None where images differ in size."""
         return _shape(self.train_images)
 
     @classmethod
     def from_splits(cls, name: str, train: Split, test: Split, hierarchy: Hierarchy) -> Dataset:
-        """A data set with the mean and standard deviation of its training images.
+        """A data set that is normalised by the statistics of its training images.
 
         Args:
           name: any name.
           train: images (n, h, w, c), or (n, h, w) for one channel, uint8; labels (n,) integers.
-          test: likewise, (m, ...).
+          test: the same of m images.
           hierarchy: the tree above the labels.
-
-        Returns:
-          The data set; what is wrong with the arrays is a `ValueError`.
 
         >>> split = np.zeros((3, 8, 8), np.uint8), np.array([0, 1, 2])
         >>> mine = Dataset.from_splits("mine", split, split, Hierarchy.two_level([0, 0, 1]))
         >>> mine.train_images.shape, mine.mean, mine.hierarchy
         ((3, 8, 8, 1), array([0.], dtype=float32), Hierarchy({2, 3}))
         """
-        unscaled = cls(name, *train, *test, hierarchy, np.zeros(1), np.ones(1))
-        mean, std = _channel_statistics(unscaled.train_images)
-        return dataclasses.replace(unscaled, mean=mean, std=std)
+        return cls(name, *train, *test, hierarchy)
 
 
 def subsample(dataset: Dataset, fraction: float, seed: int = 0) -> Dataset:
-    """The same part of the images of every class, at least one, of training and test alike.
-
-    Args:
-      dataset: the whole.
-      fraction: in (0, 1].
-      seed: ≥ 0.
-
-    Returns:
-      A data set whose name says so.
+    """The same `fraction` in (0, 1] of every class, at least one image, of both splits.
 
     >>> from dh2l_jax.data.catalog import load
     >>> small = subsample(load("fashion_mnist_mini"), 0.1)
@@ -125,14 +127,8 @@ def subsample(dataset: Dataset, fraction: float, seed: int = 0) -> Dataset:
 def hold_out(dataset: Dataset, count: int, seed: int) -> Dataset:
     """A validation split from the training images, so that no setting is chosen on the test set.
 
-    Args:
-      dataset: its test part is neither used nor kept.
-      count: number of validation images, a multiple of the number of classes.
-      seed: ≥ 0; the split is a function of the training labels, `count` and `seed`.
-
-    Returns:
-      A data set that trains on the remaining images, in their old order, and whose test part is the
-      class-balanced validation split. Its name says so.
+    The remaining images keep their order; the test part is replaced by `count` validation images,
+    the same number of each class, a function of the training labels, `count` and `seed`.
 
     Raises:
       ValueError: `count` is not a positive multiple, or a class would have no image left.
@@ -229,9 +225,9 @@ def _canonical(
 
 
 def _channel_statistics(images: Images) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel in units of 0..1, each (c,) float32."""
-    # Exact, from integer counts; a float copy of CIFAR's pixels would take a gigabyte.
+    """Mean and standard deviation of each channel in units of 0..1, each (c,)."""
+    # Integer counts of the 256 values are exact; a float copy of CIFAR would take a gigabyte.
     counts, values = pixel_counts(images), np.arange(256) / 255.0
     mean, square = (counts @ values**power / counts.sum(axis=1) for power in (1, 2))
     std = np.sqrt(np.maximum(square - mean**2, 0.0))
-    return mean.astype(np.float32), np.where(std > 0, std, 1.0).astype(np.float32)
+    return mean, np.where(std > 0, std, 1.0)

@@ -11,23 +11,17 @@ from dh2l_jax.experiments.plan.settings import Setting
 from dh2l_jax.experiments.plan.tables import Table, count_runs
 from dh2l_jax.experiments.reports import csv, figures, markdown
 from dh2l_jax.experiments.reports.markdown import Protocol
-from dh2l_jax.experiments.runner import Runner, Settled
+from dh2l_jax.experiments.runner import Runner, SettingResult
 from dh2l_jax.experiments.summary import summarize
 
-__all__ = ["Job", "Progress"]
+__all__ = ["Progress", "TableJob"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """A table being made.
+class TableJob:
+    """A table being made: `wanted` of its settings are trained, `results` has all that is known.
 
-    Attributes:
-      table: all of it.
-      wanted: the settings to train.
-      runner: trains them.
-      protocol: how.
-      path: of the reports, without a suffix.
-      settled: what is known of each setting of the table.
+    The reports are written to `path`, which has no suffix.
     """
 
     table: Table
@@ -35,14 +29,14 @@ class Job:
     runner: Runner
     protocol: Protocol
     path: Path
-    settled: dict[Setting, Settled]
+    results: dict[Setting, SettingResult]
 
     def show(self) -> None:
         """Prints the plan."""
         seeds, done = len(self.protocol.seeds), 0
         print(f"{markdown.title(self.table, self.protocol)}: {len(self.table.cells)} cells")
         for setting in self.wanted:
-            finished = self.settled[setting].finished
+            finished = self.results[setting].finished
             done += finished
             weights = ", ".join(str(weights) for weights in setting.candidates if any(weights))
             print(
@@ -54,20 +48,16 @@ class Job:
 
     def check(self) -> None:
         """Raises what would stop runs before their first step, once for each network."""
-        left = [setting for setting in self.wanted if not self.settled[setting].complete]
+        left = [setting for setting in self.wanted if not self.results[setting].complete]
         for setting in {setting.model: setting for setting in left}.values():
             self.runner.check(setting)
 
     def run(self) -> int:
-        """Trains setting by setting; the report grows with each.
-
-        Returns:
-          0, or 1 if a run failed, or 130 if interrupted.
-        """
+        """Trains setting by setting, the report grows with each; the exit code of the command."""
         interrupted = False
         try:
             for setting in self.wanted:
-                self.settled[setting] = self.runner.settle(setting)
+                self.results[setting] = self.runner.run(setting)
                 self._write_texts()
         except KeyboardInterrupt:
             interrupted = True
@@ -77,7 +67,7 @@ class Job:
         if interrupted:
             print("interrupted: the same command goes on where it stopped", file=sys.stderr)
             return 130
-        failures = sum(len(self.settled[setting].failures) for setting in self.wanted)
+        failures = sum(len(self.results[setting].failures) for setting in self.wanted)
         if failures:
             print(f"{failures} runs failed: {self.path}.md says why", file=sys.stderr)
         return 1 if failures else 0
@@ -88,12 +78,12 @@ class Job:
         return self.table.only(
             cell.row
             for cell in cells
-            if cell.setting in self.wanted or self.settled[cell.setting].finished
+            if cell.setting in self.wanted or self.results[cell.setting].finished
         )
 
     def _write_texts(self) -> None:
         table = self._shown()
-        summaries = summarize(table, self.settled)
+        summaries = summarize(table, self.results)
         texts = {
             ".md": markdown.markdown(table, summaries, self.protocol),
             ".csv": csv.csv_text(table, summaries),
@@ -105,7 +95,7 @@ class Job:
         table, path = self._shown(), _with_suffix(self.path, ".png")
         try:
             figures.draw(
-                table, summarize(table, self.settled), markdown.title(table, self.protocol), path
+                table, summarize(table, self.results), markdown.title(table, self.protocol), path
             )
         except ImportError as error:
             print(f"{path} is not drawn: {error}", file=sys.stderr)
@@ -124,7 +114,7 @@ class Progress:
     """
 
     def __init__(self, total: int):
-        """Of so many runs."""
+        """Nothing is done yet of `total` runs."""
         self.done, self._total, self._trained = 0, total, 0
         self._start = time.perf_counter()
 

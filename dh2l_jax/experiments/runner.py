@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dh2l_jax.experiments.plan.settings import Options, Setting, Weights, config_of
-from dh2l_jax.experiments.runs import Outcome, Run, check_result, check_test, read
+from dh2l_jax.experiments.runs import Run, RunResult, check_result, check_test, read
 from dh2l_jax.training.config import Config
 
-__all__ = ["LoopTrainer", "Runner", "Settled", "Trainer", "choose"]
+__all__ = ["LoopTrainer", "Runner", "SettingResult", "Trainer", "choose"]
 
 LOG, ERROR = "log.txt", "error.txt"
 
@@ -43,7 +43,7 @@ class Trainer(Protocol):
 class LoopTrainer:
     """The trainer of `training.loop`; what a run prints goes into its folder."""
 
-    # Imported late: a plan is shown without the packages that training needs.
+    # Training is imported late: a plan is shown without the packages that it needs.
     def check(self, config: Config) -> None:
         """Builds the experiment and lets it go; images that have to be decoded are, once."""
         from dh2l_jax.training import loop
@@ -60,7 +60,7 @@ class LoopTrainer:
         experiment = loop.build(config)
         try:
             refuse_foreign_folder(workdir, config)
-        except ValueError:  # what is there is no run, or another one
+        except ValueError:  # the folder holds no run, or another one
             shutil.rmtree(workdir)
         with opened(workdir, config), (workdir / LOG).open("a", encoding="utf-8") as file:
             console = Console(file=file, highlight=False, width=120)
@@ -81,52 +81,46 @@ class LoopTrainer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settled:
+class SettingResult:
     """What is known of a setting.
 
     Attributes:
       weights: the chosen ones; None as long as nothing could be chosen.
-      outcomes: of all its runs: candidates with the first seed, then the chosen with the others.
+      runs: candidates with the first seed, then the chosen with the others.
     """
 
     weights: Weights | None
-    outcomes: tuple[Outcome, ...]
+    runs: tuple[RunResult, ...]
 
     @property
-    def chosen(self) -> tuple[Outcome, ...]:
-        """The outcomes with the chosen weights, a seed each."""
-        return tuple(outcome for outcome in self.outcomes if outcome.run.weights == self.weights)
+    def chosen(self) -> tuple[RunResult, ...]:
+        """The runs with the chosen weights, a seed each."""
+        return tuple(result for result in self.runs if result.run.weights == self.weights)
 
     @property
-    def failures(self) -> tuple[Outcome, ...]:
+    def failures(self) -> tuple[RunResult, ...]:
         """The runs that failed."""
-        return tuple(outcome for outcome in self.outcomes if outcome.reason)
+        return tuple(result for result in self.runs if result.reason)
 
     @property
     def finished(self) -> int:
         """Number of runs with a result."""
-        return sum(outcome.result is not None for outcome in self.outcomes)
+        return sum(result.scores is not None for result in self.runs)
 
     @property
     def complete(self) -> bool:
         """Whether nothing is left to train or to test."""
-        return self.finished == len(self.outcomes) and all(o.test for o in self.chosen)
+        return self.finished == len(self.runs) and all(o.test for o in self.chosen)
 
 
-def choose(outcomes: Sequence[Outcome]) -> Weights | None:
+def choose(results: Sequence[RunResult]) -> Weights | None:
     """The weights with the highest validation accuracy of the last epoch; a tie takes the smaller.
 
-    A setting with one candidate has nothing to choose, so there the run need not have finished.
-
-    Args:
-      outcomes: of the candidates.
-
-    Returns:
-      None if there are several candidates and none has finished.
+    A single candidate need not have finished. Of several, None if none has.
     """
-    if len(outcomes) == 1:
-        return outcomes[0].run.weights
-    scores = [(-o.validation, o.run.weights) for o in outcomes if o.validation is not None]
+    if len(results) == 1:
+        return results[0].run.weights
+    scores = [(-o.validation, o.run.weights) for o in results if o.validation is not None]
     return min(scores)[1] if scores else None
 
 
@@ -141,77 +135,69 @@ class Runner:
         trainer: Trainer,
         tell: Callable[[str], None] = print,
     ):
-        """A runner that trains nothing yet.
-
-        Args:
-          folder: of the runs, each in a folder of its own.
-          seeds: λ is chosen with the first.
-          options: of the table.
-          trainer: what trains.
-          tell: called with a line for each run that was trained.
-        """
+        """Trains nothing yet; λ is chosen with the first seed; `tell` gets a line a trained run."""
         self.folder, self.seeds, self.options = folder, tuple(seeds), options
         self.trainer, self.tell = trainer, tell
 
-    def look(self, setting: Setting) -> Settled:
+    def look(self, setting: Setting) -> SettingResult:
         """What the folder holds of a setting; nothing is trained."""
-        return self._settle(setting, lambda run: read(self.folder, run))
+        return self._collect(setting, lambda run: read(self.folder, run))
 
     def check(self, setting: Setting) -> None:
         """Raises what would stop the setting's runs before their first step."""
         self.trainer.check(self._run(setting, setting.candidates[0], self.seeds[0]).config)
 
-    def settle(self, setting: Setting) -> Settled:
+    def run(self, setting: Setting) -> SettingResult:
         """Trains what is missing, chooses λ on validation, tests the chosen runs and no others."""
-        settled = self._settle(setting, self._obtain)
-        outcomes = [
-            self._tested(outcome) if outcome.run.weights == settled.weights else outcome
-            for outcome in settled.outcomes
+        found = self._collect(setting, self._obtain)
+        results = [
+            self._tested(result) if result.run.weights == found.weights else result
+            for result in found.runs
         ]
         self.trainer.forget()
-        return Settled(settled.weights, tuple(outcomes))
+        return SettingResult(found.weights, tuple(results))
 
-    def _settle(self, setting: Setting, obtain: Callable[[Run], Outcome]) -> Settled:
+    def _collect(self, setting: Setting, obtain: Callable[[Run], RunResult]) -> SettingResult:
         first, *others = self.seeds
-        outcomes = [obtain(self._run(setting, weights, first)) for weights in setting.candidates]
-        weights = choose(outcomes)
+        results = [obtain(self._run(setting, weights, first)) for weights in setting.candidates]
+        weights = choose(results)
         if weights is not None:
-            outcomes += [obtain(self._run(setting, weights, seed)) for seed in others]
-        return Settled(weights, tuple(outcomes))
+            results += [obtain(self._run(setting, weights, seed)) for seed in others]
+        return SettingResult(weights, tuple(results))
 
     def _run(self, setting: Setting, weights: Weights, seed: int) -> Run:
         return Run(setting, weights, seed, config_of(setting, weights, seed, self.options))
 
-    def _obtain(self, run: Run) -> Outcome:
-        """The outcome of a finished run, or of training it now."""
-        outcome = read(self.folder, run)
-        return outcome if outcome.result else self._train(run)
+    def _obtain(self, run: Run) -> RunResult:
+        """The result of a finished run, or of training it now."""
+        result = read(self.folder, run)
+        return result if result.scores else self._train(run)
 
-    def _train(self, run: Run) -> Outcome:
+    def _train(self, run: Run) -> RunResult:
         workdir, start = self.folder / run.name, time.perf_counter()
         try:
-            outcome = Outcome(run, check_result(self.trainer.train(run.config, workdir)))
+            result = RunResult(run, check_result(self.trainer.train(run.config, workdir)))
         except Exception as error:  # the other cells don't depend on this run
-            return self._failed(Outcome(run), error)
+            return self._failed(RunResult(run), error)
         seconds = time.perf_counter() - start
-        self.tell(f"{run}: validation {100 * (outcome.validation or 0):.2f} %, {seconds:.0f} s")
-        return outcome
+        self.tell(f"{run}: validation {100 * (result.validation or 0):.2f} %, {seconds:.0f} s")
+        return result
 
-    def _tested(self, outcome: Outcome) -> Outcome:
+    def _tested(self, result: RunResult) -> RunResult:
         """With the scores on the test set, if it has finished."""
-        if outcome.test or not outcome.result:
-            return outcome
+        if result.test or not result.scores:
+            return result
         try:
-            test = check_test(self.trainer.test(self.folder / outcome.run.name))
+            test = check_test(self.trainer.test(self.folder / result.run.name))
         except Exception as error:
-            return self._failed(outcome, error)
-        return dataclasses.replace(outcome, test=test)
+            return self._failed(result, error)
+        return dataclasses.replace(result, test=test)
 
-    def _failed(self, outcome: Outcome, error: Exception) -> Outcome:
-        """The outcome with the reason; the traceback goes into the run's folder."""
-        workdir = self.folder / outcome.run.name
+    def _failed(self, result: RunResult, error: Exception) -> RunResult:
+        """The result with the reason; the traceback goes into the run's folder."""
+        workdir = self.folder / result.run.name
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / ERROR).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
         lines = str(error).splitlines() or [type(error).__name__]
-        self.tell(f"{outcome.run}: failed: {lines[0]}")
-        return dataclasses.replace(outcome, reason=lines[0])
+        self.tell(f"{result.run}: failed: {lines[0]}")
+        return dataclasses.replace(result, reason=lines[0])

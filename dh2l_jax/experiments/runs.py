@@ -11,17 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from dh2l_jax.experiments.plan.settings import Setting, Weights
-from dh2l_jax.training.config import Config, from_dict
-from dh2l_jax.training.config.options import flat
+from dh2l_jax.training.config import Config, from_dict, identity
+from dh2l_jax.training.run.folder import BEST, CONFIG, LAST, RESULT, TEST
 
-__all__ = ["BEST", "LAST", "Outcome", "Run", "check_result", "check_test", "read"]
-
-# Of a run's folder, as training.loop writes them.
-CONFIG, RESULT, TEST = "config.json", "result.json", "test.json"
-# The states that test.json has scores of.
-LAST, BEST = "last", "best_on_validation"
-# Options that change neither what is trained nor on what.
-NOT_IDENTITY = ("checkpoint_every", "data.data_dir", "data.cache_dir", "data.device_gb")
+__all__ = ["Run", "RunResult", "check_result", "check_test", "read"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,60 +50,46 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What is known of a run; neither `result` nor `reason` means that it has not been run.
+class RunResult:
+    """What is known of a run; neither `scores` nor `reason` means that it has not been run.
 
     Attributes:
       run: which.
-      result: of result.json; scores of the validation split.
-      test: of test.json; only the chosen weights have it.
+      scores: of the validation split, as in result.json.
+      test: scores of the test set, as in test.json; only the chosen weights have them.
       reason: why the run failed; empty if it did not.
     """
 
     run: Run
-    result: Mapping[str, Any] | None = None
+    scores: Mapping[str, Any] | None = None
     test: Mapping[str, Any] | None = None
     reason: str = ""
 
     @property
     def validation(self) -> float | None:
         """Accuracy on the classes of the validation images, after the last epoch; a fraction."""
-        return self.result["accuracy"][-1] if self.result else None
+        return self.scores["accuracy"][-1] if self.scores else None
 
     def test_accuracy(self, state: str) -> float | None:
         """Accuracy on the classes of the test images, of the state `LAST` or `BEST`."""
         return self.test[state]["accuracy"][-1] if self.test else None
 
 
-def identity(config: Config) -> dict[str, Any]:
-    """The options that make a run what it is: all but where files lie and how images are kept.
-
-    Those at their defaults are left out, so a run outlives an option that is added later.
-    """
-    values, defaults = dict(flat(config)), dict(flat(Config()))
-    values["model.pretrained"] = Path(config.model.pretrained).name
-    return {
-        key: value
-        for key, value in values.items()
-        if value != defaults[key] and key not in NOT_IDENTITY
-    }
-
-
-def read(folder: Path, run: Run) -> Outcome:
-    """The outcome that a folder of runs holds; without a result if it is not finished."""
+def read(folder: Path, run: Run) -> RunResult:
+    """The result that a folder of runs holds; without scores if the run is not finished."""
     workdir = folder / run.name
     try:
         config = from_dict(json.loads((workdir / CONFIG).read_text("utf-8")))
-        result = check_result(json.loads((workdir / RESULT).read_text("utf-8")))
+        scores = check_result(json.loads((workdir / RESULT).read_text("utf-8")))
     except (OSError, ValueError):
-        return Outcome(run)
+        return RunResult(run)
     if identity(config) != identity(run.config):
-        return Outcome(run)
+        return RunResult(run)
     try:
         test = check_test(json.loads((workdir / TEST).read_text("utf-8")))
     except (OSError, ValueError):
         test = None
-    return Outcome(run, result, test)
+    return RunResult(run, scores, test)
 
 
 def check_result(values: Any) -> Mapping[str, Any]:

@@ -3,44 +3,52 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from scipy import stats
 
-__all__ = ["binomial_error", "holm", "mean_and_deviation", "paired_p"]
+__all__ = ["binomial_error", "holm", "mean_and_deviation", "paired_difference"]
 
 
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+def mean_and_deviation(values: Collection[float]) -> tuple[float, float | None]:
     """Mean and sample standard deviation (ddof = 1); of one value there is no deviation.
 
     >>> mean_and_deviation([1.0, 3.0])
     (2.0, 1.4142135623730951)
     """
+    values = list(values)
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return float(np.mean(values)), deviation
 
 
-def paired_p(ours: Mapping[int, float], baseline: Mapping[int, float]) -> float | None:
-    """Two-sided p of the paired t-test over the seeds that both have.
+def paired_difference(
+    ours: Mapping[int, float], baseline: Mapping[int, float]
+) -> tuple[float | None, float | None]:
+    """Mean difference ours − baseline over the seeds of both, and two-sided p of the paired t-test.
 
     Args:
       ours: seed → accuracy.
-      baseline: likewise.
+      baseline: seed → accuracy.
 
     Returns:
-      None with fewer than two common seeds, or where all differences are equal: t has no value.
+      No difference without a common seed; no p with fewer than two, or where all differences are
+      equal: t has no value.
 
-    >>> round(paired_p({0: 1.0, 1: 2.0, 2: 3.0}, {0: 0.0, 1: 0.0, 2: 0.0}), 6)
-    0.07418
+    >>> delta, p = paired_difference({0: 1.0, 1: 2.0, 2: 3.0}, {0: 0.0, 1: 0.0, 2: 0.0})
+    >>> delta, round(p, 6)
+    (2.0, 0.07418)
     """
     seeds = sorted(ours.keys() & baseline.keys())
     differences = [ours[seed] - baseline[seed] for seed in seeds]
+    if not seeds:
+        return None, None
     # Accuracies are multiples of 1/images; what differs by less differs by rounding alone.
     if len(seeds) < 2 or np.ptp(differences) < 1e-9:
-        return None
+        return float(np.mean(differences)), None
     test = stats.ttest_rel([ours[seed] for seed in seeds], [baseline[seed] for seed in seeds])
-    return float(test.pvalue)  # pyright: ignore[reportAttributeAccessIssue]
+    p = float(test.pvalue)  # pyright: ignore[reportAttributeAccessIssue]
+    return float(np.mean(differences)), p
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -16,7 +16,8 @@ from dh2l_jax.data import catalog, datasets
 from dh2l_jax.data.batches.feed import CropOptions, Feed, check_sizes, make_feed
 from dh2l_jax.data.datasets import Dataset
 from dh2l_jax.models import Network, create
-from dh2l_jax.training.config import Config, conflicts
+from dh2l_jax.training.config import Config
+from dh2l_jax.training.config.conflicts import refuse_conflicts, refuse_conflicts_with_tree
 from dh2l_jax.training.step import optim
 from dh2l_jax.training.step.objective import make_regularizer
 from dh2l_jax.training.step.state import TrainState, init_state
@@ -24,10 +25,7 @@ from dh2l_jax.training.step.state import TrainState, init_state
 __all__ = ["Experiment", "build"]
 
 # The mean and deviation of pixels that torchvision's ImageNet weights were trained with.
-IMAGENET = {
-    "mean": np.array([0.485, 0.456, 0.406], np.float32),
-    "std": np.array([0.229, 0.224, 0.225], np.float32),
-}
+IMAGENET = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 # The highest step that the int32 of a state can count.
 LAST_STEP = 2**31 - 1
@@ -115,7 +113,7 @@ def build(
       OSError: a file of the data set or of the weights cannot be read.
     """
     if training:
-        conflicts.check(config)
+        refuse_conflicts(config)
     devices = jax.device_count()
     for name in ("batch_size", "eval_batch_size"):
         if getattr(config, name) % devices:
@@ -126,7 +124,7 @@ def build(
     split = split or ("validation" if config.data.holdout else "test")
     dataset = _dataset(config, split, progress)
     if training:
-        conflicts.check_tree(config, dataset.hierarchy)
+        refuse_conflicts_with_tree(config, dataset.hierarchy)
     model = _model(config, dataset)
     make_regularizer(model.head, dataset.hierarchy, config.reg)  # refuses unknown metrics
     steps = _steps(config, len(dataset.train_labels))
@@ -194,7 +192,7 @@ def _dataset(config: Config, split: str, progress: bool) -> Dataset:
             test = {name: getattr(whole, name) for name in ("test_images", "test_labels")}
             dataset = dataclasses.replace(dataset, **test)
     if config.model.pretrained:
-        dataset = dataclasses.replace(dataset, **IMAGENET)
+        dataset = dataclasses.replace(dataset, normalization=IMAGENET)
     return dataset
 
 

@@ -10,7 +10,7 @@ from dh2l_jax.training.epochs import make_evaluator
 from dh2l_jax.training.experiment import build
 from dh2l_jax.training.run import checkpoint
 from dh2l_jax.training.run.console import PrintLine
-from dh2l_jax.training.run.folder import TEST, read_config
+from dh2l_jax.training.run.folder import BEST, LAST, TEST, read_config
 from dh2l_jax.training.run.records import CONFUSION, write_confusion, write_json
 
 __all__ = ["eval_only", "export", "test"]
@@ -44,10 +44,9 @@ def test(workdir: Path, print_line: PrintLine | None = None) -> dict[str, Any]: 
     experiment = build(config, split="test", training=False)
     scores_of, like = make_evaluator(experiment), experiment.init(abstract=True)
     result = {}
-    for name, folder in (("last", checkpoint.LAST), ("best_on_validation", checkpoint.BEST)):
-        result[name] = scores_of(
-            checkpoint.restore(workdir, like, folder, print_line=print_line).state
-        )
+    for name, folder in ((LAST, checkpoint.LAST), (BEST, checkpoint.BEST)):
+        saved = checkpoint.restore(workdir, like, folder, print_line=print_line)
+        result[name] = scores_of(saved.state)
         write_confusion(workdir, result[name], f"test_{name}_{CONFUSION}")
     write_json(workdir / TEST, result)
     return result

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -22,23 +20,15 @@ from dh2l_jax.training.experiment import Experiment, build
 from dh2l_jax.training.host import profiling
 from dh2l_jax.training.host.signals import stop_requests
 from dh2l_jax.training.run import checkpoint
-from dh2l_jax.training.run.console import Log, PrintLine, line_printer, print_scores
-from dh2l_jax.training.run.folder import CONFIG, METRICS, RESULT
+from dh2l_jax.training.run.console import Log, PrintLine, line_printer
+from dh2l_jax.training.run.folder import METRICS, RESULT
 from dh2l_jax.training.run.records import keep_records, versions, write_confusion, write_json
 from dh2l_jax.training.step.finite import NotFiniteError
 from dh2l_jax.training.step.objective import head_levels, make_objective, make_regularizer
 from dh2l_jax.training.step.state import TrainState
 from dh2l_jax.training.step.steps import make_train_step
 
-__all__ = [
-    "Experiment",
-    "build",
-    "describe",
-    "show_next_steps",
-    "show_result",
-    "train",
-]
-
+__all__ = ["Experiment", "build", "train"]
 
 MAX_ROLLBACKS = 10
 ROLLBACK_RATE = 0.5  # factor of the learning rate at each roll-back
@@ -128,50 +118,6 @@ def _advice(epochs: Epochs) -> str:
     if epochs.experiment.config.on_nan == "rollback":
         return f"{kept}, {MAX_ROLLBACKS} roll-backs were of no avail: lower optim.lr in another run"
     return f"{kept}: lower optim.lr in another run, or go on with --set on_nan=rollback"
-
-
-def describe(experiment: Experiment, console: Console) -> None:
-    """One line on what is about to run."""
-    config, dataset = experiment.config, experiment.dataset
-    console.print(
-        f"{config.model.name}, {config.model.head} head on {dataset.hierarchy}, {dataset.name}: "
-        f"{len(dataset.train_labels):,} training images, {config.epochs} × "
-        f"{experiment.steps_per_epoch} steps of {config.batch_size}; {versions()['devices']}",
-        soft_wrap=True,
-        markup=False,
-    )
-
-
-def show_result(workdir: Path, console: Console) -> None:
-    """What the finished run in a folder has come to.
-
-    Raises:
-      ValueError: its result is damaged.
-    """
-    path = workdir / RESULT
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        print_scores(console, result)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is damaged: {error!r:.80}: remove it, and the run makes it anew"
-        ) from error
-    console.print(f"finished already; results in {workdir}/", soft_wrap=True, markup=False)
-
-
-def show_next_steps(
-    workdir: Path, result: dict[str, Any], console: Console, command: str = "python train.py"
-) -> None:
-    """Where the results are and what to try next; `command` trains what has just been trained."""
-    lines = [
-        f"{result['seconds']:.0f} s; results in {workdir}/ ({RESULT}, {METRICS}, {CONFIG})",
-        "Next:",
-        f"  python train.py --eval-only --workdir {shlex.quote(str(workdir))}",
-        f"  {command} --variant factored      the factored head without R, the control",
-        f"  {command} --variant l2      weight decay alone, the baseline",
-        f"  {command} --set reg.fc_metric=d_cos_hm --set seed=1      another metric, another seed",
-    ]
-    console.print("\n".join(lines), soft_wrap=True, markup=False)
 
 
 def _train_step(

@@ -9,7 +9,7 @@ from PIL import Image
 from support import archives
 
 import train
-from dh2l_jax.data.__main__ import main as data_main
+from dh2l_jax.commands.data import main as data_main
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.training import loop
 from dh2l_jax.training.config import from_dict
@@ -28,14 +28,21 @@ def run_training(workdir, *options):
 @pytest.mark.parametrize(
     ("name", "levels", "options"),
     [
-        ("cifar100", 5, ["data.pad=2", "data.tree=cifar100_five_level"]),
+        pytest.param(
+            "cifar100", 5, ["data.pad=2", "data.tree=cifar100_five_level"], marks=pytest.mark.slow
+        ),
         ("cub200", 2, ["data.resize=26", "data.pad=0", "data.device_gb=0"]),
-        ("cars196", 2, ["data.resize=26", "data.pad=0", "model.head=plain"]),
+        pytest.param(
+            "cars196",
+            2,
+            ["data.resize=26", "data.pad=0", "model.head=plain"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_prepared_data_sets(tmp_path, monkeypatch, name, levels, options):
-    files, examples = archives.originals(name)
-    manual = archives.write(files, tmp_path / "manual")
+    examples = archives.examples(name)
+    manual = archives.write(archives.originals(name), tmp_path / "manual")
     archives.use_tiny(monkeypatch, name, manual)
     data, cache = str(tmp_path / "data"), str(tmp_path / "cache")
     assert data_main(["prepare", name, "--data-dir", data, "--manual-dir", str(manual)]) == 0

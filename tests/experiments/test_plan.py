@@ -16,12 +16,13 @@ from oracle.tables import FACTORED, holm, key_of_config, key_of_labels, key_of_s
 
 import dh2l_jax as dh2l
 from dh2l_jax.data import catalog, datasets
+from dh2l_jax.data.facts import FACTS
 from dh2l_jax.experiments import runner, runs, statistics
 from dh2l_jax.experiments.plan import tables
-from dh2l_jax.experiments.plan.settings import DATA, Options, Setting, Weights, config_of
+from dh2l_jax.experiments.plan.settings import Options, Setting, Weights, config_of, recipe
 from dh2l_jax.hierarchy.published import taxonomy
 from dh2l_jax.training import loop
-from dh2l_jax.training.config import from_dict, override, to_dict
+from dh2l_jax.training.config import from_dict, identity, override, to_dict
 from dh2l_jax.training.step.objective import make_regularizer
 
 ALL_SETTINGS = list(
@@ -108,7 +109,7 @@ def test_every_candidate_of_every_cell_has_its_config(setting):
         config = config_of(setting, weights, 3, Options(data_dir="somewhere"))
         assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
         assert (config.reg.lambda_e, config.reg.lambda_l, config.seed) == (*weights, 3)
-        assert config.data.holdout % DATA[setting.data].classes == 0 < config.data.holdout
+        assert config.data.holdout % FACTS[setting.data].classes == 0 < config.data.holdout
         assert key_of_config(to_dict(config)) == (setting.data, *key_of_setting(setting))
         make_regularizer(None, dh2l.Hierarchy.flat(2), config.reg)  # raises for unknown metrics
         names.add(runs.Run(setting, weights, 3, config).name)
@@ -120,10 +121,8 @@ def full_size_data():
     """Black images in the true numbers of each class, of the least size that the networks take."""
 
     def make(name):
-        facts = DATA[name]
-        tree = (
-            dh2l.Hierarchy.flat(10) if name == "cifar10" else taxonomy(name.removesuffix("_mini"))
-        )
+        facts = FACTS[name]
+        tree = taxonomy(facts.tree) if facts.tree else dh2l.Hierarchy.flat(facts.classes)
         counts = np.full(facts.classes, facts.smallest)
         for i in range(facts.train - counts.sum()):
             counts[1 + i % (facts.classes - 1)] += 1
@@ -133,7 +132,7 @@ def full_size_data():
         assert len(labels[0]) == facts.train
         return datasets.Dataset.from_splits(name, *splits, tree)
 
-    return {name: make(name) for name in DATA}
+    return {name: make(name) for name in FACTS}
 
 
 @pytest.mark.parametrize(
@@ -160,10 +159,10 @@ def test_every_network_builds_on_every_data_set(monkeypatch, full_size_data, dat
     assert count == PARAMETERS.get((data, model, head), count)
 
 
-@given(st.sampled_from(sorted(DATA)), st.floats(1e-6, 1))
+@given(st.sampled_from(sorted(FACTS)), st.floats(1e-6, 1))
 def test_any_budget_leaves_images_of_every_class(data, budget):
-    facts = DATA[data]
-    whole = facts.recipe(data, "resnet20")
+    facts = FACTS[data]
+    whole = recipe(data, "resnet20")
     config = config_of(Setting(data, "resnet20", "l2"), NO_WEIGHTS, 0, Options(budget=budget))
     held = config.data.holdout // facts.classes
     smallest = math.ceil(config.data.fraction * facts.smallest)
@@ -180,11 +179,11 @@ def test_identity_of_a_run():
     same = ("data.data_dir=x", "data.cache_dir=y", "data.device_gb=9")
     other = ("seed=1", "optim.lr=0.2", "data.fraction=0.5", "model.dtype=bfloat16", "epochs=7")
     for text in same:
-        assert runs.identity(override(config, text)) == runs.identity(config), text
+        assert identity(override(config, text)) == identity(config), text
     for text in other:
-        assert runs.identity(override(config, text)) != runs.identity(config), text
+        assert identity(override(config, text)) != identity(config), text
     here, there = (override(config, f"model.pretrained={d}/r.pth") for d in ("a", "b"))
-    assert runs.identity(here) == runs.identity(there) != runs.identity(config)
+    assert identity(here) == identity(there) != identity(config)
 
 
 @given(st.permutations([0.1, 0.1, 0.7, 0.7]), st.permutations(range(4)), st.integers(0, 4))
@@ -193,7 +192,7 @@ def test_choice_of_weights(accuracy, order, failed):
     setting = Setting("cifar100", "resnet20", "E+H", "d_am", "d_am")
     config = config_of(setting, setting.candidates[0], 0, Options())
     outcomes = [
-        runs.Outcome(
+        runs.RunResult(
             runs.Run(setting, weights, 0, config),
             None if i == failed else {"accuracy": [1.0, accuracy[i]]},
         )
@@ -202,7 +201,7 @@ def test_choice_of_weights(accuracy, order, failed):
     best = max(accuracy[i] for i in range(4) if i != failed)
     first = next(i for i in range(4) if i != failed and accuracy[i] == best)
     assert runner.choose([outcomes[i] for i in order]) == setting.candidates[first]
-    unfinished = [runs.Outcome(outcome.run) for outcome in outcomes]
+    unfinished = [runs.RunResult(outcome.run) for outcome in outcomes]
     assert runner.choose(unfinished) is None
     assert runner.choose(unfinished[:1]) == setting.candidates[0]
 
@@ -227,7 +226,8 @@ def test_mean_and_deviation(values):
 def test_paired_test(ours, baseline):
     """scipy's one-sample test of the differences over the common seeds."""
     differences = [ours[seed] - baseline[seed] for seed in ours if seed in baseline]
-    p = statistics.paired_p(ours, baseline)
+    delta, p = statistics.paired_difference(ours, baseline)
+    assert delta == (pytest.approx(plain.fmean(differences)) if differences else None)
     if len(differences) < 2 or plain.stdev(differences) < 1e-9:
         assert p is None
     else:

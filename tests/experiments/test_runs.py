@@ -16,8 +16,8 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from oracle.tables import Fake, Killed, cells_of, check_reports, recompute, write_idx
 
-from dh2l_jax.experiments import __main__ as command
-from dh2l_jax.experiments import runner
+from dh2l_jax.commands import tables as command
+from dh2l_jax.experiments import job, runner
 from dh2l_jax.experiments.plan import tables
 from dh2l_jax.experiments.plan.settings import Options, Setting, Weights, config_of
 from dh2l_jax.training import loop
@@ -29,9 +29,14 @@ def run(out, *arguments, trainer=None):
     return command.main([*arguments, "--out", str(out)], trainer)
 
 
+@pytest.fixture
+def no_picture(monkeypatch):
+    """Drawing takes longer than all else."""
+    monkeypatch.setattr(job.TableJob, "_draw", lambda self: None)
+
+
 @pytest.mark.parametrize(
-    ("name", "rows"),
-    [("table1", []), ("table2", ["d_am"]), ("table4", []), ("table-fashion", [])],
+    ("name", "rows"), [("table1", []), ("table2", ["d_am"]), ("table4", []), ("table-fashion", [])]
 )
 def test_a_table(tmp_path, capsys, name, rows):
     trainer, plan = Fake(), tables.table(name)
@@ -59,9 +64,9 @@ def test_a_table(tmp_path, capsys, name, rows):
     assert cells_of((tmp_path / f"{name}.md").read_text("utf-8")) == cells
 
 
-def test_killed_again_and_again(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("no_picture")
+def test_killed_again_and_again(tmp_path):
     """Each start gets two runs further and is killed in the third; no finished run is repeated."""
-    monkeypatch.setattr(command.Job, "_draw", lambda job: None)
     arguments = ["table-fashion", "--rows", "d_am", "--seeds", "4", "2"]
     finished, starts = [], 0
     while True:
@@ -78,8 +83,8 @@ def test_killed_again_and_again(tmp_path, monkeypatch):
     check_reports(tmp_path, "table-fashion-seeds4-2", tables.table("table-fashion"), (4, 2))
 
 
-def test_more_seeds_and_rows_reuse_what_there_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(command.Job, "_draw", lambda job: None)
+@pytest.mark.usefixtures("no_picture")
+def test_more_seeds_and_rows_reuse_what_there_is(tmp_path):
     trainer = Fake()
     for more in (
         ["--seeds", "0", "--rows", "cosine"],
@@ -93,8 +98,8 @@ def test_more_seeds_and_rows_reuse_what_there_is(tmp_path, monkeypatch):
     assert {row for row, _ in cells} == {"baseline", "l2", "cosine", "d_am"}
 
 
-def test_damaged_and_foreign_files_are_trained_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(command.Job, "_draw", lambda job: None)
+@pytest.mark.usefixtures("no_picture")
+def test_damaged_and_foreign_files_are_trained_again(tmp_path):
     arguments = ["table-fashion", "--rows", "l2", "--seeds", "0", "1", "2"]
     first = Fake()
     assert run(tmp_path, *arguments, trainer=first) == 0
@@ -112,8 +117,8 @@ def test_damaged_and_foreign_files_are_trained_again(tmp_path, monkeypatch):
     check_reports(tmp_path, "table-fashion", tables.table("table-fashion"), (0, 1, 2))
 
 
-def test_a_failed_run_is_told_and_tried_again(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(command.Job, "_draw", lambda job: None)
+@pytest.mark.usefixtures("no_picture")
+def test_a_failed_run_is_told_and_tried_again(tmp_path, capsys):
     arguments = ["table-fashion", "--rows", "cosine", "--seeds", "0", "1"]
     error = FloatingPointError("J is not finite\nfor the whole epoch")
     trainer = Fake(stop_at=2, error=error)  # the baseline with seed 1
@@ -148,9 +153,9 @@ def test_without_matplotlib_there_is_no_picture(tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "table-fashion-seeds0-1.png").exists()
 
 
-def test_reports_of_other_figures_have_other_names(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("no_picture")
+def test_reports_of_other_figures_have_other_names(tmp_path):
     """Each keeps its file beside the others; the defaults spelt out are the same report."""
-    monkeypatch.setattr(command.Job, "_draw", lambda job: None)
     wholes = [
         [],
         ["--seeds", "2", "1", "0"],
@@ -173,8 +178,8 @@ def test_reports_of_other_figures_have_other_names(tmp_path, monkeypatch):
     assert {len(path.name) < 120 for path in tmp_path.glob("*.md")} == {True}
 
 
-def test_a_trial_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(command.Job, "_draw", lambda job: None)
+@pytest.mark.usefixtures("no_picture")
+def test_a_trial_says_so(tmp_path):
     options = ["--seeds", "0", "--rows", "(l2, l2)", "--budget", "0.1"]
     assert run(tmp_path, "table4", *options, "--set", "optim.lr=0.3", trainer=Fake()) == 0
     text = (tmp_path / "table4-budget0.1-seeds0-optim.lr=0.3.md").read_text("utf-8")
@@ -245,10 +250,7 @@ def test_the_picture_shows_the_figures(tmp_path, monkeypatch):
 )
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, arguments, message):
     words = arguments.replace("NONE", str(tmp_path / "none")).split()
-    try:
-        code = run(tmp_path / "out", *words)
-    except SystemExit as exit_:
-        code = exit_.code
+    code = run(tmp_path / "out", *words)
     captured = capsys.readouterr()
     assert (code, captured.out, captured.err.count("\n")) == (2, "", 1)
     assert message in captured.err
@@ -316,6 +318,7 @@ def test_training_for_real(tmp_path, monkeypatch, own_process_settings):
     assert list((tmp_path / "compiled").iterdir())
 
 
+@pytest.mark.slow
 def test_another_seed_compiles_nothing(tmp_path, own_process_settings):
     """Seeds hold out other images: other means, weights and orders, but the same programs."""
     command._prepare_jax(tmp_path)

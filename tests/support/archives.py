@@ -1,14 +1,20 @@
 """Makers of tiny originals in the layouts of the real ones, and what a reader must find in them."""
 
 import dataclasses
+import functools
 import gzip
 import io
 import tarfile
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 import scipy.io
 from PIL import Image
+from tensorflow_datasets.core.download import checksums
 
+from dh2l_jax.data.prepared import prepare
+from dh2l_jax.data.prepared.read import BUILDERS
 from dh2l_jax.hierarchy.published import taxonomy
 
 FIELDS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname")
@@ -27,7 +33,7 @@ def tar(members):
     """The bytes of a tar archive of {name: bytes or TarInfo}; a list of pairs may repeat a name."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as archive:
-        for name, content in members.items() if isinstance(members, dict) else members:
+        for name, content in members.items() if isinstance(members, Mapping) else members:
             if isinstance(content, tarfile.TarInfo):
                 archive.addfile(content)
                 continue
@@ -174,10 +180,7 @@ def annotations(rows, fields=FIELDS, variable="annotations"):
 def cars():
     """The files of the extracted layout by relative path, and the examples by split and id."""
     files, examples = {}, {"train": {}, "test": {}}
-    tables = {
-        "train": "devkit/cars_train_annos.mat",
-        "test": "cars_test_annos_withlabels.mat",
-    }
+    tables = {"train": "devkit/cars_train_annos.mat", "test": "cars_test_annos_withlabels.mat"}
     for seed, split in enumerate(examples):
         rows = []
         for i, label in enumerate([0, 195, 3, 77, 77][seed:], 1):
@@ -203,22 +206,47 @@ def cars_archives(files):
 
 
 ARCHIVES = {
-    "cifar10": ("cifar-10-binary.tar.gz", cifar10),
-    "cifar100": ("cifar-100-binary.tar.gz", cifar100),
-    "cub200": ("CUB_200_2011.tgz", cub),
+    "cifar10": "cifar-10-binary.tar.gz",
+    "cifar100": "cifar-100-binary.tar.gz",
+    "cub200": "CUB_200_2011.tgz",
 }
 
 
-def originals(name):
-    """The original files of a data set by name, and the examples by split and key."""
+@functools.cache
+def _made(name):
+    makers = {"cub200": cub, "cars196": cars, "cifar10": cifar10, "cifar100": cifar100}
+    return makers.get(name, fashion_mnist)()
+
+
+def members(name):
+    """{path: bytes} of what the original files of a data set hold; not to be changed."""
+    return MappingProxyType(_made(name)[0])
+
+
+def examples(name):
+    """{split: {key: Example}} that a reader must find."""
+    return MappingProxyType(_made(name)[1])
+
+
+def packed(name, members):
+    """The original files of a data set, {name: bytes}, that hold some members."""
     if name in ARCHIVES:
-        archive, make = ARCHIVES[name]
-        members, examples = make()
-        return {archive: tgz(members)}, examples
-    if name == "cars196":
-        files, examples = cars()
-        return cars_archives(files), examples
-    return fashion_mnist()
+        return {ARCHIVES[name]: tgz(members)}
+    return cars_archives(members) if name == "cars196" else dict(members)
+
+
+@functools.cache
+def originals(name):
+    """The original files of a data set by name."""
+    return packed(name, members(name))
+
+
+def prepare_tiny(monkeypatch, name, root, files=None):
+    """Prepares the tiny originals, or others, from `root/manual` in `root/data`; the source."""
+    manual = write(originals(name) if files is None else files, root / "manual")
+    use_tiny(monkeypatch, name, manual)
+    prepare.prepare(name, data_dir=root / "data", manual_dir=manual)
+    return prepare.open_prepared(name, root / "data")
 
 
 def write(files, folder):
@@ -233,10 +261,6 @@ def write(files, folder):
 
 def use_tiny(monkeypatch, name, manual):
     """Lets the builder of a data set expect the files in `manual` instead of the real originals."""
-    from tensorflow_datasets.core.download import checksums
-
-    from dh2l_jax.data.prepared.read import BUILDERS
-
     builder = BUILDERS[name]
     infos = {
         url: checksums.compute_url_info(manual / info.filename)

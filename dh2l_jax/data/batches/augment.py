@@ -1,8 +1,8 @@
 """Crops, flips and normalisation as pure functions, and the plan of a batch.
 
 A batch is a function of (seed, epoch, step) and of the run's key, so a resumed run sees what an
-uninterrupted one would have seen. The images stay on the device as one array of pixels where they
-fit (`crop_images`); else the host cuts the same crops (`dh2l_jax.data.batches.stream`).
+uninterrupted one would have seen. Images that fit on the device stay there as one array of pixels
+(`crop_images`); of others the host cuts the same crops (`dh2l_jax.data.batches.stream`).
 
     order = epoch_order(seed, epoch, size)                       # once an epoch
     plan = training_plan(key, step, order, sizes, ...)           # in the jitted step, and below
@@ -33,33 +33,27 @@ __all__ = [
 
 
 class Crops(NamedTuple):
-    """Where the crop of each image of a batch lies.
-
-    Attributes:
-      top: (b,) int32, the row of the image that is the crop's first; negative inside the padding.
-      left: (b,) int32, likewise the column.
-      mirrored: (b,) bool, whether the crop is mirrored left–right.
-    """
+    """Where the crop of each image of a batch lies: three arrays (b,)."""
 
     top: Array
+    """int32, the image's row that is the crop's first; negative inside the padding."""
     left: Array
+    """int32, the column."""
     mirrored: Array
+    """bool, left–right."""
 
 
 def draw_crops(
     key: Array, size: Array, crop: tuple[int, int], *, pad: int = 0, flip: bool = True
 ) -> Crops:
-    """Draws a random place and direction for each image, on its own.
+    """A random place for each image, top ∈ −pad..h + pad − crop, and with `flip` a fair coin.
 
     Args:
       key: PRNG key.
       size: (b, 2) int32, height and width of the images, at least crop − 2·pad.
       crop: height and width of the crops, static.
-      pad: zeros that count as part of the image on each side, ≥ 0.
-      flip: whether to mirror with probability 1/2.
-
-    Returns:
-      The crops; every place inside the padded image is equally likely.
+      pad: zeros that count as part of the image on each side.
+      flip: whether half of the crops are mirrored.
 
     >>> crops = draw_crops(jax.random.key(0), jnp.array([[256, 300]]), (224, 224))
     >>> bool((crops.top >= 0).all() & (crops.left <= 300 - 224).all())
@@ -95,8 +89,8 @@ def crop_images(
     Args:
       pixels: (p, c), the pixels of all images, row by row.
       start: (b,) int, the first pixel of each image.
-      size: (b, 2) int, height and width of each image.
-      crops: where the crops lie; what is outside of the image is 0.
+      size: (b, 2) int, height and width of each image; what a crop sees beyond them is 0.
+      crops: of b images.
       crop: height and width of the crops, static.
 
     Returns:
@@ -123,12 +117,7 @@ def _source_pixels(size: Array, crops: Crops, crop: tuple[int, int]) -> Array:
 
 
 class BatchPlan(NamedTuple):
-    """Which images make a batch, and where their crops lie.
-
-    Attributes:
-      index: (b,) int32.
-      crops: of each of them.
-    """
+    """Which images make a batch, (b,) int32, and where their crops lie."""
 
     index: Array
     crops: Crops
@@ -145,20 +134,17 @@ def training_plan(
     pad: int,
     flip: bool,
 ) -> BatchPlan:
-    """What step `step` of a run sees: the one definition, for resident and for streamed images.
+    """What a step sees: the one definition, for resident and for streamed images.
 
     Args:
-      key: the key of the run.
+      key: the run's, into which `step` is folded.
       step: () int, counted from the start of the run.
       order: (n,) int32, of the step's epoch.
       size: (n, 2) int32, height and width of all images.
-      batch_size: static.
-      crop: as in `draw_crops`.
-      pad: likewise.
-      flip: likewise.
-
-    Returns:
-      The plan of one batch.
+      batch_size: static, as the options of `draw_crops` are.
+      crop: see `draw_crops`.
+      pad: see `draw_crops`.
+      flip: see `draw_crops`.
     """
     index = take_batch(order, step % num_steps(order.shape[0], batch_size), batch_size)
     crops = draw_crops(jax.random.fold_in(key, step), size[index], crop, pad=pad, flip=flip)
@@ -166,15 +152,7 @@ def training_plan(
 
 
 def normalize(images: Array, mean: ArrayLike, std: ArrayLike) -> Array:
-    """(images / 255 − mean) / std in float32.
-
-    Args:
-      images: (..., c) uint8.
-      mean: (c,), in units of 0..1.
-      std: (c,), in units of 0..1.
-
-    Returns:
-      (..., c) float32.
+    """(images / 255 − mean) / std: (..., c) uint8 with mean, std (c,) → (..., c) float32.
 
     >>> normalize(jnp.array([[0, 255]], jnp.uint8), [0.5, 0.5], [0.5, 0.25]).tolist()
     [[-1.0, 2.0]]

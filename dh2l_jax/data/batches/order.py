@@ -14,22 +14,14 @@ __all__ = ["epoch_order", "num_steps", "padded_batches", "take_batch"]
 
 
 def epoch_order(seed: ArrayLike, epoch: ArrayLike, size: int) -> Array:
-    """The order of one epoch: a permutation that depends on `seed` and `epoch` alone.
+    """The order of one epoch: a permutation of 0..size−1, (size,) int32, of `seed` and `epoch`.
 
-    It sorts `size` random keys, so call it once an epoch and slice the result with `take_batch`.
-
-    Args:
-      seed: integer scalar, may be traced.
-      epoch: integer scalar, may be traced.
-      size: number of images, static.
-
-    Returns:
-      (size,) int32, a permutation of 0..size−1.
+    Sorting `size` random keys takes a while: call this once an epoch and slice with `take_batch`.
 
     >>> sorted(epoch_order(0, 3, 5).tolist())
     [0, 1, 2, 3, 4]
     """
-    # The generator is named so that a global setting can't change the order of a resumed run.
+    # The generator is named, so that a global setting can't change the order of a resumed run.
     key = jax.random.key(seed, impl="threefry2x32")
     return _permutation(jax.random.fold_in(key, epoch), size)
 
@@ -40,21 +32,10 @@ def _permutation(key: Array, size: int) -> Array:
 
 
 def take_batch(order: Array, step: ArrayLike, batch_size: int) -> Array:
-    """Indices of batch `step` of an epoch with the given order.
+    """Indices of batch `step` = 0..size // batch_size − 1 of an epoch: (batch_size,) int32.
 
-    The last size % batch_size images of an order are left out, so every batch is full; the next
-    epoch leaves out others.
-
-    Args:
-      order: (size,) int32, from `epoch_order`.
-      step: integer scalar in 0..size // batch_size − 1, the step within the epoch, may be traced.
-      batch_size: static, at most size.
-
-    Returns:
-      (batch_size,) int32.
-
-    Raises:
-      ValueError: there is no such batch (only a Python or NumPy `step` is checked).
+    Every batch is full: the last size % batch_size images of an order are left out, others in the
+    next epoch. A traced `step` is not checked.
 
     >>> take_batch(jnp.arange(10), step=1, batch_size=4).tolist()
     [4, 5, 6, 7]
@@ -75,14 +56,8 @@ def num_steps(size: int, batch_size: int) -> int:
 def padded_batches(size: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Batches of one shape in which every image counts exactly once, for evaluation.
 
-    The last batch is filled up with index 0, masked out.
-
-    Args:
-      size: number of images, ≥ 1.
-      batch_size: may exceed size.
-
     Returns:
-      index: (steps, batch_size) int32, valid everywhere.
+      index: (steps, batch_size) int32; the last batch is filled up with 0.
       where: (steps, batch_size) bool, True for the entries that count.
 
     >>> index, where = padded_batches(5, 2)

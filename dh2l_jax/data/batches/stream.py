@@ -1,7 +1,7 @@
 """Crops of images that do not fit on the device, cut on the host and read ahead by Grain.
 
-The plan of a batch (which images, which crops) comes from `pipeline`, the same as for resident
-images, so both ways give the same pixels; only who cuts them differs.
+The plan of a batch (which images, which crops) comes from `augment.training_plan`, as that of
+images on the device does, so both ways give the same pixels; only who cuts them differs.
 """
 
 from __future__ import annotations
@@ -19,17 +19,7 @@ __all__ = ["crop_image", "stream"]
 def crop_image(
     image: np.ndarray, top: int, left: int, mirrored: bool, crop: tuple[int, int]
 ) -> np.ndarray:
-    """One crop on the host, as `pipeline.crop_images` cuts it.
-
-    Args:
-      image: (h, w, c).
-      top: first row, may be negative or reach beyond the image: 0 there.
-      left: first column, likewise.
-      mirrored: whether to mirror the crop left–right.
-      crop: height and width.
-
-    Returns:
-      (*crop, c), a new array.
+    """One crop of an image (h, w, c) as `augment.crop_images` cuts it: (*crop, c), a new array.
 
     >>> crop_image(np.arange(12).reshape(3, 4, 1), 1, -1, False, (2, 3))[..., 0].tolist()
     [[0, 4, 5], [0, 8, 9]]
@@ -46,21 +36,19 @@ def crop_image(
 def stream(
     images: Images, plan: BatchPlan, crop: tuple[int, int], *, threads: int = 2, ahead: int = 4
 ) -> Iterator[np.ndarray]:
-    """The batches of a plan, cut in other threads while the device works.
+    """The batches of a plan, (b, *crop, c) uint8 each, cut in other threads while the device works.
 
     Args:
       images: of the split; a memory map is read where a crop lies and no further.
-      plan: arrays with a leading axis of steps: index (steps, b) and crops likewise.
+      plan: arrays (steps, b).
       crop: height and width of the crops.
-      threads: threads that cut.
+      threads: how many cut.
       ahead: batches that may wait, ready.
-
-    Returns:
-      An iterator over (b, *crop, c) uint8, one a step.
 
     Raises:
       ValueError: Grain is not installed.
     """
+    # Grain takes a second to import, and images that fit on the device do without it.
     try:
         import grain.python as grain
     except ImportError as error:
@@ -75,7 +63,7 @@ def stream(
 
 
 class _Crops:
-    """The crops of a plan, batch after batch, in the form that Grain reads."""
+    """The crops of a plan, batch after batch, as Grain reads a source."""
 
     def __init__(self, images: Images, plan: BatchPlan, crop: tuple[int, int]):
         flat = [np.asarray(values).reshape(-1) for values in (plan.index, *plan.crops)]

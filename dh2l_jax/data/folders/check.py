@@ -1,47 +1,42 @@
-"""What is wrong with a folder of images: `python -m dh2l_jax.data check FOLDER [--csv FILE]`.
+"""What is wrong with a folder of images: `dh2l data check FOLDER [--csv FILE]`.
 
 `inspect` looks at everything that training would read, and decodes each image as the cache does;
-`show` prints what it found. The exit code is 0 if the folder can be trained on, 1 if not, and 2 if
-there is nothing to look at.
+`show` prints what it found.
 """
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import dataclasses
 import hashlib
-import shlex
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from dh2l_jax.data.folders.scan import Scan, scan
-from dh2l_jax.data.folders.walk import Finding, one_line
+from dh2l_jax.data.folders.walk import Finding, as_findings, one_line
 from dh2l_jax.data.store.source import Examples
 from dh2l_jax.hierarchy import Hierarchy
 
-__all__ = ["LISTED", "SMALL", "Report", "inspect", "main", "show"]
+__all__ = ["LISTED", "SMALL", "FolderReport", "inspect", "show"]
 
 SMALL = 32
-"""A shorter side below this is remarked on; CIFAR's images have it."""
+"""Pixels; a shorter side below that of CIFAR's images is remarked on."""
 
 LISTED = 20
-"""So many files or classes of a kind are named, the others counted."""
+"""Files or classes of a kind that are named; the others are counted."""
 
 _SMALLEST = 5  # rows in the table of the smallest classes
 _CHUNK = 1024  # images that are handed to the threads at a time
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Report:
+class FolderReport:
     """What `inspect` found.
 
     Attributes:
@@ -70,17 +65,16 @@ def inspect(
     *,
     classes_csv: str | Path | None = None,
     on_image: Callable[[int, int], object] = lambda done, total: None,
-) -> Report:
+) -> FolderReport:
     """Looks for everything that is wrong with a folder of images.
+
+    The report has no problem exactly if `open_folder` takes the folder, every image can be decoded,
+    and no image is in both splits.
 
     Args:
       path: the folder, see `dh2l_jax.data.folders.scan`.
       classes_csv: see `open_folder`.
       on_image: is called after each image with the numbers of images looked at and of all.
-
-    Returns:
-      The report. It has no problem exactly if `open_folder` takes the folder, every image can be
-      decoded, and no image is in both splits.
 
     Raises:
       ValueError: Pillow is not installed.
@@ -92,7 +86,7 @@ def inspect(
         np.bincount(examples.labels, minlength=len(found.classes))
         for examples in (found.train, found.test)
     )
-    return Report(
+    return FolderReport(
         root=found.root,
         layout=found.layout,
         hierarchy=found.hierarchy,
@@ -106,7 +100,7 @@ def inspect(
 
 def _look_at_images(
     found: Scan, on_image: Callable[[int, int], object]
-) -> tuple[list[Finding], list[Finding]]:
+) -> tuple[tuple[Finding, ...], tuple[Finding, ...]]:
     """Problems and remarks of the images themselves."""
     bad, twice, small = [], [], []
     train_index: dict[bytes, int] = {}
@@ -129,11 +123,7 @@ def _look_at_images(
                     twice.append(f"{name} is {found.train.describe(train_index[digest])}")
     problems = {"images that cannot be read": bad, "images both for training and the test": twice}
     remarks = {f"images with a side below {SMALL} pixels": small}
-    return _findings(problems), _findings(remarks)
-
-
-def _findings(notes: dict[str, list[str]]) -> list[Finding]:
-    return [Finding(what, tuple(where)) for what, where in notes.items() if where]
+    return as_findings(problems), as_findings(remarks)
 
 
 def _decode(examples: Examples) -> Iterator[tuple[int, bytes, str]]:
@@ -158,7 +148,7 @@ def _decode(examples: Examples) -> Iterator[tuple[int, bytes, str]]:
 # What is printed.
 
 
-def show(report: Report, console: Console) -> None:
+def show(report: FolderReport, console: Console) -> None:
     """Prints a report; problems come last, where the eye rests."""
     console.print(Text(f"{one_line(str(report.root))}: {report.layout}", style="bold"))
     if report.hierarchy is not None:
@@ -188,7 +178,7 @@ def _tree_table(tree: Hierarchy) -> Table:
     return table
 
 
-def _count_table(report: Report) -> Table:
+def _count_table(report: FolderReport) -> Table:
     table = Table("split", title_justify="left")
     for column in ("images", "classes", "fewest", "median", "most"):
         table.add_column(column, justify="right")
@@ -204,7 +194,7 @@ def _count_table(report: Report) -> Table:
     return table
 
 
-def _smallest_table(report: Report) -> Table:
+def _smallest_table(report: FolderReport) -> Table:
     table = Table("smallest classes")
     table.add_column("training", justify="right")
     table.add_column("test", justify="right")
@@ -212,47 +202,3 @@ def _smallest_table(report: Report) -> Table:
         name = Text(one_line("/".join(report.classes[label])), overflow="fold")
         table.add_row(name, f"{report.train[label]:,}", f"{report.test[label]:,}")
     return table
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; 0 if all is well, 1 if the folder has problems, 2 for bad input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dh2l_jax.data check",
-        description="Reports what is wrong with a folder of images.",
-    )
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="<group>/<class>/*.jpg, *.png")
-    parser.add_argument(
-        "--csv", metavar="FILE", type=Path, help="class,parent[,grandparent] for flat folders"
-    )
-    options = parser.parse_args(arguments)
-    bar = Progress(
-        TextColumn("decoding"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    bar.disable = not bar.console.is_terminal
-    try:
-        with bar:
-            task = bar.add_task("")
-            report = inspect(
-                options.folder,
-                classes_csv=options.csv,
-                on_image=lambda done, total: bar.update(task, completed=done, total=total),
-            )
-    except (ValueError, OSError) as error:
-        print(f"python -m dh2l_jax.data check: error: {error}", file=sys.stderr)
-        return 2
-    console = Console(highlight=False)
-    show(report, console)
-    console.print()
-    if report.problems:
-        console.print(f"{len(report.problems)} kinds of problems: mend them, then check again.")
-        return 1
-    command = ["python", "train.py", "--set", "data.name=folder"]
-    command += ["--set", f"data.data_dir={options.folder}"]
-    command += ["--set", f"data.csv={options.csv}"] if options.csv else []
-    console.print("No problems. Next:", Text(shlex.join(command)), soft_wrap=True)
-    return 0

@@ -24,8 +24,9 @@ import numpy as np
 from dh2l_jax.data.folders.walk import (
     SUFFIXES,
     Finding,
+    Findings,
     Folder,
-    Notes,
+    as_findings,
     composed,
     shown,
     split_folders,
@@ -38,10 +39,11 @@ __all__ = ["SUFFIXES", "FolderExamples", "Scan", "open_folder", "scan"]
 
 CSV_NAME = "classes.csv"
 
-# In label order, the folders of each class; a class is known by its path.
+# The folders of each class, in label order; a class is known by its path.
 _Classes = dict[tuple[str, ...], list[Folder]]
 
-_HINTED = 20  # how many names are compared with all others to find the nearest
+# Names beyond these are listed without the nearest: each is compared with all others.
+_HINTED = 20
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -152,7 +154,7 @@ def open_folder(
         more = f" and {count - 1} more" if count > 1 else ""
         raise ValueError(
             f"{found.root}: {first.what}: {first.where[0]}{more}; "
-            "`python -m dh2l_jax.data check` lists all that is wrong with a folder"
+            "`dh2l data check` lists all that is wrong with a folder"
         )
     assert found.hierarchy is not None  # else there is a problem
     name = found.root.resolve().name or "folder"
@@ -176,14 +178,14 @@ def scan(
         raise ValueError(f"test_fraction must lie between 0 and 1, found {test_fraction}")
     root = _find_folder(path)
     csv = _find_csv(root, classes_csv)
-    notes = Notes(root)
-    tops = split_folders(notes)
-    folders = [folder for split, top in tops.items() for folder in walk(split, top, notes)]
-    classes = _class_folders(folders, notes, flat=csv is not None)
-    classes, tree = _from_csv(csv, classes, notes) if csv else _from_folders(classes, notes)
+    findings = Findings(root)
+    tops = split_folders(findings)
+    folders = [folder for split, top in tops.items() for folder in walk(split, top, findings)]
+    classes = _class_folders(folders, findings, flat=csv is not None)
+    classes, tree = _from_csv(csv, classes, findings) if csv else _from_folders(classes, findings)
     by_chance = None if "test" in tops else (test_fraction, seed)
     train, test = _examples(root, classes, by_chance)
-    _check_counts(classes, train, test, notes)
+    _check_counts(classes, train, test, findings)
     layout = " and ".join(f"{top.name}/" for top in tops.values())
     return Scan(
         root=root,
@@ -193,8 +195,8 @@ def scan(
         hierarchy=tree,
         train=train,
         test=test,
-        problems=notes.findings(notes.problems),
-        remarks=notes.findings(notes.remarks),
+        problems=as_findings(findings.problems),
+        remarks=as_findings(findings.remarks),
     )
 
 
@@ -218,48 +220,50 @@ def _find_csv(root: Path, given: str | Path | None) -> Path | None:
 # From folders to classes and their tree.
 
 
-def _class_folders(folders: list[Folder], notes: Notes, *, flat: bool) -> _Classes:
+def _class_folders(folders: list[Folder], findings: Findings, *, flat: bool) -> _Classes:
     """The folders at the depth of the classes: 1 if they must be flat, else the most frequent."""
     lowest = [folder for folder in folders if folder.parts and not folder.is_inner]
     for folder in folders:
         if folder.images and (folder.is_inner or not folder.parts):
-            where = f"{shown(folder.path / folder.images[0], notes.root)} ({len(folder.images)})"
-            if folder.path == notes.root:
-                notes.remark("images beside all folders, not read", where)
+            where = f"{shown(folder.path / folder.images[0], findings.root)} ({len(folder.images)})"
+            if folder.path == findings.root:
+                findings.remark("images beside all folders, not read", where)
             else:
-                notes.problem("images beside folders, in no class (how many)", where)
+                findings.problem("images beside folders, in no class (how many)", where)
     depths = collections.Counter(len(folder.parts) for folder in lowest if folder.images)
     depth = 1 if flat or not depths else max(depths, key=lambda d: (depths[d], d))
     classes: _Classes = collections.defaultdict(list)
     for folder in lowest:
         if len(folder.parts) == depth:
             if any(folder.split == other.split for other in classes[folder.parts]):
-                where = shown(folder.path, notes.root)
-                notes.problem("folders whose names differ only in how accents are written", where)
+                where = shown(folder.path, findings.root)
+                findings.problem(
+                    "folders whose names differ only in how accents are written", where
+                )
             classes[folder.parts].append(folder)
         elif folder.images:
             expected = f"{depth}, as the CSV file has it" if flat else f"{depth}, as most are"
-            where = f"{shown(folder.path, notes.root)}: {len(folder.parts)}, expected {expected}"
-            notes.problem("classes at another depth", where)
+            where = f"{shown(folder.path, findings.root)}: {len(folder.parts)}, expected {expected}"
+            findings.problem("classes at another depth", where)
         else:
-            notes.problem("folders without images", shown(folder.path, notes.root))
+            findings.problem("folders without images", shown(folder.path, findings.root))
     return dict(sorted(classes.items()))
 
 
-def _from_folders(classes: _Classes, notes: Notes) -> tuple[_Classes, Hierarchy | None]:
+def _from_folders(classes: _Classes, findings: Findings) -> tuple[_Classes, Hierarchy | None]:
     """The tree of the paths; None if there is none, or a class stands twice in it."""
     names = {path[-1]: path[:-1] for path in classes}
-    _note_twofold_names(classes, notes)
+    _note_twofold_names(classes, findings)
     if not classes or len(names) < len(classes):
         return classes, None
     try:
         return classes, Hierarchy.from_paths(names)
     except ValueError as error:
-        notes.problem("names that cannot be used", str(error))
+        findings.problem("names that cannot be used", str(error))
         return classes, None
 
 
-def _note_twofold_names(classes: _Classes, notes: Notes) -> None:
+def _note_twofold_names(classes: _Classes, findings: Findings) -> None:
     """Two classes need two names; two groups may share one, but often it is a slip."""
     depth = len(next(iter(classes), ()))
     for level in range(1, depth + 1):
@@ -269,29 +273,34 @@ def _note_twofold_names(classes: _Classes, notes: Notes) -> None:
         for name, above in parents.items():
             where = f"{name} under {' and '.join(above)}"
             if len(above) > 1 and level == depth:
-                notes.problem("class names that stand under several parents", where)
+                findings.problem("class names that stand under several parents", where)
             elif len(above) > 1:
-                notes.remark("names of groups that stand under several parents", where)
+                findings.remark("names of groups that stand under several parents", where)
 
 
-def _from_csv(csv: Path, classes: _Classes, notes: Notes) -> tuple[_Classes, Hierarchy | None]:
+def _from_csv(
+    csv: Path, classes: _Classes, findings: Findings
+) -> tuple[_Classes, Hierarchy | None]:
     """The tree of the file, and the classes in its order."""
     try:
         tree = Hierarchy.from_csv(csv)
     except ValueError as error:
-        notes.problem("CSV file that cannot be used", str(error))
+        findings.problem("CSV file that cannot be used", str(error))
         return classes, None
     named = [(composed(name),) for name in tree.names(tree.num_levels)]
     if len(set(named)) < len(named):
         what = "two classes whose names differ only in how accents are written"
-        notes.problem("CSV file that cannot be used", f"{csv}: {what}")
-    _report_missing("classes of the CSV file without a folder", named, list(classes), notes)
-    _report_missing("folders without a line in the CSV file", list(classes), named, notes)
+        findings.problem("CSV file that cannot be used", f"{csv}: {what}")
+    _report_missing("classes of the CSV file without a folder", named, list(classes), findings)
+    _report_missing("folders without a line in the CSV file", list(classes), named, findings)
     return {path: classes[path] for path in [*named, *classes] if path in classes}, tree
 
 
 def _report_missing(
-    what: str, wanted: Sequence[tuple[str, ...]], there: Sequence[tuple[str, ...]], notes: Notes
+    what: str,
+    wanted: Sequence[tuple[str, ...]],
+    there: Sequence[tuple[str, ...]],
+    findings: Findings,
 ) -> None:
     """Names what is not there, with the nearest of what is there, if possible unwanted."""
     known = set(there)
@@ -300,24 +309,24 @@ def _report_missing(
     for number, name in enumerate(missing):
         near = spare if number < _HINTED else []
         close = difflib.get_close_matches(name, near, n=1, cutoff=0.0)
-        notes.problem(what, f"{name!r} (nearest: {close[0]!r})" if close else f"{name!r}")
+        findings.problem(what, f"{name!r} (nearest: {close[0]!r})" if close else f"{name!r}")
 
 
 def _check_counts(
-    classes: _Classes, train: FolderExamples, test: FolderExamples, notes: Notes
+    classes: _Classes, train: FolderExamples, test: FolderExamples, findings: Findings
 ) -> None:
     """Every class needs images to learn from; the test may lack some classes, but not all."""
     in_train, in_test = (np.bincount(x.labels, minlength=len(classes)) for x in (train, test))
     for path, trains, tests in zip(classes, in_train, in_test, strict=True):
         if not trains:
             where = f"{'/'.join(path)} ({tests} for the test)" if tests else "/".join(path)
-            notes.problem("classes without training images", where)
+            findings.problem("classes without training images", where)
         elif not tests:
-            notes.remark("classes without test images", "/".join(path))
+            findings.remark("classes without test images", "/".join(path))
     if not len(train):
-        notes.problem("no training images", "expected <class>/*.jpg or *.png, at any depth")
+        findings.problem("no training images", "expected <class>/*.jpg or *.png, at any depth")
     elif not len(test):
-        notes.problem("no test images", "no class has two images, or the test's folder is empty")
+        findings.problem("no test images", "no class has two images, or the test's folder is empty")
 
 
 # From classes to examples.
@@ -351,7 +360,8 @@ def _chosen(of: str, names: Sequence[str], fraction: float, seed: int) -> np.nda
     chosen = draws < fraction
     if len(names):
         chosen[draws.argmin()] = True
-        chosen[draws.argmax()] = False  # last, since a single image is for training
+        # A single image is the smallest and the largest draw: it is for training.
+        chosen[draws.argmax()] = False
     return chosen
 
 

@@ -1,7 +1,7 @@
 """The folders below a folder, with the names, sizes and times of the images in them.
 
 Hidden files and what operating systems leave behind are skipped. Links are followed, but no folder
-is read twice: there is no going round, and no image in two places. What is odd goes into `Notes`.
+is read twice: there is no going round, and no image in two places. `Findings` gets what is odd.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from pathlib import Path, PurePath
 __all__ = [
     "SUFFIXES",
     "Finding",
+    "Findings",
     "Folder",
-    "Notes",
+    "as_findings",
     "composed",
     "one_line",
     "shown",
@@ -46,8 +47,8 @@ class Finding:
     where: tuple[str, ...]
 
 
-class Notes:
-    """Collects findings, and which folders have been read."""
+class Findings:
+    """What has been found so far, by kind, and the folders that have been read."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -56,17 +57,17 @@ class Notes:
         self.seen: dict[tuple[int, int], str] = {}
 
     def problem(self, what: str, where: str) -> None:
-        """Notes why the folder cannot be used."""
+        """Adds a reason why the folder cannot be used."""
         self.problems.setdefault(what, []).append(one_line(where))
 
     def remark(self, what: str, where: str) -> None:
-        """Notes what a user may not have meant."""
+        """Adds what a user may not have meant."""
         self.remarks.setdefault(what, []).append(one_line(where))
 
-    @staticmethod
-    def findings(notes: dict[str, list[str]]) -> tuple[Finding, ...]:
-        """The problems or remarks, by kind."""
-        return tuple(Finding(what, tuple(where)) for what, where in notes.items())
+
+def as_findings(by_kind: dict[str, list[str]]) -> tuple[Finding, ...]:
+    """The kinds at which anything was found."""
+    return tuple(Finding(what, tuple(where)) for what, where in by_kind.items() if where)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,46 +92,48 @@ class Folder:
     digest: bytes
 
 
-def split_folders(notes: Notes) -> dict[str, Path]:
+def split_folders(findings: Findings) -> dict[str, Path]:
     """{"train": folder, "test": folder}; {"train": folder} where there is no test.
 
     The folder of training images is `train`, else the root; a class may be called "train" too, so
     that name counts only beside a test or above folders.
     """
-    folders = [Path(entry.path) for entry in _visible(notes.root) if _is_folder(entry)]
+    folders = [Path(entry.path) for entry in _visible(findings.root) if _is_folder(entry)]
     by_name = {folder.name.lower(): folder for folder in reversed(folders)}
     train = by_name.get("train")
     test = next((by_name[name] for name in _TEST_NAMES if name in by_name), None)
     if train is None or not (test or any(map(_is_folder, _visible(train)))):
-        return {"train": notes.root}
+        return {"train": findings.root}
     tops = {"train": train, "test": test} if test else {"train": train}
     for folder in folders:
         if folder not in tops.values():
-            notes.remark("folders beside those of the splits, not read", shown(folder, notes.root))
+            findings.remark(
+                "folders beside those of the splits, not read", shown(folder, findings.root)
+            )
     return tops
 
 
-def walk(split: str, top: Path, notes: Notes) -> list[Folder]:
+def walk(split: str, top: Path, findings: Findings) -> list[Folder]:
     """All folders from `top` downwards, parents first; those behind links last."""
     folders: list[Folder] = []
     others: dict[str, list[str]] = collections.defaultdict(list)
     waiting: list[tuple[Path, tuple[str, ...]]] = [(top, ())]
     while waiting:
         path, parts = waiting.pop()
-        inner, images, rest = _sort(_enter(path, notes))
-        names, digest = _stat(images, notes)
+        inner, images, rest = _sort(_enter(path, findings))
+        names, digest = _stat(images, findings)
         folders.append(Folder(split, parts, path, names, bool(inner), digest))
         for entry in reversed(inner):
             # Links wait until all else has been read, so that a folder goes by its own name.
             place = 0 if entry.is_symlink() else len(waiting)
             waiting.insert(place, (Path(entry.path), (*parts, composed(entry.name))))
-        if parts:  # a README or a CSV file beside the classes is in its place
+        if parts:  # files beside the classes, such as a README or a CSV file, are in their place
             for entry in rest:
                 others[PurePath(entry.name).suffix.lower()].append(entry.path)
     for suffix, paths in sorted(others.items()):
-        first = shown(Path(paths[0]), notes.root)
+        first = shown(Path(paths[0]), findings.root)
         where = f"{suffix or 'without suffix'}: {len(paths)}, the first is {first}"
-        notes.remark("files with other suffixes, not read", where)
+        findings.remark("files with other suffixes, not read", where)
     return folders
 
 
@@ -155,19 +158,21 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "replace"))
 
 
-def _enter(path: Path, notes: Notes) -> list[_Entry]:
+def _enter(path: Path, findings: Findings) -> list[_Entry]:
     """The entries of a folder that is read for the first time; none if it cannot be read."""
-    name = shown(path, notes.root)
+    name = shown(path, findings.root)
     try:
         status, entries = path.stat(), _visible(path)
     except OSError as error:
-        notes.problem("folders that cannot be read", f"{name}: {error.strerror}")
+        findings.problem("folders that cannot be read", f"{name}: {error.strerror}")
         return []
     identity = (status.st_dev, status.st_ino)
-    if identity in notes.seen:
-        notes.problem("folders that a link leads to again", f"{name} is {notes.seen[identity]}")
+    if identity in findings.seen:
+        findings.problem(
+            "folders that a link leads to again", f"{name} is {findings.seen[identity]}"
+        )
         return []
-    notes.seen[identity] = name
+    findings.seen[identity] = name
     return entries
 
 
@@ -199,17 +204,19 @@ def _is_folder(entry: _Entry) -> bool:
         return False
 
 
-def _stat(images: list[_Entry], notes: Notes) -> tuple[tuple[str, ...], bytes]:
+def _stat(images: list[_Entry], findings: Findings) -> tuple[tuple[str, ...], bytes]:
     """The names of those that are files, and a digest of their names, sizes and times."""
     names, lines = [], []
     for entry in images:
         try:
             status = entry.stat()
         except OSError:
-            notes.problem("images that are links to nothing", shown(Path(entry.path), notes.root))
+            findings.problem(
+                "images that are links to nothing", shown(Path(entry.path), findings.root)
+            )
             continue
-        if not stat.S_ISREG(status.st_mode):  # to open a pipe would be to wait for ever
-            notes.problem("images that are no files", shown(Path(entry.path), notes.root))
+        if not stat.S_ISREG(status.st_mode):  # a pipe, say: who opens it waits for ever
+            findings.problem("images that are no files", shown(Path(entry.path), findings.root))
             continue
         names.append(entry.name)
         lines.append(f"{entry.name}/{status.st_size}/{status.st_mtime_ns}\n")

@@ -35,10 +35,7 @@ SOURCE = (
 
 
 def make_subset(folder: str | Path) -> dict[str, np.ndarray]:
-    """Draws the subset from a folder of IDX files.
-
-    Args:
-      folder: holds the four official files.
+    """Draws the subset from a folder of the four IDX files.
 
     Returns:
       For each split `<split>_images` (n, 28, 28) uint8, `<split>_labels` (n,) uint8 and
@@ -58,12 +55,6 @@ def npz_bytes(arrays: dict[str, np.ndarray]) -> bytes:
 
     `np.savez` stamps its members with the time and the platform. (Deflate streams still differ
     between implementations of zlib; the arrays in them do not.)
-
-    Args:
-      arrays: name → array without Python objects.
-
-    Returns:
-      The file's content.
 
     >>> data = npz_bytes({"x": np.arange(3)})
     >>> np.load(io.BytesIO(data))["x"]

@@ -25,7 +25,7 @@ from dh2l_jax.hierarchy.published import taxonomy
 __all__ = ["CaltechBirds2011"]
 
 _ROOT = "CUB_200_2011/"
-# Table → number of columns; the first is the number of the image.
+# The columns of each table; the first is the number of the image.
 _TABLES = {
     "images.txt": 2,
     "image_class_labels.txt": 2,

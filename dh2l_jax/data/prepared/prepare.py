@@ -1,6 +1,6 @@
 """Prepares data sets through TFDS, once, and reads the prepared copies; TensorFlow is not needed.
 
-python -m dh2l_jax.data prepare NAME [--data-dir DIR] [--manual-dir DIR]
+dh2l data prepare NAME [--data-dir DIR] [--manual-dir DIR]
 
     prepare("cifar100")                        # downloads, checks, writes array_record files
     source = open_prepared("cifar100")         # encoded images, labels and the class tree
@@ -10,7 +10,6 @@ A prepared copy is TFDS's own: `tfds.data_source("cifar100")` reads it as well.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib.util
 import io
@@ -21,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from dh2l_jax.checks import unknown_name
+from dh2l_jax.data.facts import FACTS
 from dh2l_jax.data.store.source import Source
 
-__all__ = ["PREPARED", "main", "open_prepared", "prepare"]
+__all__ = ["PREPARED", "is_prepared", "open_prepared", "our_name", "prepare"]
 
-PREPARED = ("cifar10", "cifar100", "cub200", "cars196", "fashion_mnist")
+PREPARED = tuple(name for name, facts in FACTS.items() if facts.builder)
 
-_ALIASES = {"caltech_birds2011": "cub200"}
+_ALIASES = {facts.tfds_name: name for name, facts in FACTS.items() if facts.tfds_name}
 _PACKAGES = {"array_record": "array-record", "PIL": "pillow", "scipy": "scipy"}
 
 
@@ -46,8 +46,8 @@ def prepare(
       name: one of `PREPARED`, or TFDS's own name.
       data_dir: TFDS's folder of prepared data sets; None for its default, `$TFDS_DATA_DIR` or
         `~/tensorflow_datasets`.
-      manual_dir: folder of original files fetched by other means; None for `downloads/manual` in
-        `data_dir`. It is only read.
+      manual_dir: folder of original files fetched by other means, which is only read; None for
+        `downloads/manual` in `data_dir`.
       progress: show bars, if stderr is a terminal.
 
     Returns:
@@ -61,7 +61,7 @@ def prepare(
     """
     from dh2l_jax.data.prepared import read
 
-    name = _our_name(name)
+    name = our_name(name)
     builder = _builder(name, data_dir)
     folder = Path(builder.data_dir)
     if folder.exists():
@@ -81,61 +81,30 @@ def prepare(
 
 
 def open_prepared(name: str, data_dir: str | Path | None = None) -> Source:
-    """The prepared copy of a data set.
-
-    Args:
-      name: one of `PREPARED`, or TFDS's own name.
-      data_dir: as for `prepare`.
-
-    Returns:
-      Its examples, not decoded, in TFDS's order, and its class tree: `taxonomy(name)`, or a flat
-      one for CIFAR-10. Labels are leaves of the tree. Splits can be read from several threads.
+    """The prepared copy of a data set: its examples, not decoded, in TFDS's order, and its tree.
 
     Raises:
       ValueError: there is no such copy, with the command that prepares it; or it is damaged.
     """
     from dh2l_jax.data.prepared import read
 
-    name = _our_name(name)
+    name = our_name(name)
     builder = _builder(name, data_dir)
     if not Path(builder.data_dir).exists():
         raise ValueError(
-            f"{name} is not prepared in {builder.data_dir_root}: run python -m dh2l_jax.data "
-            f"prepare {name} --data-dir {builder.data_dir_root}"
+            f"{name} is not prepared in {builder.data_dir_root}: run dh2l data prepare {name} "
+            f"--data-dir {builder.data_dir_root}"
         )
     return read.source(name, builder)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; 0 if all went well, 2 for bad input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dh2l_jax.data prepare",
-        description="Prepares a data set through TFDS, without TensorFlow.",
-    )
-    parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(PREPARED)}")
-    parser.add_argument(
-        "--data-dir",
-        metavar="DIR",
-        help="where to write (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)",
-    )
-    parser.add_argument(
-        "--manual-dir",
-        metavar="DIR",
-        help="original files fetched by other means (default: downloads/manual in --data-dir)",
-    )
-    options = parser.parse_args(arguments)
-    try:
-        name = _our_name(options.name)
-        state = "already prepared" if _is_there(name, options.data_dir) else "prepared"
-        folder = prepare(name, data_dir=options.data_dir, manual_dir=options.manual_dir)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"{parser.prog}: error: {_one_line(error)}", file=sys.stderr)
-        return 2
-    print(f"{name}: {state} in {folder}")
-    return 0
+def is_prepared(name: str, data_dir: str | Path | None = None) -> bool:
+    """Whether there is a prepared copy of a data set; the arguments are those of `prepare`."""
+    return Path(_builder(our_name(name), data_dir).data_dir).exists()
 
 
-def _our_name(name: str) -> str:
+def our_name(name: str) -> str:
+    """The one of `PREPARED` that a name stands for, which may be TFDS's own."""
     name = _ALIASES.get(name, name)
     if name not in PREPARED:
         raise ValueError(unknown_name("data set", name, PREPARED))
@@ -153,10 +122,6 @@ def _builder(name: str, data_dir: str | Path | None) -> Any:
         raise ValueError(
             f"{where}: the prepared copy is damaged, remove it and prepare again: {error}"
         ) from error
-
-
-def _is_there(name: str, data_dir: str | Path | None) -> bool:
-    return Path(_builder(name, data_dir).data_dir).exists()
 
 
 def _check_packages() -> None:

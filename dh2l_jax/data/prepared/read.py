@@ -4,37 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
-from dh2l_jax.data.prepared.cars import Cars196
-from dh2l_jax.data.prepared.cifar import Cifar10, Cifar100
-from dh2l_jax.data.prepared.cub import CaltechBirds2011
-from dh2l_jax.data.prepared.mnist import FashionMNIST
+from dh2l_jax.data.facts import FACTS
 from dh2l_jax.data.store.source import Source
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.hierarchy.published import taxonomy
 
 __all__ = ["BUILDERS", "check_copy", "source"]
 
-# Our name → a builder that needs no TensorFlow. Its class attribute `url_infos` holds exactly the
-# files that it reads; its name, version and features are those of the stock builder.
-BUILDERS: dict[str, type[tfds.core.GeneratorBasedBuilder]] = {
-    "cifar10": Cifar10,
-    "cifar100": Cifar100,
-    "cub200": CaltechBirds2011,
-    "cars196": Cars196,
-    "fashion_mnist": FashionMNIST,
-}
+
+def _builder(path: str) -> type[tfds.core.GeneratorBasedBuilder]:
+    module, name = path.split(".")
+    return getattr(importlib.import_module(f"dh2l_jax.data.prepared.{module}"), name)
+
+
+# A builder needs no TensorFlow. Its class attribute `url_infos` holds exactly the files that it
+# reads; its name, version and features are those of the stock builder.
+BUILDERS = {name: _builder(facts.builder) for name, facts in FACTS.items() if facts.builder}
 
 _SPLITS = ("train", "test")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Examples:
-    """The examples of one split. TFDS's reader may be used from several threads, so may this."""
+    """The examples of one split, for several threads, as TFDS's reader is."""
 
     records: Any
     folder: Path
@@ -107,11 +105,11 @@ def source(name: str, builder: Any) -> Source:
 
 def _tree(name: str, label: Any, folder: Path) -> Hierarchy:
     """The class tree, whose leaves must be the labels of the copy."""
-    if name == "cifar10":
+    if not FACTS[name].tree:
         return Hierarchy.flat(label.num_classes, names=label.names)
-    tree = taxonomy(name)
+    tree = taxonomy(FACTS[name].tree)
     leaves = tree.names(tree.num_levels)
-    # TFDS stores no names of the labels of CUB, which the builder compares itself.
+    # CUB's copy has no names of labels: its builder has compared them.
     found = leaves if name == "cub200" else tuple(label.names)
     if label.num_classes != len(leaves) or found != leaves:
         raise ValueError(

@@ -31,7 +31,7 @@ class _Bucket:
         return self._length
 
     def add(self, key: int, data: bytes) -> None:
-        # Opened each time: there are 1,000 buckets, and systems that allow 256 open files.
+        # The file is opened each time: there are 1,000 buckets, and systems that allow 256.
         with self._path.open("ab") as file:
             file.write(key.to_bytes(16, "big") + len(data).to_bytes(8, "big") + data)
         self._length += 1

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from platformdirs import user_cache_path
 from rich.console import Console
 from rich.progress import Progress
 
@@ -40,8 +41,8 @@ MANIFEST = "manifest.json"
 
 
 def default_folder() -> Path:
-    """The user's cache folder: `$XDG_CACHE_HOME/dh2l_jax`, or `~/.cache/dh2l_jax`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dh2l_jax"
+    """The user's cache folder; on Linux `$XDG_CACHE_HOME/dh2l_jax`, or `~/.cache/dh2l_jax`."""
+    return user_cache_path("dh2l_jax", appauthor=False)
 
 
 def open_cached(
@@ -52,7 +53,7 @@ def open_cached(
     Args:
       source: the data set.
       folder: where caches are kept; None for `default_folder()`.
-      resize: shorter side in pixels, see `decoding.decode`; 0 to keep the size.
+      resize: shorter side in pixels, see `decode.decode`; 0 to keep the size.
       progress: show a bar on a terminal while images are decoded.
 
     Returns:
@@ -140,7 +141,7 @@ class _Checksummed:
 
 def _decoded(examples: Examples, source: Source, resize: int) -> Iterator[tuple[np.ndarray, int]]:
     """Pixels and label of every example, in order, decoded by several threads."""
-    from dh2l_jax.data.store.decode import decode
+    from dh2l_jax.data.store.decode import decode  # needs Pillow
 
     classes = source.hierarchy.num_classes
 
@@ -204,7 +205,7 @@ def _check_index(path: Path, index: np.ndarray, count: int) -> None:
     """Refuses an index by which an image is empty or lies outside of the pixels."""
     start, height, width, _ = index.T
     inside = (start >= 0) & (start <= count) & (height >= 1) & (width >= 1)
-    # By division: a product of numbers that came from a file could overflow.
+    # The sizes came from a file: their product could overflow, a quotient cannot.
     inside &= width <= (count - start) // np.maximum(height, 1)
     if not len(index) or not inside.all():
         raise ValueError(f"{path} is damaged: an image is empty or lies outside of the pixels")

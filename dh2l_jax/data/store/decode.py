@@ -1,20 +1,21 @@
-"""One encoded image → one array of pixels, by Pillow; the file is untrusted."""
+"""One encoded image → one array of pixels, by Pillow; the one check of an untrusted image."""
 
 from __future__ import annotations
 
+import contextlib
 import io
-import struct
+from collections.abc import Iterator
 
 import numpy as np
 
 try:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 except ImportError as missing:
     raise ValueError(
         "Pillow, which decodes images, is not installed: pip install 'dh2l_jax[data]'"
     ) from missing
 
-__all__ = ["FORMATS", "MAX_PIXELS", "decode"]
+__all__ = ["FORMATS", "MAX_PIXELS", "decode", "opened"]
 
 FORMATS = ("PNG", "JPEG")
 """Pillow's parsers of other formats are not exposed to what a file holds."""
@@ -23,11 +24,34 @@ MAX_PIXELS = 2**26
 """Larger images are refused before they are inflated; a photograph of 64 megapixels passes."""
 
 
+@contextlib.contextmanager
+def opened(encoded: bytes) -> Iterator[Image.Image]:
+    """An image whose header has been checked; the pixels are read, and checked, within.
+
+    Raises:
+      ValueError: these bytes are not a whole PNG or JPEG, or declare more than `MAX_PIXELS`.
+    """
+    if not encoded.startswith((b"\x89PNG", b"\xff\xd8\xff")):
+        found = repr(encoded[:12]) if encoded else "an empty file"
+        raise ValueError(f"expected a JPEG or PNG image, found {found}")
+    try:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                size = f"{image.width} × {image.height}"
+                raise ValueError(f"{size} pixels, more than {MAX_PIXELS}")
+            yield image
+    except UnidentifiedImageError as error:
+        raise ValueError("expected a whole image, found a damaged header") from error
+    except Exception as error:  # Pillow's decoders raise far more kinds than they document.
+        found = str(error) or type(error).__name__
+        raise ValueError(f"expected a whole image, found: {found}") from error
+
+
 def decode(encoded: bytes, *, channels: int = 3, resize: int = 0) -> np.ndarray:
     """The pixels of one image.
 
     Args:
-      encoded: PNG or JPEG.
+      encoded: PNG or JPEG, untrusted.
       channels: 3 for RGB, 1 for grey; whatever the image holds is converted.
       resize: shorter side in pixels, by antialiased bilinear scaling as torchvision's `Resize`; 0
         to keep the size.
@@ -36,23 +60,16 @@ def decode(encoded: bytes, *, channels: int = 3, resize: int = 0) -> np.ndarray:
       (h, w, channels) uint8.
 
     Raises:
-      ValueError: these bytes are not a whole image, or a huge one.
+      ValueError: see `opened`.
 
     >>> file = io.BytesIO()
     >>> Image.new("L", (30, 20), 7).save(file, "PNG")
     >>> decode(file.getvalue(), resize=10).shape
     (10, 15, 3)
     """
-    try:
-        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"expected up to {MAX_PIXELS} pixels, found {image.size}")
-            image.load()
-            converted = _eight_bits(image).convert("L" if channels == 1 else "RGB")
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"expected up to {MAX_PIXELS} pixels: {error}") from error
-    except (OSError, SyntaxError, EOFError, IndexError, struct.error) as error:
-        raise ValueError(f"not a whole image: {error}") from error
+    with opened(encoded) as image:
+        image.load()
+        converted = _eight_bits(image).convert("L" if channels == 1 else "RGB")
     if resize:
         size = _resized(converted.size, resize)
         converted = converted.resize(size, Image.Resampling.BILINEAR)

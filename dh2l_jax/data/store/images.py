@@ -115,15 +115,9 @@ def flat_pixels(images: Images) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pixel_rows(images: Images, first: int, last: int) -> np.ndarray:
-    """Pixels `first` to `last` − 1 of all images, one after another; no other image is read.
+    """Pixels `first` to `last` − 1 of all images, one after another: (last − first, c) uint8.
 
-    Args:
-      images: n of them, p pixels in all.
-      first: ≥ 0.
-      last: ≥ first; pixels beyond p are 0.
-
-    Returns:
-      (last − first, c) uint8, a new array.
+    Only the images in which they lie are read; pixels beyond the last image are 0.
 
     >>> images = np.arange(8, dtype=np.uint8).reshape(2, 2, 2, 1)
     >>> pixel_rows(images, 3, 5)[:, 0].tolist(), pixel_rows(images, 7, 10)[:, 0].tolist()

@@ -36,11 +36,8 @@ class Source:
 
     Attributes:
       name: what results report.
-      fingerprint: a text that changes when an image, a label or the tree does; the cache compares
-        it. Cheap to compute: sizes and times of files, not their content.
-      hierarchy: the tree of classes.
-      train: training examples.
-      test: test examples.
+      fingerprint: a text that changes when an image, a label or the tree does, cheap to compute
+        (sizes and times of files, not their content); the cache compares it.
       channels: 3 for colour, 1 for grey; the cache converts every image to it.
     """
 

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from dh2l_jax.checks import unknown_name
+from dh2l_jax.data.facts import FACTS, DatasetFacts
 from dh2l_jax.training.config import Config, override, recipes
 
 __all__ = [
-    "DATA",
     "LAMBDA_E",
     "LAMBDA_L",
     "WEIGHT_FILES",
-    "Facts",
     "Options",
     "Setting",
     "Weights",
     "config_of",
+    "recipe",
     "validation_images",
 ]
 
 LAMBDA_E, LAMBDA_L = (0.1, 1.0), (0.1, 0.5)
 WEIGHT_FILES = {"resnet18": "resnet18-5c106cde.pth", "resnet50": "resnet50-19c8e357.pth"}
-# What a table sets itself; everything else of a config may be replaced.
+# Options that a table sets itself; everything else of a config may be replaced.
 OWN_KEYS = (
     "seed",
     "eval_every",
@@ -56,45 +55,11 @@ class Weights(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Facts:
-    """What a plan needs to know of a data set before it is read.
-
-    Attributes:
-      title: as the paper writes it.
-      classes: number of classes.
-      train: number of training images.
-      smallest: training images of the smallest class.
-      recipe: (data set, network) → config.
-    """
-
-    title: str
-    classes: int
-    train: int
-    smallest: int
-    recipe: Callable[[str, str], Config]
-
-
-def _embedded(data: str, model: str) -> Config:
-    del data, model  # the recipe has its own
-    return recipes.embedded()
-
-
-DATA = {
-    "cifar10": Facts("CIFAR-10", 10, 50_000, 5_000, recipes.light),
-    "cifar100": Facts("CIFAR-100", 100, 50_000, 500, recipes.light),
-    "cub200": Facts("CUB-200-2011", 200, 5_994, 29, recipes.heavy),
-    "cars196": Facts("Cars196", 196, 8_144, 24, recipes.heavy),
-    "fashion_mnist": Facts("Fashion-MNIST", 10, 60_000, 6_000, recipes.light),
-    "fashion_mnist_mini": Facts("Fashion-MNIST (6,000 + 2,000 images)", 10, 6_000, 600, _embedded),
-}
-
-
-@dataclasses.dataclass(frozen=True)
 class Setting:
     """What is trained, but for the weights λ and the seed; cells that agree in it share their runs.
 
     Attributes:
-      data: key of `DATA`.
+      data: key of `FACTS`.
       model: network.
       variant: one of `recipes.VARIANTS`.
       conv_metric: metric of E on the convolutions; empty where there is none.
@@ -163,10 +128,10 @@ def config_of(setting: Setting, weights: Weights, seed: int, options: Options) -
     >>> config.data.holdout, config.optim.weight_decay, config.reg.lambda_e, config.model.head
     (600, 0.0005, 0.0, 'plain')
     """
-    if setting.data not in DATA:
-        raise ValueError(unknown_name("data set", setting.data, DATA))
-    facts = DATA[setting.data]
-    config = facts.recipe(setting.data, setting.model)
+    if setting.data not in FACTS:
+        raise ValueError(unknown_name("data set", setting.data, FACTS))
+    facts = FACTS[setting.data]
+    config = recipe(setting.data, setting.model)
     for text in options.overrides:
         config = override(config, text)
     config = _shrunk(config, facts, options.budget)
@@ -193,16 +158,23 @@ def config_of(setting: Setting, weights: Weights, seed: int, options: Options) -
     )
 
 
-def validation_images(facts: Facts, fraction: float) -> int:
+def recipe(data: str, model: str) -> Config:
+    """The recipe of a data set, before a table changes it."""
+    if data == "fashion_mnist_mini":
+        return recipes.embedded()
+    return (recipes.heavy if FACTS[data].photographs else recipes.light)(data, model)
+
+
+def validation_images(facts: DatasetFacts, fraction: float) -> int:
     """About a tenth of the training images, the same number of every class.
 
-    >>> validation_images(DATA["cars196"], 1.0)
+    >>> validation_images(FACTS["cars196"], 1.0)
     784
     """
     return facts.classes * max(1, round(0.1 * fraction * facts.train / facts.classes))
 
 
-def _shrunk(config: Config, facts: Facts, budget: float) -> Config:
+def _shrunk(config: Config, facts: DatasetFacts, budget: float) -> Config:
     """Fewer epochs and images; every class keeps an image for training and one for validation."""
     if budget == 1:
         return config

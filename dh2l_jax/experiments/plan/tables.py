@@ -13,7 +13,8 @@ from importlib import resources
 from typing import Any
 
 from dh2l_jax.checks import unknown_name
-from dh2l_jax.experiments.plan.settings import DATA, Setting
+from dh2l_jax.data.facts import FACTS
+from dh2l_jax.experiments.plan.settings import Setting
 from dh2l_jax.training.config.recipes import VARIANTS
 
 __all__ = ["FACTORED", "FASHION", "TABLES", "Cell", "Table", "count_runs", "table"]
@@ -56,7 +57,7 @@ class Table:
 
     Attributes:
       name: of the command.
-      data: key of `DATA`.
+      data: key of `FACTS`.
       cells: in the order of the rows.
       note: what a reader has to know about the cells; may be empty.
     """
@@ -71,7 +72,7 @@ class Table:
         """Number, data set and networks."""
         number = self.name.removeprefix("table")
         prefix = "" if self.name == FASHION else f"Table {number}: "
-        return f"{prefix}{DATA[self.data].title}, {', '.join(self.models)}"
+        return f"{prefix}{FACTS[self.data].title}, {', '.join(self.models)}"
 
     @property
     def has_paper(self) -> bool:
@@ -91,7 +92,8 @@ class Table:
     @property
     def columns(self) -> tuple[str, ...]:
         """Labels, network by network, the control beside what it controls."""
-        settings = {cell.column: cell.setting for cell in self.cells}  # of the last row: a metric's
+        # The last row decides what a column is: a metric's, which has every variant.
+        settings = {cell.column: cell.setting for cell in self.cells}
         order = {
             column: (self.models.index(setting.model), VARIANTS.index(setting.variant))
             for column, setting in settings.items()

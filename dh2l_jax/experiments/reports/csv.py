@@ -6,9 +6,10 @@ import csv
 import io
 
 from dh2l_jax.experiments.plan.tables import Table
-from dh2l_jax.experiments.runs import BEST, LAST, Outcome
+from dh2l_jax.experiments.runs import RunResult
 from dh2l_jax.experiments.statistics import mean_and_deviation
 from dh2l_jax.experiments.summary import Summary
+from dh2l_jax.training.run.folder import BEST, LAST
 
 __all__ = ["csv_text"]
 
@@ -16,9 +17,9 @@ __all__ = ["csv_text"]
 def csv_text(table: Table, summaries: list[Summary]) -> str:
     """A line for each run of each cell, candidates that were not chosen too; accuracies in %."""
     records = [
-        {**_cell_values(table, summary), **_run_values(summary, outcome)}
+        {**_cell_values(table, summary), **_run_values(summary, result)}
         for summary in summaries
-        for outcome in summary.settled.outcomes
+        for result in summary.result.runs
     ]
     file = io.StringIO()
     writer = csv.DictWriter(file, list(records[0]), lineterminator="\n")
@@ -29,8 +30,7 @@ def csv_text(table: Table, summaries: list[Summary]) -> str:
 
 def _cell_values(table: Table, summary: Summary) -> dict[str, object]:
     cell, setting = summary.cell, summary.cell.setting
-    values = list(summary.last.values())
-    mean, deviation = mean_and_deviation(values) if values else (None, None)
+    mean, deviation = mean_and_deviation(summary.last.values()) if summary.last else (None, None)
     return {
         "table": table.name,
         "row": cell.row,
@@ -50,29 +50,29 @@ def _cell_values(table: Table, summary: Summary) -> dict[str, object]:
     }
 
 
-def _run_values(summary: Summary, outcome: Outcome) -> dict[str, object]:
-    run, result, test = outcome.run, outcome.result or {}, outcome.test or {}
-    best = result.get("best", {})
+def _run_values(summary: Summary, result: RunResult) -> dict[str, object]:
+    run, scores, test = result.run, result.scores or {}, result.test or {}
+    best = scores.get("best", {})
     levels = test[LAST]["accuracy"] if test else []
     return {
         "lambda_e": run.weights.lambda_e,
         "lambda_l": run.weights.lambda_l,
         "weight_decay": run.config.optim.weight_decay,
         "seed": run.seed,
-        "status": "failed" if outcome.reason else "finished" if result else "not run",
-        "chosen": "yes" if run.weights == summary.settled.weights else "no",
-        "validation_last": _percent(outcome.validation),
+        "status": "failed" if result.reason else "finished" if scores else "not run",
+        "chosen": "yes" if run.weights == summary.result.weights else "no",
+        "validation_last": _percent(result.validation),
         "validation_best": _percent(best["accuracy"][-1] if best else None),
         "best_epoch": best.get("epoch"),
-        "test_last": _percent(outcome.test_accuracy(LAST)),
-        "test_best_on_validation": _percent(outcome.test_accuracy(BEST)),
+        "test_last": _percent(result.test_accuracy(LAST)),
+        "test_best_on_validation": _percent(result.test_accuracy(BEST)),
         "test_images": test[LAST]["images"] if test else None,
         "test_last_levels": " ".join(str(_percent(level)) for level in levels),
-        "parameters": result.get("parameters"),
-        "seconds": result.get("seconds"),
+        "parameters": scores.get("parameters"),
+        "seconds": scores.get("seconds"),
         "epochs": run.config.epochs,
         "fraction": run.config.data.fraction,
-        "reason": outcome.reason,
+        "reason": result.reason,
         "run": run.name,
     }
 

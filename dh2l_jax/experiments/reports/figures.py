@@ -28,18 +28,12 @@ BASELINE: dict[str, Any] = {"color": "black", "linewidth": 0.8, "linestyle": "--
 def draw(table: Table, summaries: list[Summary], heading: str, path: Path) -> None:
     """Writes a PNG: a panel a network, a line a row, dots for ours and diamonds for the paper's.
 
-    Args:
-      table: what the cells are.
-      summaries: of the cells.
-      heading: above the picture.
-      path: of the file.
-
     Raises:
       ImportError: there is no matplotlib; the message says what to install.
       OSError: the file cannot be written.
     """
     try:
-        # Not pyplot, which keeps figures and looks for a window system.
+        # Figure, not pyplot, which keeps figures and looks for a window system.
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError("no matplotlib: pip install 'dh2l_jax[tables]'") from None
@@ -77,7 +71,7 @@ def _marks(axes: Any, summary: Summary, y: float) -> None:
     """Ours with a deviation, the paper's, and for l2 a line over the whole panel."""
     style: dict[str, Any] = {"color": COLOURS[_name(summary)], "linestyle": "none"}
     if summary.last:
-        mean, deviation = mean_and_deviation(list(summary.last.values()))
+        mean, deviation = mean_and_deviation(summary.last.values())
         axes.errorbar(mean, y, xerr=deviation, capsize=3, **OURS, **style)
         if summary.cell.setting.variant == "l2":
             axes.axvline(mean, **BASELINE)

@@ -6,9 +6,10 @@ import dataclasses
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from dh2l_jax.experiments.plan.settings import DATA, LAMBDA_E, LAMBDA_L, Options, config_of
+from dh2l_jax.data.facts import FACTS
+from dh2l_jax.experiments.plan.settings import LAMBDA_E, LAMBDA_L, Options, config_of
 from dh2l_jax.experiments.plan.tables import Table
-from dh2l_jax.experiments.runs import Outcome
+from dh2l_jax.experiments.runs import RunResult
 from dh2l_jax.experiments.statistics import binomial_error, mean_and_deviation
 from dh2l_jax.experiments.summary import Summary, comparisons, test_images
 
@@ -96,7 +97,7 @@ def _entry(summary: Summary) -> str:
 
 def _failed(summary: Summary) -> bool:
     """Whether a cell has no figure because its runs failed."""
-    return bool(summary.settled.failures) and not summary.last
+    return bool(summary.result.failures) and not summary.last
 
 
 def _details(summaries: list[Summary]) -> str:
@@ -113,7 +114,7 @@ def _detail(s: Summary) -> list[str]:
         NONE if s.delta is None else f"{s.delta:+.2f}",
         _probability(s.p),
         _probability(s.p_holm),
-        *(f"{weight:g}" if weight else NONE for weight in s.settled.weights or (0, 0)),
+        *(f"{weight:g}" if weight else NONE for weight in s.result.weights or (0, 0)),
         NONE if s.cell.paper is None else f"{s.cell.paper:.2f}",
     ]
 
@@ -121,7 +122,7 @@ def _detail(s: Summary) -> list[str]:
 def _mean(values: Mapping[int, float]) -> str:
     if not values:
         return NONE
-    mean, deviation = mean_and_deviation(list(values.values()))
+    mean, deviation = mean_and_deviation(values.values())
     return f"{mean:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
 
 
@@ -138,19 +139,18 @@ def _lines(header: Sequence[str], rows: Iterable[list[str]]) -> str:
 
 
 def _failures(summaries: list[Summary]) -> list[str]:
-    lines = [f"- {o.run}: {o.reason}" for o in _outcomes(summaries) if o.reason]
+    lines = [f"- {o.run}: {o.reason}" for o in _run_results(summaries) if o.reason]
     return ["## Failed runs", "\n".join(lines)] if lines else []
 
 
-def _outcomes(summaries: list[Summary]) -> Iterator[Outcome]:
+def _run_results(summaries: list[Summary]) -> Iterator[RunResult]:
     """Every run once, though cells share some."""
-    settled = {s.cell.setting: s.settled for s in summaries}
-    for found in settled.values():
-        yield from found.outcomes
+    for found in {s.cell.setting: s.result for s in summaries}.values():
+        yield from found.runs
 
 
 def _protocol(table: Table, summaries: list[Summary], protocol: Protocol) -> Iterator[str]:
-    facts, options = DATA[table.data], protocol.options
+    facts, options = FACTS[table.data], protocol.options
     setting = table.settings[0]
     config = config_of(setting, setting.candidates[0], 0, options)
     held, fraction = config.data.holdout, config.data.fraction
@@ -204,8 +204,8 @@ def _typical(summaries: list[Summary]) -> float:
 def _footer(summaries: list[Summary], protocol: Protocol) -> str:
     """The command, and the versions that the runs report: several where they differ."""
     found: dict[str, dict[str, None]] = {}
-    for outcome in _outcomes(summaries):
-        for name, version in (outcome.result or {}).get("versions", {}).items():
+    for result in _run_results(summaries):
+        for name, version in (result.scores or {}).get("versions", {}).items():
             found.setdefault(name, {})[str(version)] = None
     versions = "; ".join(f"{name} {' and '.join(values)}" for name, values in found.items())
     return f"`{shlex.join(protocol.command)}`" + (f"\n\n{versions}" if versions else "")

@@ -1,4 +1,4 @@
-"""What options say to each other: names that do not exist, and options that contradict.
+"""Options that contradict each other, and names that do not exist, before any data is read.
 
 Defaults never contradict. Refused is what was set and could have no effect, or never work.
 """
@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dh2l_jax.checks import unknown_name
-from dh2l_jax.data.catalog import DATASETS
+from dh2l_jax.data.facts import FACTS
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.hierarchy.published import TAXONOMIES
 from dh2l_jax.metrics import get_metric
-from dh2l_jax.models import CIFAR, MODELS, TORCHVISION
+from dh2l_jax.models import CIFAR, TORCHVISION, create
 from dh2l_jax.training.config.sections import (
     Config,
     DataConfig,
@@ -21,30 +21,29 @@ from dh2l_jax.training.config.sections import (
     RegConfig,
 )
 
-__all__ = ["check", "check_tree"]
+__all__ = ["refuse_conflicts", "refuse_conflicts_with_tree"]
 
 # Terms of a hierarchical head, and those of them that a tree of one level has not.
 TREE_TERMS = ("lambda_l", "lambda_o", "lambda_c1", "lambda_c2", "lambda_c3", "parent_ce_weight")
 INNER_TERMS = ("lambda_o", "lambda_c2", "lambda_c3", "parent_ce_weight")
-# Data sets without a tree.
-FLAT = ("cifar10",)
 
 
-def check(config: Config) -> None:
+def refuse_conflicts(config: Config) -> None:
     """Raises a `ValueError` of one line if options contradict; needs no data.
 
     Call it once all options are set: half of them, one by one, may contradict.
 
     >>> from dh2l_jax.training.config.sections import ModelConfig
-    >>> check(Config(model=ModelConfig(name="resnet110")))
-    >>> check(Config(optim=OptimConfig(nesterov=True, momentum=0.0)))
+    >>> refuse_conflicts(Config(model=ModelConfig(name="resnet110")))
+    >>> refuse_conflicts(Config(optim=OptimConfig(nesterov=True, momentum=0.0)))
     Traceback (most recent call last):
     ValueError: optim.nesterov=true has no effect without momentum: set optim.momentum > 0
     """
+    # A name is refused by what resolves it, and by nothing else; the data set's by its loader.
     for metric in (config.reg.conv_metric, config.reg.fc_metric):
         get_metric(metric)
+    create(config.model.name, num_classes=1, shortcut=config.model.shortcut)
     for problem in (
-        *_names(config),
         *_network(config),
         *_tree(config),
         *_data(config.data),
@@ -54,7 +53,7 @@ def check(config: Config) -> None:
         raise ValueError(problem)
 
 
-def check_tree(config: Config, tree: Hierarchy) -> None:
+def refuse_conflicts_with_tree(config: Config, tree: Hierarchy) -> None:
     """Raises a `ValueError` if the data set's tree has not the levels that an option needs."""
     if tree.num_levels > 1 or config.model.head == "plain":
         return
@@ -70,27 +69,12 @@ def check_tree(config: Config, tree: Hierarchy) -> None:
         )
 
 
-def _names(config: Config) -> Iterator[str]:
-    data, model = config.data, config.model
-    if data.name not in DATASETS:
-        yield unknown_name("data set", data.name, DATASETS)
-    if data.tree and data.tree not in ("flat", *TAXONOMIES):
-        yield unknown_name("data.tree", data.tree, ("flat", *TAXONOMIES))
-    if model.name not in MODELS:
-        yield unknown_name("model", model.name, MODELS)
-
-
 def _network(config: Config) -> Iterator[str]:
     model = config.model
     if model.name in CIFAR and model.pretrained:
         yield (
             f"{model.name} takes no model.pretrained, found {model.pretrained!r}; networks that "
             f"do: {', '.join(TORCHVISION)}"
-        )
-    if model.name in TORCHVISION and model.shortcut != "A":
-        yield (
-            f"{model.name} takes no model.shortcut, found {model.shortcut!r}; networks that do: "
-            f"{', '.join(CIFAR)}"
         )
     if model.center != "epsilon" and model.epsilon != type(model).epsilon:
         yield (
@@ -101,18 +85,25 @@ def _network(config: Config) -> Iterator[str]:
 
 def _tree(config: Config) -> Iterator[str]:
     data, model = config.data, config.model
+    if data.tree not in ("", "flat", *TAXONOMIES):
+        yield unknown_name("data.tree", data.tree, ("flat", *TAXONOMIES))
     if model.head == "plain":
         for term in _set_terms(config.reg, TREE_TERMS):
             yield (
                 f"reg.{term}={getattr(config.reg, term):g} has no effect on model.head=plain: set "
                 "it to 0, or model.head=hierarchical"
             )
-    elif data.tree == "flat" or (data.name in FLAT and not data.tree):
+    elif data.tree == "flat" or not (data.tree or _has_tree(data.name)):
         what = "data.tree=flat" if data.tree else data.name
         yield (
             f"model.head=hierarchical needs a tree of two levels or more, {what} has one: set "
             "model.head=plain, or another data.tree"
         )
+
+
+def _has_tree(name: str) -> bool:
+    """Whether the data set brings a tree; that of own images is known once they are read."""
+    return name not in FACTS or bool(FACTS[name].tree)
 
 
 def _set_terms(reg: RegConfig, terms: tuple[str, ...]) -> Iterator[str]:

@@ -6,13 +6,15 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import inspect
 import math
+import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["Checked", "field", "flat", "make", "replace"]
+__all__ = ["Checked", "field", "flat", "make", "replace", "sentences", "text_of", "unknown_option"]
 
 # The annotations are texts: evaluating them takes longer than all else that makes a config.
 _type_hints = functools.cache(typing.get_type_hints)
@@ -47,6 +49,24 @@ def flat(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + item.name, value
 
 
+def sentences(section: type) -> dict[str, str]:
+    """What the docstring of a section says of each of its options."""
+    text = inspect.cleandoc(section.__doc__ or "").partition("Attributes:\n")[2]
+    found = re.findall(r"^  (\w+): (.*(?:\n    .*)*)", text, re.MULTILINE)
+    return {name: " ".join(sentence.split()) for name, sentence in found}
+
+
+def text_of(value: Any) -> str:
+    """The text that `replace` makes the value of.
+
+    >>> text_of(True), text_of((0.5, 0.85)), text_of(1e-4)
+    ('true', '0.5,0.85', '0.0001')
+    """
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def make(root: type, values: Mapping[str, Any]) -> Any:
     """The section of nested plain values; keys that are left out keep their defaults.
 
@@ -78,7 +98,7 @@ def _make(root: type, cls: type, values: Mapping[str, Any], prefix: str) -> Any:
     arguments = {}
     for key, value in values.items():
         if key not in hints:
-            raise ValueError(_unknown_key(root, prefix + str(key)))
+            raise ValueError(unknown_option(prefix + str(key), _keys(root)))
         if dataclasses.is_dataclass(hints[key]):
             value = _make(root, hints[key], value, f"{prefix}{key}.")
         elif typing.get_origin(hints[key]) is tuple and isinstance(value, list):
@@ -91,10 +111,10 @@ def _make(root: type, cls: type, values: Mapping[str, Any], prefix: str) -> Any:
 def _replace(root: Any, section: Any, path: list[str], text: str, key: str) -> Any:
     hints = _type_hints(type(section))
     if path[0] not in hints:
-        raise ValueError(_unknown_key(type(root), key))
+        raise ValueError(unknown_option(key, _keys(type(root))))
     value = getattr(section, path[0])
     if dataclasses.is_dataclass(value) != (len(path) > 1):
-        raise ValueError(_unknown_key(type(root), key))
+        raise ValueError(unknown_option(key, _keys(type(root))))
     if len(path) > 1:
         value = _replace(root, value, path[1:], text, key)
         return dataclasses.replace(section, **{path[0]: value})
@@ -112,8 +132,9 @@ def _named(prefix: str) -> Iterator[None]:
         raise ValueError(f"{prefix}{error}") from None
 
 
-def _unknown_key(root: type, key: str) -> str:
-    valid, short = list(_keys(root)), key[:100]  # comparing a long one would take long
+def unknown_option(key: str, valid: Iterable[str]) -> str:
+    """One line that names the key found and the nearest of the valid ones."""
+    short = key[:100]  # comparing a long one would take long
 
     def likeness(name: str) -> tuple[bool, bool, float]:
         """A key in the wrong section is the commonest slip, letters in the wrong order the next."""

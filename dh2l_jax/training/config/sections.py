@@ -20,15 +20,18 @@ __all__ = [
     "OptimConfig",
     "RegConfig",
     "from_dict",
+    "identity",
     "load",
+    "makes_another_run",
     "override",
     "same_run",
     "to_dict",
 ]
 
 
-# Options that change neither what is trained nor on what.
-WHERE = ("checkpoint_every", "on_nan", "data.cache_dir", "data.device_gb")
+# Options that change neither what is trained nor on what: how often a run is saved, what it does
+# about NaN, where its images lie and how they are kept. Those of `distributed` are others.
+NOT_IDENTITY = ("checkpoint_every", "on_nan", "data.data_dir", "data.cache_dir", "data.device_gb")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,7 @@ class DataConfig(Checked):
     """The images.
 
     Attributes:
-      name: data set, see `dh2l_jax.data.datasets.DATASETS`.
+      name: data set, see `dh2l_jax.data.catalog.DATASETS`; "folder" for your own images.
       data_dir: folder of the data set's files, if it is not embedded.
       csv: file `class,parent[,grandparent]` with the tree of a folder of images.
       tree: another tree of the same classes, see `dh2l_jax.hierarchy.published`, or "flat".
@@ -271,18 +274,42 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     return make(Config, values)
 
 
+def makes_another_run(key: str) -> bool:
+    """Whether a run with another value of this option is another run; `identity` says it of values.
+
+    >>> makes_another_run("optim.lr"), makes_another_run("distributed.processes")
+    (True, False)
+    """
+    return key not in NOT_IDENTITY and not key.startswith("distributed.")
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """The options that make a run what it is, by their dotted names.
+
+    A folder of images is its data set, and weights are known by the name of their file. Options at
+    their defaults are left out, so a run outlives an option that is added later.
+
+    >>> identity(Config(seed=1, on_nan="rollback", data=DataConfig(data_dir="/data")))
+    {'seed': 1}
+    """
+    defaults = dict(flat(Config()))
+    values = {key: value for key, value in flat(config) if makes_another_run(key)}
+    values["model.pretrained"] = Path(config.model.pretrained).name
+    if config.data.name == "folder":
+        values["data.data_dir"] = config.data.data_dir
+    return {key: value for key, value in values.items() if value != defaults[key]}
+
+
 def same_run(saved: Config, given: Config) -> str | None:
     """None if both are configs of one run, else the first option that differs, with both values.
-
-    Where a run runs (`distributed`), where its images are kept, how often it is saved and what it
-    does about NaN make no other run of it.
 
     >>> same_run(Config(), Config(distributed=DistributedConfig(auto=True)))
     >>> same_run(Config(), Config(seed=1, epochs=5))
     'seed is 0 in the saved config, 1 in the given one'
     """
-    pairs = zip(flat(saved), flat(given), strict=True)
-    for (key, old), (_, new) in pairs:
-        if old != new and key not in WHERE and not key.startswith("distributed."):
-            return f"{key} is {old!r} in the saved config, {new!r} in the given one"
+    old, new, defaults = identity(saved), identity(given), dict(flat(Config()))
+    for key in defaults:
+        before, now = (values.get(key, defaults[key]) for values in (old, new))
+        if before != now:
+            return f"{key} is {before!r} in the saved config, {now!r} in the given one"
     return None

@@ -18,7 +18,9 @@ from dh2l_jax.training.run.lock import Lock
 from dh2l_jax.training.run.records import write_json
 
 __all__ = [
+    "BEST",
     "CONFIG",
+    "LAST",
     "METRICS",
     "RESULT",
     "TEST",
@@ -30,6 +32,8 @@ __all__ = [
 ]
 
 CONFIG, METRICS, RESULT, TEST = "config.json", "metrics.jsonl", "result.json", "test.json"
+LAST, BEST = "last", "best_on_validation"
+"""The states that the file TEST has scores of."""
 LOCK = ".lock"
 # Paths below which no checkpoint can be read again: Orbax takes brackets for a pattern, TensorStore
 # a backslash for a slash.

@@ -1,11 +1,9 @@
-"""The input pipeline: order, batches, crop and flip against a NumPy loop, evaluation masks."""
+"""Orders, batches, draws of crops and evaluation masks; test_feed compares the pixels."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dh2l_jax.data.batches.augment import crop_images, draw_crops, normalize
 from dh2l_jax.data.batches.order import epoch_order, padded_batches, take_batch
@@ -80,32 +78,6 @@ def test_a_step_beyond_the_epoch_is_refused(step):
 def test_a_batch_larger_than_the_data_is_refused(batch_size):
     with pytest.raises(ValueError, match=r"batch_size must lie in 1\.\.103 .*found"):
         batch_indices(0, 0, 0, 103, batch_size)
-
-
-def crop_flip_loop(key, images, pad, flip):
-    """Pad, crop and mirror image by image, with the draws of `random_crop_flip`."""
-    b, h, w, _ = images.shape
-    size = jnp.broadcast_to(jnp.array([h, w]), (b, 2))
-    out = np.zeros_like(images)
-    crops = zip(*draw_crops(key, size, (h, w), pad=pad, flip=flip), strict=True)
-    for i, (top, left, mirrored) in enumerate(crops):
-        padded = np.pad(images[i], ((pad, pad), (pad, pad), (0, 0)))
-        crop = padded[top + pad : top + pad + h, left + pad : left + pad + w]
-        out[i] = crop[:, ::-1] if mirrored else crop
-    return out
-
-
-@given(
-    st.integers(0, 2**31 - 1),
-    st.sampled_from([(5, 32, 32, 3), (3, 6, 9, 1)]),
-    st.sampled_from([0, 4, 11]),
-    st.booleans(),
-)
-def test_crop_and_flip_equal_a_loop(seed, shape, pad, flip):
-    key, images = jax.random.key(seed), some_images(shape, seed)
-    result = random_crop_flip(key, jnp.asarray(images), pad=pad, flip=flip)
-    assert result.dtype == jnp.uint8
-    np.testing.assert_array_equal(result, crop_flip_loop(key, images, pad, flip))
 
 
 def test_every_offset_and_both_directions_occur_alike():

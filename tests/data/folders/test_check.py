@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.folders import FILE, Image, birds, picture, write
 
-from dh2l_jax.data.__main__ import main
+from dh2l_jax.commands.data import main
 from dh2l_jax.data.folders import check
 from dh2l_jax.data.folders.scan import open_folder
 
@@ -29,11 +29,11 @@ def test_the_report_of_a_good_folder(tmp_path, capsys):
     assert found.train.tolist() == [3, 3, 3]
     assert found.test.tolist() == [2, 2, 2]
     assert found.hierarchy == open_folder(root).hierarchy
-    assert check.main([str(root)]) == 0
+    assert main(["check", str(root)]) == 0
     *lines, blank, command = capsys.readouterr().out.splitlines()
     assert blank == ""
     assert command == (
-        f"No problems. Next: python train.py --set data.name=folder --set 'data.data_dir={root}'"
+        f"No problems. Next: dh2l train --set data.name=folder --set 'data.data_dir={root}'"
     )
     assert all(len(line) <= 80 for line in lines[1:])
     shown = [line.strip("│ ").replace(" ", "") for line in lines if "│" in line]
@@ -47,14 +47,14 @@ def test_the_report_of_a_good_folder(tmp_path, capsys):
 def test_the_next_command_names_the_csv_file(tmp_path, capsys):
     root, csv = write(tmp_path / "i", "a/1.png", "a/2.png"), tmp_path / "c.csv"
     csv.write_text("class,parent\na,b\n")
-    assert check.main([str(root), "--csv", str(csv)]) == 0
+    assert main(["check", str(root), "--csv", str(csv)]) == 0
     assert capsys.readouterr().out.endswith(f" --set data.data_dir={root} --set data.csv={csv}\n")
 
 
 def test_the_smallest_classes_come_first(tmp_path, capsys):
     for count, name in enumerate("fedcba", 2):
         write(tmp_path, *(f"train/{name}/{n}.png" for n in range(count)), f"test/{name}/9.png")
-    check.main([str(tmp_path)])
+    main(["check", str(tmp_path)])
     table = capsys.readouterr().out.split("smallest classes")[1]
     rows = [line.strip("│ ")[0] for line in table.splitlines() if line.startswith("│")]
     assert rows == ["f", "e", "d", "c", "b"]
@@ -78,7 +78,7 @@ def test_files_that_cannot_be_decoded(tmp_path, case):
     assert what == "images that cannot be read"
     assert where.startswith(f"{FILE}: ")
     assert len(where) > len(FILE) + 5
-    assert check.main([str(tmp_path)]) == 1
+    assert main(["check", str(tmp_path)]) == 1
 
 
 def test_files_that_vanish_or_are_forbidden(tmp_path, monkeypatch):
@@ -107,7 +107,7 @@ def test_the_first_twenty_are_named_the_others_counted(tmp_path, capsys):
     for number in range(100, 125):
         (root / f"train/owls/snowy_owl/{number}.jpg").write_bytes(b"")
     assert len(report(root)[0]["images that cannot be read"]) == 25
-    check.main([str(root)])
+    main(["check", str(root)])
     shown = capsys.readouterr().out
     assert "images that cannot be read: 25" in shown
     assert "snowy_owl/119.jpg" in shown
@@ -173,7 +173,7 @@ def test_all_problems_are_listed_together(tmp_path, capsys):
         "images that cannot be read",
         "images both for training and the test",
     }
-    assert check.main([str(root)]) == 1
+    assert main(["check", str(root)]) == 1
     shown = capsys.readouterr().out
     assert all(f"{what}: {len(where)}" in shown for what, where in found.items())
     assert shown.endswith("\n9 kinds of problems: mend them, then check again.\n")
@@ -181,7 +181,7 @@ def test_all_problems_are_listed_together(tmp_path, capsys):
 
 
 def test_an_empty_folder_is_reported(tmp_path, capsys):
-    assert check.main([str(tmp_path)]) == 1
+    assert main(["check", str(tmp_path)]) == 1
     assert "no training images" in capsys.readouterr().out
 
 
@@ -194,7 +194,7 @@ def test_progress_counts_all_images(tmp_path):
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_bar_on_a_terminal_only(tmp_path, monkeypatch, capsys, terminal):
     monkeypatch.setenv("TTY_COMPATIBLE", "1" if terminal else "0")
-    assert check.main([str(birds(tmp_path))]) == 0
+    assert main(["check", str(birds(tmp_path))]) == 0
     assert ("decoding" in capsys.readouterr().err) == terminal
 
 
@@ -208,14 +208,12 @@ def test_bad_arguments_end_with_one_line(tmp_path, monkeypatch, capsys, argument
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
-    assert captured.err.startswith("python -m dh2l_jax.data check: error: ")
+    assert captured.err.startswith("dh2l data check: error: ")
     assert message in captured.err
 
 
 def test_no_folder_is_a_usage_error(capsys):
-    with pytest.raises(SystemExit) as caught:
-        check.main([])
-    assert caught.value.code == 2
+    assert main(["check"]) == 2
     assert "FOLDER" in capsys.readouterr().err
 
 
@@ -223,7 +221,7 @@ def test_without_pillow_one_line_says_what_to_install(tmp_path, monkeypatch, cap
     root = birds(tmp_path)
     monkeypatch.setitem(sys.modules, "PIL", None)
     monkeypatch.delitem(sys.modules, "dh2l_jax.data.store.decode", raising=False)
-    assert check.main([str(root)]) == 2
+    assert main(["check", str(root)]) == 2
     captured = capsys.readouterr()
     assert "pip install 'dh2l_jax[data]'" in captured.err
     assert captured.err.count("\n") == 1
@@ -231,7 +229,7 @@ def test_without_pillow_one_line_says_what_to_install(tmp_path, monkeypatch, cap
 
 def test_the_command_imports_no_tensorflow_datasets(tmp_path):
     script = (
-        "import sys; from dh2l_jax.data.__main__ import main; code = main(['check', sys.argv[1]]);"
+        "import sys; from dh2l_jax.commands.data import main; code = main(['check', sys.argv[1]]);"
         "sys.exit(code or 10 * ('tensorflow_datasets' in sys.modules))"
     )
     command = [sys.executable, "-c", script, str(birds(tmp_path))]

@@ -12,18 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from support.folders import (
-    CSV,
-    FILE,
-    birds,
-    files,
-    flat_birds,
-    numbered,
-    picture,
-    problems,
-    remarks,
-    write,
-)
+from support.folders import CSV, FILE, birds, files, flat_birds, numbered, picture, remarks, write
 
 from dh2l_jax.data.folders import check
 from dh2l_jax.data.folders.scan import SUFFIXES, open_folder, scan
@@ -74,11 +63,9 @@ def test_names_of_the_splits(tmp_path, train, test):
     assert found.layout == f"{train}/ and {test}/"
 
 
-def test_test_goes_before_val_and_what_is_not_read_is_said(tmp_path):
-    write(birds(tmp_path), "val/gulls/ivory_gull/9.png", "annotations/1.png")
+def test_test_goes_before_val(tmp_path):
+    write(birds(tmp_path), "val/gulls/ivory_gull/9.png")
     assert len(open_folder(tmp_path).test) == 6
-    what = "folders beside those of the splits, not read"
-    assert remarks(tmp_path) == {what: ["annotations", "val"]}
 
 
 def test_train_alone_is_split(tmp_path):
@@ -94,14 +81,6 @@ def test_train_alone_is_split(tmp_path):
 def test_a_class_may_be_called_train(tmp_path):
     write(tmp_path, *(f"{name}/{n}.png" for name in ("bus", "train") for n in range(3)))
     assert open_folder(tmp_path).hierarchy.names(1) == ("bus", "train")
-
-
-def test_images_directly_in_train_are_a_problem(tmp_path):
-    write(tmp_path, "train/1.png", "test/1.png")
-    assert problems(tmp_path)["images beside folders, in no class (how many)"] == [
-        "train/1.png (1)",
-        "test/1.png (1)",
-    ]
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 5])
@@ -125,22 +104,6 @@ def test_suffixes_and_what_is_skipped(tmp_path):
     assert both.keys() == {f"a/{name}" for name in names}
     assert SUFFIXES == (".jpg", ".jpeg", ".png")
     assert not remarks(tmp_path)
-
-
-def test_other_suffixes_are_counted(tmp_path):
-    write(tmp_path, "a/1.png", "a/2.png")
-    for name in ("a/3.WEBP", "a/4.webp", "a/notes"):
-        (tmp_path / name).write_bytes(b"")
-    assert remarks(tmp_path)["files with other suffixes, not read"] == [
-        "without suffix: 1, the first is a/notes",
-        ".webp: 2, the first is a/3.WEBP",
-    ]
-
-
-def test_images_beside_all_folders_are_remarked_on(tmp_path):
-    write(tmp_path, "overview.png", "a/1.png", "a/2.png")
-    assert remarks(tmp_path) == {"images beside all folders, not read": ["overview.png (1)"]}
-    assert not problems(tmp_path)
 
 
 def test_order_is_that_of_code_points(tmp_path):
@@ -298,11 +261,6 @@ def test_small_classes_keep_a_training_image(tmp_path, count, fraction):
     assert test[1] == min(count - 1, max(1, test[1]))
     said = {finding.what: finding.where for finding in found.remarks}
     assert said.get("classes without test images") == (("small",) if count == 1 else None)
-
-
-def test_one_image_a_class_leaves_no_test(tmp_path):
-    numbered(tmp_path, 1, "a", "b")
-    assert "no test images" in problems(tmp_path)
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])

@@ -1,8 +1,9 @@
 """Preparing through TFDS without TensorFlow, from tiny originals; reading the copies."""
 
 import concurrent.futures
-import hashlib
+import contextlib
 import http.server
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,12 +16,13 @@ import tensorflow_datasets as tfds
 from support import archives
 from tensorflow_datasets.core import hashing
 
+from dh2l_jax.commands.data import main
+from dh2l_jax.data.facts import FACTS
 from dh2l_jax.data.prepared import prepare, shuffle
 from dh2l_jax.data.prepared.originals import files as files_module
 from dh2l_jax.data.prepared.read import BUILDERS
 from dh2l_jax.hierarchy.published import taxonomy
 
-STOCK = {"cub200": "caltech_birds2011"}
 VERSIONS = {
     "cifar10": "3.0.2",
     "cifar100": "3.0.2",
@@ -29,31 +31,47 @@ VERSIONS = {
     "fashion_mnist": "3.0.1",
 }
 KEYS = {"cub200": "image/filename", "fashion_mnist": None}
+SIZES = {
+    "cifar10": {"cifar-10-binary.tar.gz": 170052171},
+    "cifar100": {"cifar-100-binary.tar.gz": 168513733},
+    "cub200": {"CUB_200_2011.tgz": 1150585339},
+    "cars196": {
+        "cars_train.tgz": 979269282,
+        "cars_test.tgz": 977350468,
+        "car_devkit.tgz": 330960,
+        "cars_test_annos_withlabels.mat": 185758,
+    },
+}
 
 
-@pytest.fixture
-def tiny(tmp_path, monkeypatch):
-    """A function that writes the originals of a data set and returns its folders and examples."""
+def stock(name):
+    return FACTS[name].tfds_name or name
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A function of a data set's name → the folder of all prepared copies; not to be changed."""
+    root = tmp_path_factory.mktemp("prepared")
 
     def make(name):
-        files, examples = archives.originals(name)
-        manual = archives.write(files, tmp_path / "manual")
-        archives.use_tiny(monkeypatch, name, manual)
-        return manual, tmp_path / "data", examples
+        if not (root / name).exists():
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                archives.prepare_tiny(monkeypatch, name, root / name)
+        return root / name / "data"
 
     return make
 
 
-def run(name, data, manual, *, status=0):
-    arguments = [name, "--data-dir", str(data), "--manual-dir", str(manual)]
-    assert prepare.main(arguments) == status
+@pytest.fixture
+def copied(prepared, tmp_path):
+    """A prepared copy that may be changed."""
+    return lambda name: Path(shutil.copytree(prepared(name), tmp_path / "data"))
 
 
-def check_stock_reader(name, data, examples):
+def check_stock_reader(name, data):
     """Every example, read by TFDS itself, is what the maker wrote."""
-    stock = STOCK.get(name, name)
-    splits = tfds.data_source(stock, data_dir=data, download=False)
-    for split, expected in examples.items():
+    splits = tfds.data_source(stock(name), data_dir=data, download=False)
+    for split, expected in archives.examples(name).items():
         assert len(splits[split]) == len(expected)
         found = {key_of(name, example, expected): example for example in splits[split]}
         assert found.keys() == expected.keys()
@@ -82,15 +100,12 @@ def key_of(name, example, expected):
     return next(i for i, e in expected.items() if np.array_equal(e.pixels, example["image"]))
 
 
-def check_open_prepared(name, data, examples):
+def check_open_prepared(name, data):
     source = prepare.open_prepared(name, data)
     assert source.name == name
-    assert (
-        source.hierarchy.num_classes
-        == tfds.builder(STOCK.get(name, name)).info.features["label"].num_classes
-    )
+    assert source.hierarchy.num_classes == FACTS[name].classes
     for split, part in (("train", source.train), ("test", source.test)):
-        left = list(examples[split].values())
+        left = list(archives.examples(name)[split].values())
         assert len(part) == len(left)
         for index in range(len(part)):
             data_bytes, label = part[index]
@@ -98,61 +113,42 @@ def check_open_prepared(name, data, examples):
             hit = next(e for e in left if np.array_equal(e.pixels, pixels))
             assert (hit.label, type(label)) == (label, int)
             left.remove(hit)
-    return source
 
 
 @pytest.mark.parametrize("name", prepare.PREPARED)
-def test_stock_reader_and_ours_find_every_example(tiny, name):
-    manual, data, examples = tiny(name)
-    run(name, data, manual)
-    check_stock_reader(name, data, examples)
-    check_open_prepared(name, data, examples)
-
-
-@pytest.mark.parametrize("below", ["", "stanford_cars"])
-def test_cars_from_the_extracted_folders(tmp_path, below):
-    files, examples = archives.cars()
-    archives.write(files, tmp_path / "manual" / below)
-    run("cars196", tmp_path / "data", tmp_path / "manual")
-    check_stock_reader("cars196", tmp_path / "data", examples)
-    check_open_prepared("cars196", tmp_path / "data", examples)
-
-
-@pytest.mark.parametrize("name", prepare.PREPARED)
-def test_name_version_and_features_are_the_stock_ones(tiny, name, tmp_path):
-    manual, data, _ = tiny(name)
-    folder = prepare.prepare(name, data_dir=data, manual_dir=manual)
-    stock = STOCK.get(name, name)
-    assert folder == data / stock / VERSIONS[name]
-    copy = tfds.builder_from_directory(folder)
-    fresh = tfds.builder(stock, data_dir=tmp_path / "empty")
+def test_a_copy_is_the_stock_one(prepared, name, tmp_path):
+    data = prepared(name)
+    check_stock_reader(name, data)
+    check_open_prepared(name, data)
+    copy = tfds.builder_from_directory(data / stock(name) / VERSIONS[name])
+    fresh = tfds.builder(stock(name), data_dir=tmp_path)
     assert repr(copy.info.features) == repr(fresh.info.features)
     assert (copy.info.name, str(copy.info.version)) == (fresh.info.name, str(fresh.info.version))
 
 
-def test_examples_are_in_the_order_of_the_stock_builder(tiny):
+@pytest.mark.parametrize("below", ["", "stanford_cars"])
+def test_cars_from_the_extracted_folders(tmp_path, below):
+    archives.write(archives.members("cars196"), tmp_path / "manual" / below)
+    prepare.prepare("cars196", data_dir=tmp_path / "data", manual_dir=tmp_path / "manual")
+    check_stock_reader("cars196", tmp_path / "data")
+
+
+def test_examples_are_in_the_order_of_the_stock_builder(prepared):
     """TFDS orders by a hash of the key; the stock key of CIFAR is the index of the row."""
-    manual, data, examples = tiny("cifar10")
-    run("cifar10", data, manual)
-    for split, records in tfds.data_source("cifar10", data_dir=data, download=False).items():
+    for split, records in tfds.data_source(
+        "cifar10", data_dir=prepared("cifar10"), download=False
+    ).items():
         hasher = hashing.Hasher(split)
-        order = sorted(range(len(examples[split])), key=hasher.hash_key)
+        order = sorted(range(len(records)), key=hasher.hash_key)
         assert [e["id"].decode() for e in records] == [f"{split}_{i:05d}" for i in order]
 
 
-def test_large_splits_are_sorted_in_files(tiny, monkeypatch, tmp_path):
-    manual, data, examples = tiny("cub200")
-    small = prepare.open_prepared("cub200", prepare_into(data, manual)).train
+def test_large_splits_are_sorted_in_files(prepared, monkeypatch, tmp_path):
+    small = prepare.open_prepared("cub200", prepared("cub200")).train
     monkeypatch.setattr(shuffle, "MAX_IN_MEMORY", 0)
-    large = prepare.open_prepared("cub200", prepare_into(tmp_path / "other", manual)).train
-    assert len(large) == len(examples["train"])
+    large = archives.prepare_tiny(monkeypatch, "cub200", tmp_path).train
     assert [large[i] for i in range(len(large))] == [small[i] for i in range(len(small))]
-    assert not list((tmp_path / "other").rglob("*.tmp"))
-
-
-def prepare_into(data, manual, name="cub200"):
-    prepare.prepare(name, data_dir=data, manual_dir=manual)
-    return data
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def listing(folder):
@@ -164,63 +160,52 @@ def listing(folder):
     }
 
 
-def test_preparing_again_changes_nothing(tiny, capsys):
-    manual, data, _ = tiny("cifar100")
-    originals = listing(manual)
-    run("cifar100", data, manual)
-    assert "cifar100: prepared in" in capsys.readouterr().out
+def test_the_command_prepares_once(tmp_path, monkeypatch, capsys):
+    manual = archives.write(archives.originals("cub200"), tmp_path / "manual")
+    archives.use_tiny(monkeypatch, "cub200", manual)
+    data, originals = tmp_path / "data", listing(manual)
+    words = ["prepare", "caltech_birds2011", "--data-dir", str(data), "--manual-dir", str(manual)]
+    assert main(words) == 0
     before = listing(data)
-    run("cifar100", data, manual)
+    assert main(words) == 0
+    where = data / "caltech_birds2011" / "0.2.0"
     out, err = capsys.readouterr()
-    assert out == f"cifar100: already prepared in {data / 'cifar100' / '3.0.2'}\n"
+    assert out == f"cub200: prepared in {where}\ncub200: already prepared in {where}\n"
     assert (err, listing(data), listing(manual)) == ("", before, originals)
+    source = prepare.open_prepared("caltech_birds2011", data)
+    assert (source.name, source.hierarchy) == ("cub200", taxonomy("cub200"))
 
 
-def test_tfds_own_name_is_accepted(tiny, capsys):
-    manual, data, examples = tiny("cub200")
-    run("caltech_birds2011", data, manual)
-    assert capsys.readouterr().out.startswith("cub200: prepared in ")
-    assert check_open_prepared("cub200", data, examples).hierarchy == taxonomy("cub200")
-    assert prepare.open_prepared("caltech_birds2011", data).name == "cub200"
-
-
-def test_default_folders_are_those_of_tfds(tiny, monkeypatch):
-    manual, data, _ = tiny("cifar10")
-    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(data))
-    manual.rename(data.parent / "moved")
-    (data / "downloads").mkdir(parents=True)
-    (data.parent / "moved").rename(data / "downloads" / "manual")
-    assert prepare.main(["cifar10"]) == 0
+def test_default_folders_are_those_of_tfds(tmp_path, monkeypatch):
+    manual = tmp_path / "downloads" / "manual"
+    archives.use_tiny(monkeypatch, "cifar10", archives.write(archives.originals("cifar10"), manual))
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
+    prepare.prepare("cifar10")
     assert len(prepare.open_prepared("cifar10").test) == 9
 
 
-def test_the_source_describes_its_examples(tiny):
-    manual, data, examples = tiny("cub200")
-    run("cub200", data, manual)
+def test_the_source_describes_its_examples(prepared):
+    data = prepared("cub200")
     train = prepare.open_prepared("cub200", data).train
     described = {train.describe(i).split("(")[1].rstrip(")") for i in range(len(train))}
-    assert described == examples["train"].keys()
+    assert described == archives.examples("cub200")["train"].keys()
     assert train.describe(0).startswith(f"{data / 'caltech_birds2011' / '0.2.0'}: train example 0")
     for index in (-1, len(train)):
         with pytest.raises(IndexError, match=f"0..{len(train) - 1}, found {index}"):
             train[index]
 
 
-def test_a_split_is_read_from_several_threads(tiny):
-    manual, data, _ = tiny("cifar100")
-    run("cifar100", data, manual)
-    train = prepare.open_prepared("cifar100", data).train
-    index = [i % len(train) for i in range(20 * len(train))]
+def test_a_split_is_read_from_several_threads(prepared):
+    train, fresh = (prepare.open_prepared("cifar100", prepared("cifar100")).train for _ in "ab")
     expected = [train[i] for i in range(len(train))]
-    fresh = prepare.open_prepared("cifar100", data).train
+    index = [i % len(train) for i in range(5 * len(train))]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         found = list(pool.map(fresh.__getitem__, index))
     assert found == [expected[i] for i in index]
 
 
-def test_the_fingerprint_is_of_the_files(tiny, tmp_path):
-    manual, data, _ = tiny("cifar10")
-    run("cifar10", data, manual)
+def test_the_fingerprint_is_of_the_files(copied):
+    data = copied("cifar10")
     first = prepare.open_prepared("cifar10", data).fingerprint
     assert prepare.open_prepared("cifar10", data).fingerprint == first
     shard = next(data.rglob("*train*"))
@@ -242,58 +227,45 @@ class Trap:
 
 sys.meta_path.insert(0, Trap())
 from dh2l_jax.data.prepared import prepare
-status = prepare.main(["cars196", "--data-dir", sys.argv[1], "--manual-dir", sys.argv[2]])
+prepare.prepare("cars196", data_dir=sys.argv[1], manual_dir=sys.argv[2])
 train = prepare.open_prepared("cars196", sys.argv[1]).train
-print(status, len(train), train[0][1] >= 0)
+print(len(train), train[0][1] >= 0)
 """
 
 
 def test_nothing_imports_tensorflow(tmp_path):
-    files, examples = archives.cars()
-    manual = archives.write(files, tmp_path / "manual")
+    manual = archives.write(archives.members("cars196"), tmp_path / "manual")
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "data"), str(manual)]
     root = Path(__file__).parents[3]
     result = subprocess.run(command, capture_output=True, text=True, cwd=root)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-1] == f"0 {len(examples['train'])} True"
-    assert result.stderr == ""
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == f"{len(archives.examples('cars196')['train'])} True\n"
 
 
-def test_the_originals_are_those_of_tfds():
-    sizes = {
-        "cifar10": {"cifar-10-binary.tar.gz": 170052171},
-        "cifar100": {"cifar-100-binary.tar.gz": 168513733},
-        "cub200": {"CUB_200_2011.tgz": 1150585339},
-        "cars196": {
-            "cars_train.tgz": 979269282,
-            "cars_test.tgz": 977350468,
-            "car_devkit.tgz": 330960,
-            "cars_test_annos_withlabels.mat": 185758,
-        },
-    }
-    for name, files in sizes.items():
-        infos = BUILDERS[name].url_infos.values()
-        assert {info.filename: int(info.size) for info in infos} == files
-        assert all(len(info.checksum) == 64 for info in infos)
-    assert len(BUILDERS["fashion_mnist"].url_infos) == 4
+@pytest.mark.parametrize("name", SIZES)
+def test_the_originals_are_those_of_tfds(name):
+    infos = BUILDERS[name].url_infos.values()
+    assert {info.filename: int(info.size) for info in infos} == SIZES[name]
+    assert all(len(info.checksum) == 64 for info in infos)
 
 
 # What the user is told.
 
 
-def refused(capsys, *arguments):
-    """The one line on stderr of a command that is refused."""
-    assert prepare.main([str(argument) for argument in arguments]) == 2
+def refused(name, root, manual=None, error=(ValueError, OSError, ImportError)):
+    """The one line of a preparation that is refused and leaves no folder."""
+    with pytest.raises(error) as caught:
+        prepare.prepare(name, data_dir=root / "data", manual_dir=manual)
+    assert "\n" not in str(caught.value)
+    assert not (root / "data").exists()
+    return str(caught.value)
+
+
+def test_bad_names_are_one_line_of_the_command(capsys):
+    assert main(["prepare", "cifar11"]) == 2
     out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("python -m dh2l_jax.data prepare: error: ")
-    assert err.count("\n") == 1
-    return err
-
-
-def test_unknown_names(capsys):
-    message = refused(capsys, "cifar11")
-    assert "unknown data set 'cifar11': did you mean 'cifar10'?" in message
+    assert (out, err.count("\n")) == ("", 1)
+    assert "prepare: error: unknown data set 'cifar11': did you mean 'cifar10'?" in err
     with pytest.raises(ValueError, match="did you mean 'cub200'"):
         prepare.open_prepared("cub")
 
@@ -302,55 +274,47 @@ def test_unknown_names(capsys):
 def test_a_missing_copy_names_the_command(tmp_path, name):
     with pytest.raises(ValueError, match="is not prepared in") as caught:
         prepare.open_prepared(name, tmp_path)
-    command = f"run python -m dh2l_jax.data prepare {name} --data-dir {tmp_path}"
-    assert str(caught.value).endswith(command)
+    assert str(caught.value).endswith(f"data prepare {name} --data-dir {tmp_path}")
     assert not list(tmp_path.iterdir())
 
 
-def test_missing_packages(tmp_path, monkeypatch, capsys):
+def test_missing_packages_and_folders(tmp_path, monkeypatch):
+    where = tmp_path / "nowhere"
+    assert f"expected a folder as manual_dir, found {where}" in refused("cifar10", tmp_path, where)
     monkeypatch.setitem(prepare._PACKAGES, "no_such_module", "some-package")
-    message = refused(capsys, "cifar10", "--data-dir", tmp_path / "data")
+    message = refused("cifar10", tmp_path)
     assert "needs some-package, which is not installed: pip install 'dh2l_jax[data]'" in message
 
 
-def test_a_manual_folder_that_is_none(tmp_path, capsys):
-    where = tmp_path / "nowhere"
-    message = refused(capsys, "cifar10", "--data-dir", tmp_path, "--manual-dir", where)
-    assert f"expected a folder as manual_dir, found {where}" in message
-
-
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "cub200", "fashion_mnist"])
-def test_without_network_it_says_what_to_fetch(tmp_path, monkeypatch, capsys, name):
+def test_without_network_it_says_what_to_fetch(tmp_path, monkeypatch, name):
     monkeypatch.setattr(files_module, "_refusal", lambda url: "cannot be reached")
     manual = archives.write({}, tmp_path / "manual")
-    message = refused(
-        capsys, name, "--data-dir", tmp_path / "data", "--manual-dir", tmp_path / "manual"
-    )
+    message = refused(name, tmp_path, manual)
     for url, info in BUILDERS[name].url_infos.items():
         assert f"fetch {url} by other means" in message
         assert f"{info.filename}, {int(info.size)} bytes, sha256 {info.checksum}" in message
         assert f"put it at {manual / info.filename}" in message
-    assert not (tmp_path / "data").exists()
 
 
-def test_only_missing_files_are_asked_for(tiny, monkeypatch, capsys):
-    manual, data, _ = tiny("fashion_mnist")
+def test_only_missing_files_are_asked_for(tmp_path, monkeypatch):
+    manual = archives.write(archives.originals("fashion_mnist"), tmp_path / "manual")
+    archives.use_tiny(monkeypatch, "fashion_mnist", manual)
     monkeypatch.setattr(files_module, "_refusal", lambda url: "cannot be reached")
     (manual / "t10k-labels-idx1-ubyte.gz").unlink()
-    message = refused(capsys, "fashion_mnist", "--data-dir", data, "--manual-dir", manual)
+    message = refused("fashion_mnist", tmp_path, manual)
     assert message.count("put it at") == 1
     assert f"put it at {manual / 't10k-labels-idx1-ubyte.gz'}" in message
 
 
-def test_cars_say_both_ways_in(tmp_path, capsys):
-    files, _ = archives.cars()
+def test_cars_say_both_ways_in(tmp_path):
+    files = dict(archives.members("cars196"))
     del files["devkit/cars_train_annos.mat"]
     manual = archives.write(files, tmp_path / "manual")
-    message = refused(capsys, "cars196", "--data-dir", tmp_path / "d", "--manual-dir", manual)
+    message = refused("cars196", tmp_path, manual)
     assert "Stanford has not served Cars196 since 2023" in message
     assert f"missing in {manual}: devkit/cars_train_annos.mat)" in message
     assert "missing: cars_test.tgz, 977350468 bytes, sha256 bffea656" in message
-    assert not (tmp_path / "d").exists()
 
 
 # Loopback: a closed port, a server that says nothing, and one that sends what it likes.
@@ -376,13 +340,7 @@ def served(monkeypatch, tmp_path):
     return move
 
 
-@pytest.fixture
-def silent_port():
-    """A port that takes connections and never answers."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield server.getsockname()[1]
-
-
+@contextlib.contextmanager
 def serve(content, status=200):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -394,28 +352,26 @@ def serve(content, status=200):
         def log_message(self, *_):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server.server_port
+        server.shutdown()
 
 
-def test_a_closed_port(served, silent_port, tmp_path, capsys):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    url = served(port)
-    message = refused(capsys, "cifar10", "--data-dir", tmp_path / "data")
-    assert f"{url}: cannot be reached (ConnectionError); fetch {url} by other means" in message
+@pytest.mark.parametrize("answers", [False, True])
+def test_a_server_that_is_no_server(served, tmp_path, monkeypatch, answers):
+    """A port that is closed, and one that takes connections and never answers."""
+    monkeypatch.setattr(files_module, "PROBE_SECONDS", 0.2 if answers else 5)
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        url = served(server.getsockname()[1])
+        if not answers:
+            stack.close()
+        message = refused("cifar10", tmp_path)
+    reason = "" if answers else f"cannot be reached (ConnectionError); fetch {url} by other means"
+    assert f"{url}: {reason}" in message
     manual = tmp_path / "data" / "downloads" / "manual" / "cifar-10-binary.tar.gz"
     assert f"put it at {manual}" in message
-    assert not (tmp_path / "data").exists()
-
-
-def test_a_server_that_does_not_answer(served, silent_port, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(files_module, "PROBE_SECONDS", 0.2)
-    url = served(silent_port)
-    message = refused(capsys, "cifar10", "--data-dir", tmp_path / "data")
-    assert f"{url}: " in message
-    assert "put it at" in message
 
 
 def test_a_look_up_that_hangs(monkeypatch):
@@ -426,87 +382,66 @@ def test_a_look_up_that_hangs(monkeypatch):
     release.set()
 
 
-@pytest.mark.parametrize("status", [404, 503])
-def test_an_address_that_is_dead(served, tmp_path, capsys, status):
-    with serve(b"gone", status) as server:
-        served(server.server_port)
-        message = refused(capsys, "cifar10", "--data-dir", tmp_path / "data")
-        server.shutdown()
-    assert f"HTTP status {status}; fetch http://127.0.0.1" in message
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (404, "HTTP status 404; fetch http://127.0.0.1"),
+        (503, "HTTP status 503; fetch http://127.0.0.1"),
+        (200, "has wrong checksum: Expected: UrlInfo("),
+    ],
+)
+def test_a_server_that_sends_something_else(served, tmp_path, status, message):
+    with serve(b"<html>Please log in</html>", status) as port:
+        served(port, b"the real archive")
+        assert message in refused("cifar10", tmp_path)
 
 
-def test_a_download(served, tmp_path, capsys):
-    files, examples = archives.originals("cifar10")
-    content = files["cifar-10-binary.tar.gz"]
-    with serve(content) as server:
-        served(server.server_port, content)
-        run("cifar10", tmp_path / "data", archives.write({}, tmp_path / "manual"))
-        server.shutdown()
-    check_stock_reader("cifar10", tmp_path / "data", examples)
-    cached = list((tmp_path / "data" / "downloads" / "cifar10").glob("*.tar.gz"))
-    assert [hashlib.sha256(path.read_bytes()).digest() for path in cached] == [
-        hashlib.sha256(content).digest()
-    ]
-    # From the cache, with the server gone.
+def test_a_download_is_kept(served, tmp_path):
+    content = archives.originals("cifar10")["cifar-10-binary.tar.gz"]
+    with serve(content) as port:
+        served(port, content)
+        prepare.prepare("cifar10", data_dir=tmp_path / "data")
+    check_stock_reader("cifar10", tmp_path / "data")
     (tmp_path / "data" / "cifar10").rename(tmp_path / "aside")
-    run("cifar10", tmp_path / "data", tmp_path / "manual")
-
-
-def test_a_download_of_something_else(served, tmp_path, capsys):
-    with serve(b"<html>Please log in</html>") as server:
-        served(server.server_port, b"the real archive")
-        message = refused(capsys, "cifar10", "--data-dir", tmp_path / "data")
-        server.shutdown()
-    assert "has wrong checksum: Expected: UrlInfo(" in message
-    assert not (tmp_path / "data").exists()
+    prepare.prepare("cifar10", data_dir=tmp_path / "data")  # the server is gone
 
 
 # Copies that are damaged.
 
 
-def damage_info(folder):
-    (folder / "dataset_info.json").write_text("{")
-
-
-def lose_shard(folder):
-    next(folder.glob("*test*")).unlink()
-
-
-def lose_everything(folder):
-    for file in folder.iterdir():
-        file.unlink()
-
-
-def wrong_format(folder):
-    info = folder / "dataset_info.json"
-    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
-
-
-def lose_split(folder):
-    info = folder / "dataset_info.json"
-    info.write_text(info.read_text().replace('"name": "test"', '"name": "validation"'))
-
-
-def rename_class(folder):
-    names = folder / "label.labels.txt"
-    names.write_text(names.read_text().replace("apple", "pear tart"))
+def change(name, old, new):
+    return lambda folder: (folder / name).write_text((folder / name).read_text().replace(old, new))
 
 
 DAMAGE = {
-    "info that is no JSON": (damage_info, "the prepared copy is damaged"),
-    "an empty folder": (lose_everything, "is not whole"),
-    "no shard": (lose_shard, "is missing"),
-    "tfrecord": (wrong_format, "expected array_record files, found tfrecord"),
-    "no test split": (lose_split, "is not whole"),
-    "another class": (rename_class, "expected the 100 classes of the tree of cifar100"),
+    "info that is no JSON": (
+        lambda folder: (folder / "dataset_info.json").write_text("{"),
+        "the prepared copy is damaged",
+    ),
+    "an empty folder": (
+        lambda folder: [file.unlink() for file in folder.iterdir()],
+        "is not whole",
+    ),
+    "no shard": (lambda folder: next(folder.glob("*test*")).unlink(), "is missing"),
+    "tfrecord": (
+        change("dataset_info.json", '"array_record"', '"tfrecord"'),
+        "expected array_record files, found tfrecord",
+    ),
+    "no test split": (
+        change("dataset_info.json", '"name": "test"', '"name": "validation"'),
+        "is not whole",
+    ),
+    "another class": (
+        change("label.labels.txt", "apple", "pear tart"),
+        "expected the 100 classes of the tree of cifar100",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", DAMAGE)
-def test_damaged_copies_are_refused(tiny, case):
+def test_damaged_copies_are_refused(copied, case):
     damage, match = DAMAGE[case]
-    manual, data, _ = tiny("cifar100")
-    run("cifar100", data, manual)
+    data = copied("cifar100")
     damage(data / "cifar100" / "3.0.2")
     with pytest.raises(ValueError, match=match) as caught:
         prepare.open_prepared("cifar100", data)
@@ -514,9 +449,8 @@ def test_damaged_copies_are_refused(tiny, case):
     assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_shard_is_named(tiny):
-    manual, data, _ = tiny("cifar100")
-    run("cifar100", data, manual)
+def test_a_damaged_shard_is_named(copied):
+    data = copied("cifar100")
     shard = next(data.rglob("*train.array_record*"))
     content = bytearray(shard.read_bytes())
     content[len(content) // 4 : len(content) // 2] = bytes(len(content) // 4)

@@ -1,7 +1,6 @@
 """The files of a run: whole or not at all, and what a command says of the ways in which it ends."""
 
 import errno
-import json
 import os
 from pathlib import Path
 
@@ -9,16 +8,11 @@ import pytest
 
 import train
 from dh2l_jax.files import write_atomically
-from dh2l_jax.training import loop
 from dh2l_jax.training.config import Config, DistributedConfig, OptimConfig
-from dh2l_jax.training.host import processes
-from dh2l_jax.training.host.signals import Stopped
 from dh2l_jax.training.run import checkpoint
 from dh2l_jax.training.run import folder as run_folder
-from dh2l_jax.training.run.checkpoint import CheckpointError
 from dh2l_jax.training.run.lock import Lock
 from dh2l_jax.training.run.records import append_record, keep_records, read_records, write_text
-from dh2l_jax.training.step.finite import NotFiniteError
 
 RECORDS = [{"epoch": 1, "step": 5, "J": 0.1 + 0.2}, {"epoch": 2, "step": 10, "ü": "走"}]
 
@@ -176,50 +170,3 @@ def test_a_second_run_in_a_folder_is_refused(tmp_path, capsys):
         "wait for it or choose another folder\n"
     )
     assert [path.name for path in folder.iterdir()] == [".lock"]
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "line"),
-    [
-        (Stopped(15, 7), 143, "stopped by SIGTERM after step 7: the same command goes on"),
-        (Stopped(2, 7), 130, "stopped by SIGINT after step 7: the same command goes on"),
-        (KeyboardInterrupt(), 130, ""),
-        (CheckpointError("damaged"), 2, "error: damaged"),
-        (NotFiniteError(3, "L is nan"), 3, "error: step 3: L is nan"),
-        (OSError("disk\nfull"), 4, "error: disk full"),
-    ],
-)
-def test_every_end_has_its_exit_code(tmp_path, capsys, monkeypatch, error, code, line):
-    def end(*_, **__):
-        raise error
-
-    monkeypatch.setattr(loop, "train", end)
-    options = ["--set", "model.name=resnet8", "--set", "data.fraction=0.1", "--workdir"]
-    assert train.main([*options, str(tmp_path / "run")]) == code
-    assert capsys.readouterr().err == (f"train.py: {line}\n" if line else "")
-
-
-def test_a_lost_process_ends_the_others(tmp_path, capsys, monkeypatch):
-    """As Gloo tells of it; the way out is the one that waits for nobody."""
-
-    def end(*_, **__):
-        raise ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
-
-    ended = []
-    monkeypatch.setattr(train, "train", end)
-    monkeypatch.setattr(processes, "several", lambda: True)
-    monkeypatch.setattr(processes, "abandon", ended.append)
-    train.main(["--workdir", str(tmp_path / "run")])
-    assert ended == [5]
-    assert capsys.readouterr().err == f"train.py: error: {processes.LOST_LINE}\n"
-    monkeypatch.setattr(processes, "several", lambda: False)
-    with pytest.raises(ValueError, match="Gloo"):
-        train.main(["--workdir", str(tmp_path / "run")])
-
-
-def test_a_damaged_result_is_named(tmp_path, capsys):
-    folder = tmp_path / "run"
-    with run_folder.opened(folder, Config()):
-        (folder / "result.json").write_text(json.dumps({"accuracy": [0.5]}))
-    assert train.main(["--workdir", str(folder)]) == 2
-    assert "result.json is damaged" in capsys.readouterr().err

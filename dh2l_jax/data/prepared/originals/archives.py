@@ -17,7 +17,7 @@ from typing import Any
 
 __all__ = ["iter_members", "missing_names", "read_members"]
 
-# Of the originals, CIFAR-100 has the largest member (154 MB), CUB the most (1.2 GB in 12,000).
+# The largest member of an original is CIFAR-100's (154 MB); CUB has the most, 12,000 of 1.2 GB.
 MAX_MEMBER = 2**28
 MAX_TOTAL = 2**32
 MAX_MEMBERS = 2**17
@@ -58,9 +58,6 @@ def iter_members(path: str | Path, names: Iterable[str]) -> Iterator[tuple[str, 
     Args:
       path: the archive.
       names: full names of regular files in it, each of at most `MAX_MEMBER` bytes.
-
-    Yields:
-      (name, content).
 
     Raises:
       ValueError: the archive is damaged or no tar archive, a member points outside of it, or a
@@ -117,7 +114,7 @@ def _open(path: Path) -> Iterator[Any]:
 
 def _members(stream: _Stream, wanted: frozenset[str]) -> Iterator[tuple[str, bytes]]:
     """The wanted members, checked, in the order of the archive."""
-    # A stream of our own, since tarfile would read a long name of any size into memory.
+    # The stream has limits: tarfile alone would read a long name of any size into memory.
     with tarfile.TarFile(fileobj=stream, encoding="utf-8") as archive:  # pyright: ignore
         for count, member in enumerate(archive, 1):
             if count > MAX_MEMBERS:

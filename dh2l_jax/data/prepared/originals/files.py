@@ -26,7 +26,7 @@ __all__ = [
 
 UrlInfos = dict[str, checksums.UrlInfo]
 
-# With the time that imports take, an answer within 10 s.
+# The imports take about as long: a user waits 10 s for an answer.
 PROBE_SECONDS = 5.0
 
 
@@ -93,7 +93,7 @@ def unreachable(urls: Iterable[str]) -> str:
     def probe(url: str) -> None:
         reasons[url] = _refusal(url)
 
-    # Daemon threads: a look-up of a name can hang for longer than any timeout of the request.
+    # The threads are daemons: a look-up of a name can outlast any timeout of the request.
     threads = [threading.Thread(target=probe, args=(url,), daemon=True) for url in reasons]
     for thread in threads:
         thread.start()
@@ -105,7 +105,7 @@ def unreachable(urls: Iterable[str]) -> str:
 
 def _refusal(url: str) -> str:
     """Why the server does not send `url`, or an empty text."""
-    # What TFDS downloads with: the same proxies and certificates.
+    # TFDS downloads with requests: the same proxies and certificates.
     import requests
 
     try:

@@ -36,11 +36,8 @@ def read_array(path: str | Path, *, ndim: int, max_bytes: int = MAX_BYTES) -> np
 
     Args:
       path: the file.
-      ndim: number of dimensions that the file must declare.
+      ndim: number of dimensions that the file must declare, none of them 0.
       max_bytes: upper limit of the entries' bytes; a file that declares more is not read.
-
-    Returns:
-      A read-only uint8 array with `ndim` dimensions, none of them 0.
 
     Raises:
       ValueError: the file is not exactly one such array.
@@ -59,7 +56,7 @@ def read_array(path: str | Path, *, ndim: int, max_bytes: int = MAX_BYTES) -> np
             count = math.prod(shape)
             if count > max_bytes:
                 raise ValueError(f"{path}: expected at most {max_bytes} bytes, found shape {shape}")
-            # One byte more than declared: shows a longer file, and takes gzip to its checksum.
+            # A byte more than declared shows a longer file, and takes gzip to its checksum.
             data = file.read(count + 1)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: expected a whole gzip file, found: {error}") from error
@@ -107,19 +104,7 @@ def read_split(
 def read_folder(
     folder: str | Path, *, num_classes: int = 10
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Both splits of a folder with the four official files.
-
-    Args:
-      folder: see `find_files`.
-      num_classes: number of classes C.
-
-    Returns:
-      {"train": (images, labels), "test": (images, labels)}, each as from `read_split`.
-
-    Raises:
-      ValueError: a file is not what it should be.
-      OSError: a file is missing or cannot be read.
-    """
+    """{"train": (images, labels), "test": (images, labels)} of a folder with the four files."""
     files = find_files(folder)
     return {split: read_split(*files[split], num_classes=num_classes) for split in files}
 

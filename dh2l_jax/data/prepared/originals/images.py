@@ -6,14 +6,14 @@ Every image is decoded once, here, so that a damaged one stops the preparation a
 from __future__ import annotations
 
 import io
-import warnings
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image, UnidentifiedImageError
 
-from dh2l_jax.data.store.decode import MAX_PIXELS
+# Pillow is imported in the functions: without it, a missing copy is still named.
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["box", "encode_png", "rgb_image"]
 
@@ -24,35 +24,35 @@ def encode_png(pixels: np.ndarray) -> bytes:
     >>> encode_png(np.zeros((2, 2), np.uint8))[1:4]
     b'PNG'
     """
+    from PIL import Image
+
     return _png(Image.fromarray(pixels))
 
 
 def rgb_image(data: bytes, what: str) -> tuple[bytes, tuple[int, int]]:
     """Checks one encoded image, which every reader must decode to (h, w, 3).
 
-    Args:
-      data: a JPEG or PNG file, untrusted.
-      what: what a message calls it.
-
     Returns:
       The file, and (width, height) in pixels. A JPEG or PNG of 8-bit RGB is returned as it is; a
       grey or CMYK one, which readers decode to other shapes, as a PNG of the RGB pixels.
 
     Raises:
-      ValueError: the file is damaged, no such image, or declares more than `MAX_PIXELS`.
+      ValueError: see `opened`, or the image has other colours; the message begins with `what`.
     """
-    if not data.startswith((b"\xff\xd8\xff", b"\x89PNG")):
-        found = repr(data[:12]) if data else "an empty file"
-        raise ValueError(f"{what}: expected a JPEG or PNG image, found {found}")
+    from dh2l_jax.data.store.decode import opened
+
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-                return _as_rgb(image, data), image.size
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{what}: expected a whole image, found a damaged header") from error
-    except Exception as error:  # Pillow's decoders raise far more kinds than they document.
-        raise ValueError(f"{what}: expected a whole image, found: {error}") from error
+        with opened(data) as image:
+            # Byte 24 of a PNG is its bit depth, which Pillow hides where it reduces 16 bits to 8.
+            depth = data[24] if image.format == "PNG" else 8
+            if image.mode not in ("RGB", "L", "CMYK") or depth != 8:
+                raise ValueError(
+                    f"mode {image.mode} of {depth} bits, not one of RGB, L and CMYK of 8 bits"
+                )
+            image.load()
+            return data if image.mode == "RGB" else _png(image.convert("RGB")), image.size
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
 
 
 def box(
@@ -61,12 +61,10 @@ def box(
     """A bounding box relative to its image, as TFDS wants it.
 
     Args:
-      corners: x and y of the first corner, x and y of the second, in pixels.
-      size: width and height of the image in pixels.
+      corners: (x1, y1, x2, y2) in pixels; what lies beyond the right or lower edge is cut off, as
+        the stock builder does.
+      size: (width, height) in pixels.
       what: what a message calls it.
-
-    Returns:
-      The box; what lies beyond the right or lower edge is cut off, as the stock builder does.
 
     Raises:
       ValueError: the box is not finite, turned around or outside of the image.
@@ -83,18 +81,6 @@ def box(
         ymax=min(y2 / height, 1.0),
         xmax=min(x2 / width, 1.0),
     )
-
-
-def _as_rgb(image: Any, data: bytes) -> bytes:
-    """Decodes the image; `data` if that gives 8-bit RGB, else a PNG."""
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width} × {image.height} pixels, more than {MAX_PIXELS}")
-    # Byte 24 of a PNG is its bit depth, which Pillow hides where it reduces 16 bits to 8.
-    if image.mode not in ("RGB", "L", "CMYK") or (image.format == "PNG" and data[24] != 8):
-        depth = f" of {data[24]} bits" if image.format == "PNG" else ""
-        raise ValueError(f"mode {image.mode}{depth}, not one of RGB, L and CMYK of 8 bits")
-    image.load()
-    return data if image.mode == "RGB" else _png(image.convert("RGB"))
 
 
 def _png(image: Image.Image) -> bytes:

@@ -26,16 +26,13 @@ Cell = float | str
 
 
 def read_table(data: bytes, variable: str, fields: Sequence[str], what: str) -> list[list[Cell]]:
-    """The fields of each element of a struct array.
+    """The wanted fields, one number or text each, of each element of a struct array.
 
     Args:
       data: a MATLAB 5 (or 6, 7) file, untrusted.
       variable: name of the struct array.
-      fields: names of those of its fields that are wanted; each holds one number or text.
+      fields: the columns of the result.
       what: what a message calls the file.
-
-    Returns:
-      One list an element, in the order of `fields`.
 
     Raises:
       ValueError: the file holds no such table.
@@ -45,7 +42,7 @@ def read_table(data: bytes, variable: str, fields: Sequence[str], what: str) -> 
     if not data.startswith(b"MATLAB 5.0 MAT-file"):
         raise ValueError(f"{what}: expected a MATLAB 5 file, found {data[:20]!r}")
     command = [sys.executable, "-P", __file__, variable, *fields]
-    # The memory of each of BLAS's threads would count against the limit.
+    # BLAS gets one thread: the memory of each would count against the limit.
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
     try:
         child = subprocess.run(

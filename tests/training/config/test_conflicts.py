@@ -1,0 +1,115 @@
+"""Options that contradict each other, those that go together, and names that do not exist."""
+
+from pathlib import Path
+
+import pytest
+
+from dh2l_jax.experiments.plan import tables
+from dh2l_jax.experiments.plan.settings import Options, config_of
+from dh2l_jax.training.config import Config, load, override, recipes
+from dh2l_jax.training.config.conflicts import TREE_TERMS, refuse_conflicts
+
+CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.py"))
+
+
+def changed(config, assignments):
+    for assignment in assignments.split():
+        config = override(config, assignment)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        ("data.tree=cub20", "unknown data.tree 'cub20': did you mean 'cub200'?"),
+        ("data.tree=flatt", "unknown data.tree 'flatt': did you mean 'flat'?"),
+        ("model.name=ResNet50", "unknown model 'ResNet50': did you mean 'resnet50'?"),
+        ("model.name=resnet9", "unknown model 'resnet9': did you mean 'resnet"),
+        ("model.name=resnet19", "unknown model 'resnet19'"),
+        ("reg.conv_metric=d_amcos", "unknown metric 'd_amcos': did you mean 'd_am_cos'?"),
+        ("reg.conv_metric=d_h_bim", "unknown metric 'd_h_bim': did you mean 'd_h_bin'?"),
+        ("reg.fc_metric=cosin", "unknown metric 'cosin': did you mean 'cosine'?"),
+        ("reg.fc_metric=angular3", "unknown metric 'angular3': did you mean 'angular"),
+        ("data.tree=flat", "needs a tree of two levels or more, data.tree=flat has one: set model"),
+        ("data.name=cifar10", "needs a tree of two levels or more, cifar10 has one: set model"),
+        *(
+            (f"model.head=plain reg.{term}=0.5", f"reg.{term}=0.5 has no effect on model.head=plai")
+            for term in TREE_TERMS
+        ),
+        ("model.epsilon=0.5", "model.epsilon=0.5 has no effect on the centres 'free': set model.c"),
+        ("model.pretrained=x.pth", "resnet20 takes no model.pretrained, found 'x.pth'; networks t"),
+        ("model.name=resnet18 model.shortcut=B", "resnet18 takes no shortcut, got 'B'; networks t"),
+        ("data.name=folder data.csv=a data.tree=cub200", "data.csv and data.tree are both a tree"),
+        ("data.name=cub200 data.resize=64 data.crop=72", "data.crop must be at most data.resize,"),
+        ("optim.decay=0.5", "optim.decay has no effect on optim.schedule=cosine, found 0.5: leave"),
+        ("optim.milestones=0.3,0.6", "optim.milestones has no effect on optim.schedule=cosine"),
+        ("optim.schedule=step optim.milestones=0.6,0.3", "optim.milestones must ascend, found (0."),
+        ("optim.schedule=step optim.milestones=0.5,0.5", "optim.milestones must ascend, found (0."),
+        ("optim.nesterov=yes optim.momentum=0", "optim.nesterov=true has no effect without mome"),
+        ("optim.warmup_epochs=7", "optim.warmup_epochs must be at most the 6 epochs, found 7"),
+        ("distributed.coordinator=a:1", "come together: set distributed.processes too, or distrib"),
+        ("distributed.processes=2", "come together: set distributed.coordinator too, or distribu"),
+        ("distributed.process=0", "come together: set distributed.coordinator too, or distribute"),
+        ("distributed.auto=yes distributed.process=0", "leave out distributed.process"),
+        ("distributed.auto=yes distributed.coordinator=a:1", "leave out distributed.coordinator"),
+        (
+            "distributed.coordinator=a:1 distributed.processes=2 distributed.process=2",
+            "distributed.process must be below the 2 processes, found 2: they are counted from 0",
+        ),
+        (
+            "distributed.coordinator=node distributed.processes=2 distributed.process=1",
+            "distributed.coordinator must be ADDRESS:PORT, found 'node'",
+        ),
+    ],
+)
+def test_options_that_contradict(assignments, message):
+    with pytest.raises(ValueError) as error:
+        refuse_conflicts(changed(recipes.embedded(), assignments))
+    assert message in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "assignments",
+    [
+        "",
+        "model.head=plain",
+        "model.head=plain data.tree=flat",
+        "model.head=plain data.name=cifar10",
+        "model.head=plain reg.lambda_l=0 reg.lambda_o=0",
+        "model.center=epsilon model.epsilon=0.5",
+        "reg.lambda_l=0",
+        "reg.lambda_c1=1 reg.parent_ce_weight=1",
+        "optim.schedule=cosine optim.milestones=0.5,0.85",
+        "optim.milestones=",
+        "optim.milestones=0,1",
+        "optim.warmup_epochs=300",
+        "data.resize=64 data.crop=64",
+        "data.name=folder data.csv=a.csv data.tree=flat model.head=plain",
+        "model.name=resnet18 model.pretrained=x.pth",
+        "distributed.auto=yes",
+        "distributed.coordinator=[::1]:80 distributed.processes=2 distributed.process=0",
+    ],
+)
+def test_options_that_go_together(assignments):
+    refuse_conflicts(changed(Config(), assignments))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_variant_of_every_config_is_taken(path):
+    run = load(path)
+    assert "python train.py" in path.read_text("utf-8")
+    for variant in recipes.VARIANTS:
+        if run.data.name == "cifar10" and variant in ("factored", "E+H"):
+            continue  # it has no tree, and its config no λ of one
+        if variant == "E+H":
+            refuse_conflicts(run)
+        refuse_conflicts(recipes.with_variant(run, variant))
+
+
+@pytest.mark.parametrize("name", tables.TABLES)
+def test_every_run_of_every_table_is_taken(name):
+    for setting in tables.table(name).settings:
+        for weights in setting.candidates:
+            chosen = Options(pretrained="weights", budget=0.1)
+            refuse_conflicts(config_of(setting, weights, 0, chosen))
