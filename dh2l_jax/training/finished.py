@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from dh2l_jax.models import TORCHVISION, HierarchicalHead, TorchvisionResNet
+from dh2l_jax.models import TorchvisionResNet
 from dh2l_jax.training.epochs import make_evaluator
 from dh2l_jax.training.experiment import build
 from dh2l_jax.training.run import checkpoint
@@ -60,31 +61,34 @@ def test(workdir: Path, tell: Tell | None = None) -> dict[str, Any]:  # noqa: PT
 
 
 def export(workdir: Path, path: Path, tell: Tell | None = None) -> Path:
-    """Writes the last state of a run as torchvision's state dict, in a safetensors file.
+    """Writes the last state of a run as a safetensors file, see `export_safetensors`.
+
+    Its metadata name the network and its options, the classes in the order of the logits, and the
+    mean and standard deviation that pixels / 255 are normalised by.
 
     Args:
       workdir: of the run.
       path: of the file.
-      tell: as in `eval_only`.
+      tell: as in `eval_only`; also called with a line where the names are not torchvision's.
 
     Raises:
-      ValueError: the folder holds no finished run, or its network is not one of torchvision's.
+      ValueError: the folder holds no finished run, or its checkpoint does not fit its config.
       OSError: the file cannot be written.
       ImportError: safetensors is not installed.
     """
     # Imported late: only this needs the names of torchvision.
-    from dh2l_jax.models.weights.torchvision import export_safetensors
+    from dh2l_jax.models.weights.export import export_safetensors
 
     experiment = build(read_config(workdir), training=False)
-    model, tree = experiment.model, experiment.dataset.hierarchy
-    if not isinstance(model, TorchvisionResNet):
-        raise ValueError(
-            f"{workdir}: torchvision has no {experiment.config.model.name}; those that it has: "
-            f"{', '.join(TORCHVISION)}"
-        )
+    model, data = experiment.config.model, experiment.dataset
     state = checkpoint.restore(workdir, experiment.init(abstract=True), tell=tell).state
+    metadata = {
+        **{name: str(getattr(model, name)) for name in ("name", "shortcut", "dtype")},
+        "classes": json.dumps(data.hierarchy.names(data.hierarchy.num_levels), ensure_ascii=False),
+        **{name: json.dumps(getattr(data, name).tolist()) for name in ("mean", "std")},
+    }
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    if not isinstance(model.head, HierarchicalHead):
-        return export_safetensors(path, variables)
-    options = {name: getattr(model.head, name) for name in ("center", "epsilon", "logits")}
-    return export_safetensors(path, variables, tree, **options)
+    path = export_safetensors(path, experiment.model, variables, metadata)
+    if tell and not isinstance(experiment.model, TorchvisionResNet):
+        tell(f"torchvision has no {model.name}: the names are those of our variables")
+    return path

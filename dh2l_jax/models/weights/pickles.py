@@ -180,7 +180,10 @@ _GLOBALS: dict[tuple[str, str], Any] = {
 }
 
 
-class _Unpickler(pickle._Unpickler):
+_PythonUnpickler: Any = pickle._Unpickler  # typed as the one in C, which has other inner names
+
+
+class _Unpickler(_PythonUnpickler):
     def __init__(self, file: Cursor) -> None:
         super().__init__(file, encoding="utf-8")  # of Python 2's str
         self.persistent_load = file.persistent
@@ -227,7 +230,7 @@ _KEPT = (
 )
 _Unpickler.dispatch = (
     {code: functools.partial(_Unpickler.load_refused, opcode=code) for code in range(256)}
-    | {opcode[0]: pickle._Unpickler.dispatch[opcode[0]] for opcode in _KEPT}
+    | {opcode[0]: _PythonUnpickler.dispatch[opcode[0]] for opcode in _KEPT}
     | {
         pickle.EMPTY_DICT[0]: _Unpickler.load_empty_dict,
         pickle.FRAME[0]: _Unpickler.load_frame,
