@@ -98,17 +98,16 @@ def _download(address: str) -> Path:
     # timm's variants, resnetblur50 say, may bear the names and shapes of a plain network.
     if match["owner"] == "timm" and architecture not in _PLAIN:
         raise ValueError(f"{address}: {unknown_name('network', architecture, _PLAIN)}")
+    # Read at its import: else the Hub is also told of torch's version and of tools around Python.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         from huggingface_hub import hf_hub_download
     except ImportError:
         raise ImportError("no huggingface_hub: pip install 'dh2l_jax[hub]'") from None
-    repository = f"{match['owner']}/{match['name']}"
+    repository, revision = f"{match['owner']}/{match['name']}", match["revision"]
     try:
-        return Path(
-            hf_hub_download(
-                repository, "model.safetensors", revision=match["revision"], token=False
-            )
-        )
+        file = hf_hub_download(repository, "model.safetensors", revision=revision, token=False)
     except Exception as error:  # of the network, the server, the cache or the repository's name
         reason = " ".join(str(error).split())
         raise OSError(f"{address}: not downloaded: {quote(reason)}") from error
+    return Path(file)

@@ -78,7 +78,7 @@ def _arrays(state: Any) -> dict[str, np.ndarray]:
 
 def _array(name: Any, value: Any) -> np.ndarray:
     if not (isinstance(name, str) and name.isprintable()):
-        raise PthError(f"expected printable names of tensors, found {quote(str(name))}")
+        raise PthError(f"expected printable names, found {quote(str(name))}")
     tensor = value.tensor if isinstance(value, Parameter) else value
     if not isinstance(tensor, Tensor):
         raise PthError(f"expected a tensor under {quote(name)}, found {type(value).__name__}")
