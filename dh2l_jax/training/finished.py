@@ -76,16 +76,19 @@ def export(workdir: Path, path: Path, tell: Tell | None = None) -> Path:
       OSError: the file cannot be written.
       ImportError: safetensors is not installed.
     """
-    # Imported late: only this needs the names of torchvision.
-    from dh2l_jax.models.weights.export import export_safetensors
+    # Imported late: only this writes weights.
+    from dh2l_jax.models.weights import export_safetensors
 
     experiment = build(read_config(workdir), training=False)
     model, data = experiment.config.model, experiment.dataset
     state = checkpoint.restore(workdir, experiment.init(abstract=True), tell=tell).state
     metadata = {
-        **{name: str(getattr(model, name)) for name in ("name", "shortcut", "dtype")},
+        "network": model.name,
+        "shortcut": model.shortcut,
+        "dtype": model.dtype,
         "classes": json.dumps(data.hierarchy.names(data.hierarchy.num_levels), ensure_ascii=False),
-        **{name: json.dumps(getattr(data, name).tolist()) for name in ("mean", "std")},
+        "mean": json.dumps(data.mean.tolist()),
+        "std": json.dumps(data.std.tolist()),
     }
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     path = export_safetensors(path, experiment.model, variables, metadata)

@@ -58,7 +58,7 @@ def export_safetensors(
     else:
         leaves = jax.tree_util.tree_leaves_with_path(variables)
         tensors = {
-            jax.tree_util.keystr(place, simple=True, separator="/"): np.ascontiguousarray(leaf)
+            jax.tree_util.keystr(place, simple=True, separator="/"): np.asarray(leaf, order="C")
             for place, leaf in leaves
         }
     return write_safetensors(path, tensors, {**(metadata or {}), **facts})

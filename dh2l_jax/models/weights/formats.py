@@ -38,6 +38,12 @@ def read_weights(source: str | Path) -> dict[str, np.ndarray]:
       ValueError: the file is damaged, or not what its name says.
       OSError: it cannot be opened or downloaded.
       ImportError: it needs an extra that is not installed.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = write_safetensors(Path(folder) / "x.safetensors", {"a": np.ones(2)}, {})
+    ...     read_weights(path)
+    {'a': array([1., 1.])}
     """
     hub = str(source).startswith("hf:")
     path = _download(str(source)) if hub else Path(source).expanduser()
@@ -108,6 +114,6 @@ def _download(address: str) -> Path:
     try:
         file = hf_hub_download(repository, "model.safetensors", revision=revision, token=False)
     except Exception as error:  # of the network, the server, the cache or the repository's name
-        reason = " ".join(str(error).split())
-        raise OSError(f"{address}: not downloaded: {quote(reason)}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise OSError(f"{address}: not downloaded: {reason!r}") from error
     return Path(file)

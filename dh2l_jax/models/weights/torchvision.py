@@ -128,7 +128,7 @@ def torchvision_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray
         raise ValueError(f"expected a plain head, found {', '.join(head)}")
     state["fc.weight"] = np.asarray(head["kernel"]).T
     state["fc.bias"] = np.asarray(head.get("bias", np.zeros_like(state["fc.weight"][:, 0])))
-    return {name: np.ascontiguousarray(value) for name, value in state.items()}
+    return {name: np.asarray(value, order="C") for name, value in state.items()}
 
 
 def _body(variables: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from support import pth_files
 from support.pth_files import MAKERS
 
 from dh2l_jax import models
+from dh2l_jax.models.weights.formats import write_safetensors
 from dh2l_jax.models.weights.torchvision import (
     load_pretrained,
     load_state_dict,
@@ -139,14 +140,18 @@ def test_a_hierarchical_head_stays():
     assert_same_bits(layers(after), layers(load_state_dict(imagenet(18), filled(18, 0))))
 
 
-def test_a_run_reads_the_file_once(tmp_path):
+@pytest.mark.parametrize("name", ["resnet.pth", "resnet.safetensors"])
+def test_a_run_reads_the_file_once(tmp_path, name):
     """What is built has the weights in it: the file may be gone when they are needed."""
-    for name in ("a", "b"):
-        (tmp_path / "images" / name).mkdir(parents=True)
+    for label in ("a", "b"):
+        (tmp_path / "images" / label).mkdir(parents=True)
         for i in range(2):
-            Image.new("RGB", (32, 32)).save(tmp_path / "images" / name / f"{i}.png")
-    file, folders = tmp_path / "resnet.pth", {"data_dir": "images", "cache_dir": "cache"}
-    file.write_bytes(MAKERS["zip"](imagenet(18)))
+            Image.new("RGB", (32, 32)).save(tmp_path / "images" / label / f"{i}.png")
+    file, folders = tmp_path / name, {"data_dir": "images", "cache_dir": "cache"}
+    if name == "resnet.pth":
+        file.write_bytes(MAKERS["zip"](imagenet(18)))
+    else:
+        write_safetensors(file, imagenet(18), {})
     folders = {name: str(tmp_path / folder) for name, folder in folders.items()}
     run = Config(
         batch_size=2,
@@ -158,7 +163,7 @@ def test_a_run_reads_the_file_once(tmp_path):
     kernel = built.init(abstract=True).params["stem"]["conv"]["kernel"]
     np.testing.assert_array_equal(kernel, imagenet(18)["conv1.weight"].transpose(2, 3, 1, 0))
     assert experiment.build(run, training=False).pretrained is None
-    with pytest.raises(OSError, match=r"resnet\.pth"):
+    with pytest.raises(OSError, match=name):
         experiment.build(run)
 
 
