@@ -166,7 +166,7 @@ def _pretrained(config: Config) -> Callable[[Any], Any] | None:
     if not config.model.pretrained:
         return None
     # Imported late: only this needs the reader of weights.
-    from dh2l_jax.models.weights.torchvision import read_pretrained
+    from dh2l_jax.models.weights import read_pretrained
 
     return read_pretrained(config.model.pretrained)
 

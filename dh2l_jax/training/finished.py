@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from dh2l_jax.models import TORCHVISION, HierarchicalHead, TorchvisionResNet
+from dh2l_jax.models import TorchvisionResNet
 from dh2l_jax.training.epochs import make_evaluator
 from dh2l_jax.training.experiment import build
 from dh2l_jax.training.run import checkpoint
@@ -53,26 +54,32 @@ def test(workdir: Path, print_line: PrintLine | None = None) -> dict[str, Any]: 
 
 
 def export(workdir: Path, path: Path, print_line: PrintLine | None = None) -> Path:
-    """Writes the last state of a run as torchvision's state dict, in a safetensors file.
+    """Writes the last state of a run as a safetensors file, see `export_safetensors`.
+
+    Its metadata name the network and its options, the classes in the order of the logits, and the
+    mean and standard deviation that pixels / 255 are normalised by.
 
     Raises:
-      ValueError: the folder holds no finished run, or its network is not one of torchvision's.
+      ValueError: the folder holds no finished run, or its checkpoint does not fit its config.
       OSError: the file cannot be written.
       ImportError: safetensors is not installed.
     """
-    # Imported late: only this needs the names of torchvision.
-    from dh2l_jax.models.weights.torchvision import export_safetensors
+    # Imported late: only this writes weights.
+    from dh2l_jax.models.weights import export_safetensors
 
     experiment = build(read_config(workdir), training=False)
-    model, tree = experiment.model, experiment.dataset.hierarchy
-    if not isinstance(model, TorchvisionResNet):
-        raise ValueError(
-            f"{workdir}: torchvision has no {experiment.config.model.name}; those that it has: "
-            f"{', '.join(TORCHVISION)}"
-        )
+    model, data = experiment.config.model, experiment.dataset
     state = checkpoint.restore(workdir, experiment.init(abstract=True), print_line=print_line).state
+    metadata = {
+        "network": model.name,
+        "shortcut": model.shortcut,
+        "dtype": model.dtype,
+        "classes": json.dumps(data.hierarchy.names(data.hierarchy.num_levels), ensure_ascii=False),
+        "mean": json.dumps(data.mean.tolist()),
+        "std": json.dumps(data.std.tolist()),
+    }
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    if not isinstance(model.head, HierarchicalHead):
-        return export_safetensors(path, variables)
-    options = {name: getattr(model.head, name) for name in ("center", "epsilon", "logits")}
-    return export_safetensors(path, variables, tree, **options)
+    path = export_safetensors(path, experiment.model, variables, metadata)
+    if print_line and not isinstance(experiment.model, TorchvisionResNet):
+        print_line(f"torchvision has no {model.name}: the names are those of our variables")
+    return path

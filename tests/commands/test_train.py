@@ -301,13 +301,29 @@ def test_export_of_a_run(odd, capsys, head):
     assert not found["fc.bias"].any()
 
 
-def test_only_networks_of_torchvision_are_exported(tmp_path, capsys):
-    make_workdir(tmp_path / "run", Config())
-    arguments = ["--export", str(tmp_path / "file"), "--workdir", str(tmp_path / "run")]
-    assert train.main(arguments) == 2
-    message = "torchvision has no resnet20; those that it has: resnet18"
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "file").exists()
+@pytest.mark.parametrize("head", ["plain", "hierarchical"])
+def test_export_of_a_run_on_a_network_of_our_own(tmp_path, capsys, head):
+    """With names of ours, a line that says so, and what a user needs to reproduce the logits."""
+    from safetensors import safe_open
+
+    run = Config(model=sections.ModelConfig(name="resnet8", head=head))
+    make_workdir(tmp_path / "run", run)
+    experiment = loop.build(run)
+    state = experiment.init()
+    checkpoint.save(tmp_path / "run", state)
+    file = tmp_path / "weights.safetensors"
+    assert train.main(["--export", str(file), "--workdir", str(tmp_path / "run")]) == 0
+    line = "torchvision has no resnet8: the names are those of our variables"
+    assert line in capsys.readouterr().out.splitlines()
+    data = experiment.dataset
+    with safe_open(file, "numpy") as found:
+        facts, kernel = found.metadata(), found.get_tensor("params/head/kernel")
+    if head == "hierarchical":
+        np.testing.assert_array_equal(kernel, dense_kernel(state.params, data.hierarchy))
+    assert facts["network"] == "resnet8"
+    assert tuple(json.loads(facts["classes"])) == data.hierarchy.names(data.hierarchy.num_levels)
+    np.testing.assert_array_equal(np.array(json.loads(facts["mean"]), np.float32), data.mean)
+    np.testing.assert_array_equal(np.array(json.loads(facts["std"]), np.float32), data.std)
 
 
 # Exit codes.

@@ -6,22 +6,15 @@ import struct
 import tarfile
 import zipfile
 from collections import OrderedDict
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
 KINDS = {
-    "float32": "Float",
-    "float64": "Double",
-    "float16": "Half",
-    "bfloat16": "BFloat16",
-    "int64": "Long",
-    "int32": "Int",
-    "int16": "Short",
-    "int8": "Char",
-    "uint8": "Byte",
+    "float32": "Float", "float64": "Double", "float16": "Half", "bfloat16": "BFloat16",
+    "int64": "Long", "int32": "Int", "int16": "Short", "int8": "Char", "uint8": "Byte",
     "bool": "Bool",
-}
+}  # fmt: skip
 SYSTEM = {"little_endian": True, "protocol_version": 1001, "type_sizes": {"int": 4, "long": 4}}
 MAGIC = 0x1950A86A20F9469CFC6C
 
@@ -58,11 +51,10 @@ class Tensor:
         return cls(Storage(array), 0, array.shape, np.empty(array.shape, np.int8).strides)
 
 
-class Parameter:
-    """A `torch.nn.Parameter` as the files of 2016 have it."""
+class Parameter(NamedTuple):
+    """A `torch.nn.Parameter`."""
 
-    def __init__(self, tensor):
-        self.tensor = tensor
+    tensor: Tensor
 
 
 class Call:
@@ -103,12 +95,11 @@ class _Pickler(pickle._Pickler):
 
     def save_tensor(self, obj):
         arguments = (obj.storage, obj.offset, obj.shape, obj.strides, False, OrderedDict())
-        rebuild = Global("torch._utils", "_rebuild_tensor_v2")
-        self.save_reduce(rebuild, arguments, obj=obj)
+        self.save_reduce(Global("torch._utils", "_rebuild_tensor_v2"), arguments, obj=obj)
 
     def save_parameter(self, obj):
-        rebuild = Global("torch._utils", "_rebuild_parameter")
-        self.save_reduce(rebuild, (obj.tensor, True, OrderedDict()), obj=obj)
+        arguments = (obj.tensor, True, OrderedDict())
+        self.save_reduce(Global("torch._utils", "_rebuild_parameter"), arguments, obj=obj)
 
     def save_array(self, obj):
         self.save(Tensor.of(obj))
@@ -158,7 +149,7 @@ class _Python2Pickler(_Pickler):
     dispatch[Parameter] = save_parameter
 
 
-def dump(value, protocol, pickler=_Pickler, **options):
+def dump(value, protocol=2, pickler=_Pickler, **options):
     """The pickle of a value, and the storages or tensors that it names."""
     file = io.BytesIO()
     writer = pickler(file, protocol, **options)
@@ -186,18 +177,13 @@ def zip_file(state, *, protocol=2, pickles=None, members=None):
 def stream_file(state, *, protocol=2, pickles=None, sizes=None):
     """As torch 0.2 to 1.5 write; `pickles` and `sizes` replace parts."""
     content, storages = dump(state, protocol, view=(None,))
-    parts = {
-        "magic": pickle.dumps(MAGIC, 2),
-        "protocol": pickle.dumps(1001, 2),
-        "system": pickle.dumps(SYSTEM, 2),
-        "state": content,
-        "keys": pickle.dumps(sorted(storages), 2),
-    } | (pickles or {})
+    parts = {"magic": MAGIC, "protocol": 1001, "system": SYSTEM}
+    parts = {name: pickle.dumps(value, 2) for name, value in parts.items()}
+    parts |= {"state": content, "keys": pickle.dumps(sorted(storages), 2)} | (pickles or {})
     data = b"".join(parts.values())
     for key in sorted(storages):
         numbers = storages[key].numbers
-        size = (sizes or {}).get(key, len(numbers))
-        data += struct.pack("<q", size) + numbers.tobytes()
+        data += struct.pack("<q", (sizes or {}).get(key, len(numbers))) + numbers.tobytes()
     return data
 
 
@@ -216,23 +202,15 @@ def tar_file(state, *, protocol=2, pickles=None, members=None):
     return tar_archive({name: data for name, data in parts.items() if data is not None})
 
 
-def tar_archive(members, **options):
+def tar_archive(members):
     """A tar archive with a PAX header for each member, as fractions of a second make them."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w:", format=tarfile.PAX_FORMAT) as archive:
         for name, data in members.items():
             info = tarfile.TarInfo(name)
             info.size, info.mtime = len(data), 1480000000.25
-            for option, value in options.items():
-                setattr(info, option, value)
             archive.addfile(info, io.BytesIO(data))
     return file.getvalue()
-
-
-def tar_members(data):
-    """The members of a tar archive: name → bytes."""
-    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        return {info.name: archive.extractfile(info).read() for info in archive}
 
 
 def _tar_value(name, value):
@@ -246,19 +224,19 @@ def _tar_records(tensors):
     roots = {}
     for tensor in tensors.values():
         roots.setdefault(id(tensor.storage), (2**34 + len(roots), tensor.storage))
-    storages = dump(len(roots), 2)[0]
+    storages = dump(len(roots))[0]
     for key, storage in roots.values():
         storages += dump((key, "cpu", Global("torch", storage.kind)), 2, _Python2Pickler)[0]
         storages += struct.pack("<q", storage.size) + storage.numbers.tobytes()
     storages += pickle.dumps([], 2)
-    records = dump(len(tensors), 2)[0]
+    records = dump(len(tensors))[0]
     for key, tensor in tensors.items():
         kind = tensor.storage.kind.replace("Storage", "Tensor")
         root = roots[id(tensor.storage)][0]
         records += dump((int(key), root, Global("torch", kind)), 2, _Python2Pickler)[0]
         axes = len(tensor.shape)
-        records += struct.pack(f"<ii{2 * axes}q", axes, 0, *tensor.shape, *tensor.strides)
-        records += struct.pack("<q", tensor.offset)
+        numbers = (axes, 0, *tensor.shape, *tensor.strides, tensor.offset)
+        records += struct.pack(f"<ii{2 * axes + 1}q", *numbers)
     return storages, records
 
 

@@ -15,46 +15,31 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from dh2l_jax.models.weights.pickles import PthError, load, quote
-from dh2l_jax.models.weights.tensors import (
+from dh2l_jax.models.weights.pickles import (
     MAX_AXES,
+    MAX_SIZE,
+    Cursor,
+    PthError,
     Storage,
-    Storages,
     Tensor,
-    make_tensor,
-    vocabulary,
+    quote,
 )
 
 __all__ = ["read_container"]
 
-_STREAM_MAGIC = 0x1950A86A20F9469CFC6C
-_STREAM_PROTOCOL = 1001
+_STREAM = [0x1950A86A20F9469CFC6C, 1001]  # magic number and protocol
 _MAX_RECORDS = 2**16  # members of a zip file; storages or tensors of a tar file
 _MAX_TAR_MEMBERS = 64
 _BLOCK = 512
 
-# All that `ZipFile` raises when it reads a directory of random bytes.
-_ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    NotImplementedError,
-    OSError,
-    OverflowError,
-    ValueError,
-    struct.error,
-)
-
 
 def read_container(data: bytes) -> Any:
-    """The pickled value of a file; tells the container by the first bytes.
-
-    Raises:
-      PthError: none of the three containers, or a damaged one.
-    """
+    """The pickled value of a file, whose first bytes tell the container."""
     if data[:4] == b"PK\3\4":
         return _read_zip(data)
     if data[257:262] == b"ustar":
@@ -64,62 +49,46 @@ def read_container(data: bytes) -> Any:
     raise PthError(f"expected a zip, stream or tar file of torch.save, found {data[:12]!r}")
 
 
-class _Cursor:
-    """A position in the bytes of a file, which moves over pickles, numbers and arrays."""
+class _Storages(dict[str, Storage]):
+    """The storages that a pickle names, by their keys; their numbers come after the pickle."""
 
-    def __init__(self, data: memoryview, persistent: Callable[[Any], Any]) -> None:
-        self.data, self.position = data, 0
-        self.vocabulary = vocabulary(persistent)
-
-    def pickle(self) -> Any:
-        value, self.position = load(self.data, self.position, self.vocabulary)
-        return value
-
-    def numbers(self, layout: str) -> tuple:
-        return struct.unpack(layout, self._take(struct.calcsize(layout)))
-
-    def array(self, dtype: np.dtype, size: int) -> np.ndarray:
-        return np.frombuffer(self._take(size * dtype.itemsize), dtype)
-
-    def _take(self, count: int) -> memoryview:
-        if not 0 <= count <= len(self.data) - self.position:
-            raise PthError(
-                f"cut short: expected {count} bytes at {self.position} of {len(self.data)}"
-            )
-        self.position += count
-        return self.data[self.position - count : self.position]
+    def persistent(self, pid: Any) -> Storage:
+        """The storage of ("storage", dtype, key, device, size[, view])."""
+        if type(pid) is tuple and len(pid) == 6:
+            *pid, view = pid
+            if view is not None:
+                raise PthError("views of storages are not supported")
+        match pid:
+            case ("storage", np.dtype() as dtype, str(key), _, int(size)) if 0 <= size <= MAX_SIZE:
+                storage = self.setdefault(key, Storage(dtype, size))
+                if (storage.dtype, storage.size) == (dtype, size):
+                    return storage
+                raise PthError(f"storage {quote(key)} is declared twice, differently")
+        raise PthError("refused a persistent id that names no storage")
 
 
 def _check_system(info: Any) -> None:
-    """Of the writer's system, only the order of the bytes matters."""
     if not (isinstance(info, dict) and info.get("little_endian") is True):
         raise PthError("expected a file from a little-endian system")
 
 
-# zip
-
-
 def _read_zip(data: bytes) -> Any:
     members = _zip_members(data)
-    pickles = [name for name in members if re.fullmatch(r"[^/]+/data\.pkl", name)]
-    if len(pickles) != 1:
-        raise PthError(f"expected one member data.pkl in the zip file, found {len(pickles)}")
-    prefix = pickles[0].removesuffix("data.pkl")
-    order = members.get(prefix + "byteorder")
-    if order is not None:
+    names = [name for name in members if re.fullmatch(r"[^/]+/data\.pkl", name)]
+    if len(names) != 1:
+        raise PthError(f"expected one member data.pkl in the zip file, found {len(names)}")
+    prefix = names[0].removesuffix("data.pkl")
+    if order := members.get(prefix + "byteorder"):
         _check_system({"little_endian": _stored(data, order) == b"little"})
-    storages = Storages()
-    value, _ = load(_stored(data, members[pickles[0]]), 0, vocabulary(storages.persistent))
+    storages = _Storages()
+    value = Cursor(_stored(data, members[names[0]]), storages.persistent).pickle()
     for key, storage in storages.items():
         if (name := f"{prefix}data/{key}") not in members:
             raise PthError(f"no member {quote(name)} in the zip file")
-        numbers = _stored(data, members[name])
-        if len(numbers) != storage.size * storage.dtype.itemsize:
-            raise PthError(
-                f"expected {storage.size} numbers of {storage.dtype.itemsize} bytes in "
-                f"{quote(name)}, found {len(numbers)} bytes"
-            )
-        storage.numbers = np.frombuffer(numbers, storage.dtype)
+        content = _stored(data, members[name])
+        if len(content) != storage.size * storage.dtype.itemsize:
+            raise PthError(f"{len(content)} bytes in {quote(name)} for {storage.size} numbers")
+        storage.numbers = np.frombuffer(content, storage.dtype)
     return value
 
 
@@ -127,9 +96,8 @@ def _zip_members(data: bytes) -> dict[str, zipfile.ZipInfo]:
     if data.count(b"PK\1\2") > _MAX_RECORDS:
         raise PthError(f"expected at most {_MAX_RECORDS} members in the zip file")
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            infos = archive.infolist()
-    except _ZIP_ERRORS as error:
+        infos = zipfile.ZipFile(io.BytesIO(data)).infolist()
+    except Exception as error:  # its type depends on which bytes of the directory are damaged
         raise PthError(f"damaged zip file: {error}") from error
     members = {info.filename: info for info in infos}
     if len(members) != len(infos):
@@ -154,19 +122,13 @@ def _stored(data: bytes, info: zipfile.ZipInfo) -> memoryview:
     return content
 
 
-# stream
-
-
 def _read_stream(data: memoryview) -> Any:
-    storages = Storages()
-    cursor = _Cursor(data, storages.persistent)
-    for what, expected in (("magic number", _STREAM_MAGIC), ("protocol", _STREAM_PROTOCOL)):
-        found = cursor.pickle()
-        if not (isinstance(found, int) and found == expected):
-            raise PthError(f"expected the {what} {expected:#x} of torch's stream format")
+    storages = _Storages()
+    cursor = Cursor(data, storages.persistent)
+    if [cursor.pickle(), cursor.pickle()] != _STREAM:
+        raise PthError("expected the magic number and the protocol 1001 of torch's stream format")
     _check_system(cursor.pickle())
-    value = cursor.pickle()
-    keys = cursor.pickle()
+    value, keys = cursor.pickle(), cursor.pickle()
     if not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
         raise PthError("expected a list of the keys of the storages")
     if sorted(keys) != sorted(storages):
@@ -179,31 +141,57 @@ def _read_stream(data: memoryview) -> Any:
     return value
 
 
-# tar
-
-
 def _read_tar(data: memoryview) -> Any:
     members = _tar_members(data)
     for name in ("sys_info", "storages", "tensors", "pickle"):
         if name not in members:
             raise PthError(f"no member {name} in the tar file")
-    _check_system(_Cursor(members["sys_info"], _refuse).pickle())
-    tensors = _tar_tensors(members["tensors"], _tar_storages(members["storages"]))
+    _check_system(Cursor(members["sys_info"], _refuse).pickle())
+    storages, tensors = {}, {}
+    cursor = Cursor(members["storages"], _refuse)
+    for key, _, dtype in _tar_records(cursor):
+        (size,) = cursor.numbers("<q")
+        storages[key] = Storage(dtype, size, cursor.array(dtype, size))
+    if cursor.pickle() != []:
+        raise PthError("views of storages are not supported")
+    cursor = Cursor(members["tensors"], _refuse)
+    for key, root, dtype in _tar_records(cursor):
+        axes, _ = cursor.numbers("<ii")
+        if not (root in storages and storages[root].dtype == dtype and 0 <= axes <= MAX_AXES):
+            raise PthError("a tensor's record does not fit its storage")
+        shape, strides, (offset,) = (cursor.numbers(f"<{n}q") for n in (axes, axes, 1))
+        tensors[str(key)] = Tensor(storages[root], offset, shape, strides)
 
     def persistent(pid: Any) -> Tensor:
         if type(pid) is not str or pid not in tensors:
             raise PthError("refused a persistent id that names no tensor")
         return tensors[pid]
 
-    return _Cursor(members["pickle"], persistent).pickle()
+    return Cursor(members["pickle"], persistent).pickle()
+
+
+def _tar_records(cursor: Cursor) -> Iterator[tuple[int, Any, np.dtype]]:
+    """Key, device or storage, and type of each record; its numbers, behind them, are read first."""
+    count = cursor.pickle()
+    if not (isinstance(count, int) and 0 <= count <= _MAX_RECORDS):
+        raise PthError(f"expected at most {_MAX_RECORDS} storages and tensors")
+    for _ in range(count):
+        match cursor.pickle():
+            case (int(key), str() | int() as other, np.dtype() as dtype) if 0 <= key < 2**64:
+                yield key, other, dtype
+            case _:
+                raise PthError("expected a key, a device or storage, and a type in a record")
+
+
+def _refuse(_: Any) -> None:
+    raise PthError("refused a persistent id outside the pickle of the state dict")
 
 
 def _tar_members(data: memoryview) -> dict[str, memoryview]:
     """The regular files of a tar archive.
 
-    Written out since `tarfile` does much more with a hostile file than this needs: it follows
-    links and parses PAX records without bound. PAX headers, in which torch's files keep fractions
-    of a second, are skipped.
+    `tarfile` would follow links, and parse PAX headers without bound, in which torch's files keep
+    fractions of a second; here links are refused and those headers skipped.
     """
     members: dict[str, memoryview] = {}
     position = 0
@@ -216,14 +204,10 @@ def _tar_members(data: memoryview) -> dict[str, memoryview]:
         content = data[position : position + size]
         if len(content) != size:
             raise PthError(f"cut short: expected {size} bytes of {quote(name)} in the tar file")
-        if kind in b"0\0":
-            if name in members:
-                raise PthError(f"two members of the tar file have the name {quote(name)}")
-            members[name] = content
-        elif kind not in b"xg":
-            raise PthError(
-                f"expected regular files in the tar file, found {quote(name)} of type {kind!r}"
-            )
+        if kind not in b"0\0xg":
+            raise PthError(f"expected files in the tar file, found {quote(name)} of type {kind!r}")
+        if kind in b"0\0" and members.setdefault(name, content) is not content:
+            raise PthError(f"two members of the tar file have the name {quote(name)}")
         position += -(-size // _BLOCK) * _BLOCK
     raise PthError(f"expected at most {_MAX_TAR_MEMBERS} members in the tar file")
 
@@ -238,47 +222,3 @@ def _tar_header(header: bytes) -> tuple[str, bytes, int]:
         raise PthError("damaged tar file: the checksum of a header does not fit")
     name = header[:100].split(b"\0")[0].decode("ascii", "backslashreplace")
     return name.removeprefix("./"), header[156:157], size
-
-
-def _tar_storages(data: memoryview) -> dict[int, Storage]:
-    cursor = _Cursor(data, _refuse)
-    storages: dict[int, Storage] = {}
-    for _ in range(_count(cursor)):
-        match cursor.pickle():
-            case (int(key), _, np.dtype() as dtype) if 0 <= key < 2**64:
-                (size,) = cursor.numbers("<q")
-                storages[key] = Storage(dtype, size, cursor.array(dtype, size))
-            case _:
-                raise PthError("expected a key, a device and a type for each storage")
-    views = cursor.pickle()
-    if not isinstance(views, list) or views:
-        raise PthError("views of storages are not supported")
-    return storages
-
-
-def _tar_tensors(data: memoryview, storages: dict[int, Storage]) -> dict[str, Tensor]:
-    cursor = _Cursor(data, _refuse)
-    tensors: dict[str, Tensor] = {}
-    for _ in range(_count(cursor)):
-        match cursor.pickle():
-            case (int(key), int(root), np.dtype() as dtype) if root in storages:
-                axes, _ = cursor.numbers("<ii")
-                if not 0 <= axes <= MAX_AXES or dtype != storages[root].dtype:
-                    raise PthError("a tensor's record does not fit its storage")
-                shape, strides = (cursor.numbers(f"<{axes}q") for _ in range(2))
-                (offset,) = cursor.numbers("<q")
-                tensors[str(key)] = make_tensor(storages[root], offset, shape, strides)
-            case _:
-                raise PthError("expected a key, a storage and a type for each tensor")
-    return tensors
-
-
-def _count(cursor: _Cursor) -> int:
-    count = cursor.pickle()
-    if not (isinstance(count, int) and 0 <= count <= _MAX_RECORDS):
-        raise PthError(f"expected at most {_MAX_RECORDS} storages and tensors")
-    return count
-
-
-def _refuse(_: Any) -> None:
-    raise PthError("refused a persistent id outside the pickle of the state dict")

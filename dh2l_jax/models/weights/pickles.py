@@ -1,79 +1,38 @@
-"""An interpreter of pickles that runs nothing: the opcodes of a state dict, and no other.
+"""The pickles of a `.pth` file: Python's own unpickler, which knows tensors here and nothing else.
 
-`pickle.Unpickler` with a closed `find_class` is not enough for files of strangers: a few bytes make
-it fill gigabytes (a far slot of the memo), hash a tuple that holds itself a thousand times over, or
-overflow the C stack. Here an opcode outside the table is refused, a global is looked up in the
-caller's table and never imported, nested values are never hashed, compared or printed, and no
-opcode does more work than the bytes that made its operands.
+A closed `find_class` alone does not make `pickle.Unpickler` safe: a few bytes let its C code fill
+gigabytes (a far slot of the memo), overflow the C stack (a deep tuple as a key), hash a tuple that
+holds itself a thousand times over, or set attributes of what `find_class` gave. A scan ahead with
+`pickletools` would have to follow the stack to tell what becomes a key. So this is the unpickler in
+Python that stands beside it, `pickle._Unpickler`, the class that joblib extends too: it finds each
+opcode in a table, narrowed here to those of a state dict, and its memo is a dict. Every dict it
+makes takes only keys that cost nothing to hash, and what a pickle calls has a fixed number of
+arguments, so that no opcode does more work than the bytes that made its operands.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import math
 import pickle
-import re
 import struct
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
-__all__ = ["MAX_PICKLE", "PthError", "Vocabulary", "load", "quote", "set_item"]
+import jax.numpy as jnp
+import numpy as np
 
-MAX_PICKLE = 2**21
-"""Largest pickle in bytes; that of ResNet-101 has 0.1 MB, and a byte may cost 100 in memory."""
+__all__ = ["MAX_AXES", "MAX_SIZE", "Cursor", "Parameter", "PthError", "Storage", "Tensor", "quote"]
 
-_MAX_INT_BYTES = 16  # the magic number of the stream format has 10
+MAX_AXES = 32
+MAX_SIZE = 2**40  # entries of a storage, and product of an empty tensor's other axes
 _MAX_LINE = 256
+_MAX_PICKLE = 2**21  # bytes; that of ResNet-101 has 0.1 MB, and a byte may cost 100 in memory
 
 
 class PthError(ValueError):
     """The file is no state dict, is damaged, or asks for more than a state dict needs."""
-
-
-class Vocabulary(NamedTuple):
-    """What a pickle may name.
-
-    Attributes:
-      values: (module, name) → what stands for the global; a function takes the tuple of arguments.
-      persistent: persistent id → value.
-      set_state: object, state → None.
-    """
-
-    values: Mapping[tuple[str, str], Any]
-    persistent: Callable[[Any], Any]
-    set_state: Callable[[Any, Any], None]
-
-
-def load(data: memoryview, start: int, vocabulary: Vocabulary) -> tuple[Any, int]:
-    """Interprets the pickle that begins at `start`.
-
-    Args:
-      data: bytes of the file.
-      start: position of the pickle's first byte.
-      vocabulary: what it may name.
-
-    Returns:
-      The value, made of None, bool, int, float, str, tuple, list, dict and what the vocabulary
-      gives; and the position behind the pickle.
-
-    Raises:
-      PthError: anything else than such a value.
-
-    >>> nothing = Vocabulary({}, lambda pid: None, lambda value, state: None)
-    >>> load(memoryview(pickle.dumps({"a": [1, 2.5]}, 2)), 0, nothing)
-    ({'a': [1, 2.5]}, 31)
-    >>> load(memoryview(pickle.dumps(eval, 2)), 0, nothing)
-    Traceback (most recent call last):
-    dh2l_jax.models.weights.pickles.PthError: refused '__builtin__ eval', no part of a state dict
-    """
-    machine = _Machine(data[start : start + MAX_PICKLE], vocabulary)
-    return machine.run(), start + machine.position
-
-
-def set_item(target: dict, key: Any, value: Any) -> None:
-    """Sets an item whose key is a str or a small int, the keys whose hashes no file can collide."""
-    small = type(key) is int and abs(key) < 2**31
-    if not (small or type(key) is str):
-        raise PthError(f"expected a str or a small int as key, found {_kind(key)}")
-    target[key] = value
 
 
 def quote(text: str) -> str:
@@ -81,213 +40,202 @@ def quote(text: str) -> str:
     return repr(text if len(text) <= 80 else text[:77] + "...")
 
 
-def _kind(value: Any) -> str:
-    return type(value).__name__
+class Cursor:
+    """A position in the bytes of a file, which moves over pickles, numbers and arrays."""
 
+    def __init__(self, data: memoryview, persistent: Callable[[Any], Any]) -> None:
+        self.data, self.position, self.end = data, 0, len(data)
+        self.persistent = persistent
 
-class _Machine:
-    """The stack, the marks in it and the memo; a method for each kind of opcode."""
+    def pickle(self) -> Any:
+        """The value of the pickle here; in it, `persistent` gives what an id stands for."""
+        self.end = min(len(self.data), self.position + _MAX_PICKLE)
+        try:
+            return _Unpickler(self).load()
+        except PthError:
+            raise
+        except Exception as error:  # whatever a hostile pickle makes of the operands
+            raise PthError(f"damaged pickle: {quote(str(error))}") from error
+        finally:
+            self.end = len(self.data)
 
-    def __init__(self, data: memoryview, vocabulary: Vocabulary) -> None:
-        self.data, self.position = data, 0
-        self.vocabulary = vocabulary
-        self.stack: list[Any] = []
-        self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
+    def numbers(self, layout: str) -> tuple:
+        """The next numbers, in a layout of `struct`."""
+        return struct.unpack(layout, self.view(struct.calcsize(layout)))
 
-    def run(self) -> Any:
-        while (opcode := bytes(self.take(1))) != pickle.STOP:
-            if opcode not in _ACTIONS:
-                raise PthError(f"refused the pickle opcode {opcode!r} at byte {self.position - 1}")
-            action, *arguments = _ACTIONS[opcode]
-            action(self, *arguments)
-        return self.pop()
-
-    # Reading
-
-    def take(self, count: int) -> memoryview:
-        if not 0 <= count <= len(self.data) - self.position:
-            raise PthError(f"a pickle is cut short, or longer than {MAX_PICKLE} bytes")
+    def view(self, count: int) -> memoryview:
+        """The next bytes."""
+        if not 0 <= count <= self.end - self.position:
+            raise PthError(f"cut short: expected {count} bytes at {self.position} of {self.end}")
         self.position += count
         return self.data[self.position - count : self.position]
 
-    def number(self, layout: str) -> Any:
-        return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
+    def array(self, dtype: np.dtype, size: int) -> np.ndarray:
+        """The next numbers, not copied."""
+        return np.frombuffer(self.view(size * dtype.itemsize), dtype)
 
-    def text(self, count: int) -> str:
-        try:
-            return str(self.take(count), "utf-8")
-        except UnicodeDecodeError as error:
-            raise PthError("expected text in UTF-8 in a pickle") from error
+    def read(self, count: int) -> bytes:
+        """The next bytes, as the unpickler asks for them."""
+        return bytes(self.view(count))
 
-    def line(self) -> str:
-        window = bytes(self.data[self.position : self.position + _MAX_LINE])
-        end = window.find(b"\n")
-        if end < 0:
+    def readline(self) -> bytes:
+        """The bytes up to a line feed."""
+        line = bytes(self.data[self.position : self.position + _MAX_LINE])
+        if b"\n" not in line:
             raise PthError("a name in a pickle has no end")
-        text = self.text(end)
-        self.take(1)
-        return text
-
-    # The stack: nothing below the latest mark is in reach
-
-    def push(self, value: Any) -> None:
-        self.stack.append(value)
-
-    def top(self) -> Any:
-        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise PthError("a pickle takes more than it has put on its stack")
-        return self.stack[-1]
-
-    def pop(self) -> Any:
-        value = self.top()
-        del self.stack[-1]
-        return value
-
-    def pop_to_mark(self) -> list[Any]:
-        if not self.marks:
-            raise PthError("a pickle takes more than it has put on its stack")
-        mark = self.marks.pop()
-        values = self.stack[mark:]
-        del self.stack[mark:]
-        return values
-
-    # Opcodes
-
-    def check_protocol(self) -> None:
-        protocol = self.number("<B")
-        if not 2 <= protocol <= pickle.HIGHEST_PROTOCOL:
-            raise PthError(f"expected a pickle of protocol 2 to 5, found {protocol}")
-
-    def push_new(self, kind: type) -> None:
-        self.push(kind())
-
-    def push_number(self, layout: str) -> None:
-        self.push(self.number(layout))
-
-    def push_decimal(self) -> None:
-        line = self.line()
-        if not re.fullmatch(r"-?[0-9]{1,20}", line):
-            raise PthError(f"expected an int of at most 20 digits, found {quote(line)}")
-        self.push(int(line))
-
-    def push_long(self) -> None:
-        count = self.number("<B")
-        if count > _MAX_INT_BYTES:
-            raise PthError(f"expected an int of at most {_MAX_INT_BYTES} bytes, found {count}")
-        self.push(int.from_bytes(self.take(count), "little", signed=True))
-
-    def push_text(self, layout: str) -> None:
-        self.push(self.text(self.number(layout)))
-
-    def push_mark(self) -> None:
-        self.marks.append(len(self.stack))
-
-    def push_tuple(self, count: int | None) -> None:
-        """A tuple of the topmost `count` values, or of all above the mark."""
-        values = self.pop_to_mark() if count is None else [self.pop() for _ in range(count)][::-1]
-        self.push(tuple(values))
-
-    def append(self) -> None:
-        self.extend([self.pop()])
-
-    def extend(self, values: list[Any] | None = None) -> None:
-        values = self.pop_to_mark() if values is None else values
-        target = self.top()
-        if type(target) is not list:
-            raise PthError(f"expected a list to append to, found {_kind(target)}")
-        target += values
-
-    def set_one(self) -> None:
-        value, key = self.pop(), self.pop()
-        self.set_many([key, value])
-
-    def set_many(self, values: list[Any] | None = None) -> None:
-        values = self.pop_to_mark() if values is None else values
-        target = self.top()
-        if type(target) is not dict or len(values) % 2:
-            raise PthError(f"expected pairs for a dict, found {len(values)} for {_kind(target)}")
-        for key, value in zip(values[::2], values[1::2], strict=True):
-            set_item(target, key, value)
-
-    def remember(self, layout: str | None) -> None:
-        self.memo[self.number(layout) if layout else len(self.memo)] = self.top()
-
-    def recall(self, layout: str) -> None:
-        slot = self.number(layout)
-        if slot not in self.memo:
-            raise PthError(f"a pickle recalls what it never stored, slot {slot}")
-        self.push(self.memo[slot])
-
-    def push_global_of_lines(self) -> None:
-        self.push_global(self.line(), self.line())
-
-    def push_global_of_stack(self) -> None:
-        name, module = self.pop(), self.pop()
-        self.push_global(module, name)
-
-    def push_global(self, module: Any, name: Any) -> None:
-        if type(module) is not str or type(name) is not str:
-            raise PthError(f"refused a global named by {_kind(module)} and {_kind(name)}")
-        if (module, name) not in self.vocabulary.values:
-            kind = next((kind for kind, part in _UNSUPPORTED.items() if part in name), None)
-            why = f"{kind} tensors are not supported" if kind else "no part of a state dict"
-            raise PthError(f"refused {quote(f'{module} {name}')}, {why}")
-        self.push(self.vocabulary.values[module, name])
-
-    def call(self) -> None:
-        arguments, function = self.pop(), self.pop()
-        if not callable(function) or type(arguments) is not tuple:
-            raise PthError(f"refused a call of {_kind(function)} with {_kind(arguments)}")
-        self.push(function(arguments))
-
-    def set_state(self) -> None:
-        state = self.pop()
-        self.vocabulary.set_state(self.top(), state)
-
-    def push_persistent(self) -> None:
-        self.push(self.vocabulary.persistent(self.pop()))
+        return self.read(line.index(b"\n") + 1)
 
 
-_UNSUPPORTED = {"quantised": "qtensor", "sparse": "sparse"}  # part of the global's name
+@dataclasses.dataclass(eq=False)
+class Storage:
+    """One run of numbers, which tensors are views of; the container fills in `numbers`."""
 
-_ACTIONS: dict[bytes, tuple] = {
-    pickle.PROTO: (_Machine.check_protocol,),
-    pickle.FRAME: (_Machine.take, 8),  # the promised size of a frame is of no use here
-    pickle.NONE: (_Machine.push, None),
-    pickle.NEWTRUE: (_Machine.push, True),
-    pickle.NEWFALSE: (_Machine.push, False),
-    pickle.EMPTY_DICT: (_Machine.push_new, dict),
-    pickle.EMPTY_LIST: (_Machine.push_new, list),
-    pickle.EMPTY_TUPLE: (_Machine.push_new, tuple),
-    pickle.BININT: (_Machine.push_number, "<i"),
-    pickle.BININT1: (_Machine.push_number, "<B"),
-    pickle.BININT2: (_Machine.push_number, "<H"),
-    pickle.BINFLOAT: (_Machine.push_number, ">d"),
-    pickle.INT: (_Machine.push_decimal,),  # Python 2's int of more than 4 bytes, in tar files
-    pickle.LONG1: (_Machine.push_long,),
-    pickle.BINUNICODE: (_Machine.push_text, "<I"),
-    pickle.SHORT_BINUNICODE: (_Machine.push_text, "<B"),
-    pickle.BINSTRING: (_Machine.push_text, "<i"),  # Python 2's str
-    pickle.SHORT_BINSTRING: (_Machine.push_text, "<B"),
-    pickle.MARK: (_Machine.push_mark,),
-    pickle.TUPLE: (_Machine.push_tuple, None),
-    pickle.TUPLE1: (_Machine.push_tuple, 1),
-    pickle.TUPLE2: (_Machine.push_tuple, 2),
-    pickle.TUPLE3: (_Machine.push_tuple, 3),
-    pickle.APPEND: (_Machine.append,),
-    pickle.APPENDS: (_Machine.extend,),
-    pickle.SETITEM: (_Machine.set_one,),
-    pickle.SETITEMS: (_Machine.set_many,),
-    pickle.BINPUT: (_Machine.remember, "<B"),
-    pickle.LONG_BINPUT: (_Machine.remember, "<I"),
-    pickle.MEMOIZE: (_Machine.remember, None),
-    pickle.BINGET: (_Machine.recall, "<B"),
-    pickle.LONG_BINGET: (_Machine.recall, "<I"),
-    pickle.GLOBAL: (_Machine.push_global_of_lines,),
-    pickle.STACK_GLOBAL: (_Machine.push_global_of_stack,),
-    pickle.REDUCE: (_Machine.call,),
-    pickle.NEWOBJ: (_Machine.call,),
-    pickle.BUILD: (_Machine.set_state,),
-    pickle.BINPERSID: (_Machine.push_persistent,),
+    dtype: np.dtype
+    size: int
+    numbers: Any = None
+
+
+class Tensor:
+    """A view of a storage: entry (i, j) is its number offset + i·strides[0] + j·strides[1]."""
+
+    def __init__(self, storage: Any, offset: Any, shape: Any, strides: Any) -> None:
+        """Checks every number that places the tensor in its storage, before NumPy sees it."""
+        if not (isinstance(storage, Storage) and type(shape) is type(strides) is tuple):
+            raise PthError("expected a storage, an offset, a shape and strides of a tensor")
+        if not len(shape) == len(strides) <= MAX_AXES:
+            raise PthError(f"expected at most {MAX_AXES} axes of a tensor, and as many strides")
+        if any(type(n) is not int or n < 0 for n in (offset, *shape, *strides)):
+            raise PthError("expected ints ≥ 0 as offset, shape and strides of a tensor")
+        last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+        if math.prod(shape) > storage.size or (0 not in shape and last >= storage.size):
+            raise PthError(f"a tensor does not fit in its storage of {storage.size} numbers")
+        if math.prod(max(n, 1) for n in shape) > MAX_SIZE:
+            raise PthError("an empty tensor has axes too long")
+        self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
+
+    def to_numpy(self) -> np.ndarray:
+        """A read-only array without a copy of the numbers."""
+        if 0 in self.shape:
+            return np.zeros(self.shape, self.storage.dtype)
+        numbers = self.storage.numbers[self.offset :]
+        # The stride of an axis of one entry moves nothing and may be any number.
+        steps = (step if n > 1 else 0 for n, step in zip(self.shape, self.strides, strict=True))
+        strides = [step * numbers.itemsize for step in steps]
+        return np.lib.stride_tricks.as_strided(numbers, self.shape, strides, writeable=False)
+
+
+class Parameter:
+    """A `torch.nn.Parameter` of 2016, whose tensor comes with its state."""
+
+    tensor: Tensor | None = None
+
+
+class Dict(dict):
+    """Takes str and small ints as keys, whose hashes no file can make collide."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if not (type(key) is str or (type(key) is int and abs(key) < 2**31)):
+            raise PthError(f"expected a str or a small int as key, found {type(key).__name__}")
+        super().__setitem__(key, value)
+
+
+def _tensor(  # pickles call this; gradients, hooks and metadata are of no use here
+    storage, offset, shape, strides, grad=None, hooks=None, metadata=None
+) -> Tensor:
+    return Tensor(storage, offset, shape, strides)
+
+
+def _parameter(data=None, grad=None, hooks=None) -> Tensor | Parameter:
+    if not isinstance(data, Tensor | None):
+        raise PthError(f"expected a tensor in a parameter, found {type(data).__name__}")
+    return data or Parameter()
+
+
+def _ordered_dict(pairs=None) -> Dict:
+    """Python 3 calls OrderedDict() and sets the items later, Python 2 passes a list of pairs."""
+    if not isinstance(pairs, list | None):
+        raise PthError(f"expected a list of pairs in an OrderedDict, found {type(pairs).__name__}")
+    result, items = Dict(), pairs or []
+    for key, value in items:
+        result[key] = value
+    items.clear()  # once: a few bytes that recall the list would copy it again and again
+    return result
+
+
+_DTYPES = {
+    "Double": "<f8", "Float": "<f4", "Half": "<f2", "BFloat16": jnp.bfloat16,
+    "Long": "<i8", "Int": "<i4", "Short": "<i2", "Char": "i1", "Byte": "u1", "Bool": "?",
+}  # fmt: skip
+_GLOBALS: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): _ordered_dict,
+    ("torch._utils", "_rebuild_tensor"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch.nn.parameter", "Parameter"): _parameter,
+} | {
+    (module, name + kind): np.dtype(dtype)
+    for module in ("torch", "torch.cuda")
+    for name, dtype in _DTYPES.items()
+    for kind in ("Storage", "Tensor")  # the tar format names the types of tensors
 }
+
+
+_PythonUnpickler: Any = pickle._Unpickler  # typed as the one in C, which has other inner names
+
+
+class _Unpickler(_PythonUnpickler):
+    def __init__(self, file: Cursor) -> None:
+        super().__init__(file, encoding="utf-8")  # of Python 2's str
+        self.persistent_load = file.persistent
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _GLOBALS:
+            raise PthError(f"refused {quote(f'{module} {name}')}, no part of a state dict")
+        return _GLOBALS[module, name]
+
+    def load_empty_dict(self) -> None:
+        self.append(Dict())
+
+    def load_frame(self) -> None:
+        self.read(8)  # the promised size, which would only let the unpickler read ahead
+
+    def load_reduce(self) -> None:
+        arguments, function = self.stack.pop(), self.stack[-1]
+        if type(arguments) is not tuple:
+            raise PthError(f"refused a call with {type(arguments).__name__}")
+        self.stack[-1] = function(*arguments)
+
+    def load_build(self) -> None:
+        match (state := self.stack.pop()), (value := self.stack[-1]):
+            case (Tensor(), *_), Parameter():  # then creator, hooks, requires_grad, volatile
+                value.tensor = state[0]
+            case _, Dict() | Tensor():
+                pass  # torch's `_metadata`, and what old files say of a parameter behind its tensor
+            case _:
+                raise PthError(f"refused to set the state of {type(value).__name__}")
+
+    def load_refused(self, opcode: int) -> None:
+        raise PthError(f"refused the pickle opcode {bytes([opcode])!r}")
+
+
+_KEPT = (
+    *(pickle.PROTO, pickle.STOP, pickle.MARK, pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE),
+    *(pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1, pickle.BINFLOAT),
+    *(pickle.BINUNICODE, pickle.SHORT_BINUNICODE),
+    *(pickle.INT, pickle.BINSTRING, pickle.SHORT_BINSTRING),  # Python 2's long int, and its str
+    *(pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
+    *(pickle.EMPTY_LIST, pickle.APPEND, pickle.APPENDS, pickle.SETITEM, pickle.SETITEMS),
+    *(pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE, pickle.BINGET, pickle.LONG_BINGET),
+    *(pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.BINPERSID),
+)
+_Unpickler.dispatch = (
+    {code: functools.partial(_Unpickler.load_refused, opcode=code) for code in range(256)}
+    | {opcode[0]: _PythonUnpickler.dispatch[opcode[0]] for opcode in _KEPT}
+    | {
+        pickle.EMPTY_DICT[0]: _Unpickler.load_empty_dict,
+        pickle.FRAME[0]: _Unpickler.load_frame,
+        pickle.REDUCE[0]: _Unpickler.load_reduce,
+        pickle.NEWOBJ[0]: _Unpickler.load_reduce,
+        pickle.BUILD[0]: _Unpickler.load_build,
+    }
+)

@@ -6,7 +6,6 @@ torch keeps a convolution kernel as (cout, cin, kh, kw) and a dense one as (out,
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,14 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dh2l_jax.hierarchy import Hierarchy
-from dh2l_jax.models.heads import dense_kernel
 from dh2l_jax.models.resnet_torchvision import BLOCKS, FIRST_BOTTLENECK
+from dh2l_jax.models.weights.formats import read_weights
 from dh2l_jax.models.weights.pickles import quote
-from dh2l_jax.models.weights.pth import read_state_dict
 
 __all__ = [
-    "export_safetensors",
     "load_pretrained",
     "load_state_dict",
     "read_pretrained",
@@ -47,13 +43,13 @@ _MAX_NAMES = 10  # named of each kind in an error
 _OTHER = "another network"
 
 
-def load_pretrained(path: str | Path, variables: Any) -> Any:
-    """The variables with the weights and statistics of a `.pth` file of torchvision.
+def load_pretrained(source: str | Path, variables: Any) -> Any:
+    """The variables with the weights and statistics of a file of torchvision's or timm's.
 
     The head stays as it is; the file's 1000-class "fc" is not used.
 
     Args:
-      path: see `dh2l_jax.models.weights.pth.read_state_dict`; the checksum in its name is verified.
+      source: FILE.safetensors, FILE.pth or hf://OWNER/NAME, see `formats.read_weights`.
       variables: {"params": …, "batch_stats": …} of a `TorchvisionResNet` on RGB images.
 
     Returns:
@@ -62,119 +58,77 @@ def load_pretrained(path: str | Path, variables: Any) -> Any:
     Raises:
       ValueError: the file is not what its name says, or not the weights of this network; missing
         and unexpected names and wrong shapes are listed.
-      OSError: the file cannot be opened.
+      OSError: the file cannot be opened or downloaded.
+      ImportError: the source needs an extra that is not installed.
 
     Reference: DH²L, §5 (ResNet-18 and ResNet-50 start from ImageNet weights).
     """
-    return read_pretrained(path)(variables)
+    return read_pretrained(source)(variables)
 
 
-def read_pretrained(path: str | Path) -> Callable[[Any], Any]:
+def read_pretrained(source: str | Path) -> Callable[[Any], Any]:
     """`load_pretrained` of a file that is read here: a function variables → variables."""
-    state = read_state_dict(path)
+    state = read_weights(source)
 
     def load(variables: Any) -> Any:
         try:
             return load_state_dict(state, variables)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise ValueError(f"{source}: {error}") from None
 
     return load
 
 
 def load_state_dict(state: Mapping[str, np.ndarray], variables: Any) -> Any:
-    """As `load_pretrained`, from torchvision's state dict itself."""
-    fields = {
-        name: (_torch_shape(leaf.shape), leaf.dtype) for name, leaf in _body(variables).items()
-    }
-    found = {name: value for name, value in state.items() if not _DROPPED.fullmatch(name)}
-    if problems := "; ".join(_problems(found, fields)):
-        theirs, ours = _network(found), _network(fields)
+    """As `load_pretrained`, from torchvision's state dict itself, or that of its DataParallel."""
+    prefix = "module." if all(name.startswith("module.") for name in state) else ""
+    found = {name.removeprefix(prefix): value for name, value in state.items()}
+    found = {name: value for name, value in found.items() if not _DROPPED.fullmatch(name)}
+    leaves = _body(variables)
+    if problems := "; ".join(_problems(found, leaves)):
+        theirs, ours = _network(found), _network(leaves)
         theirs = "a variant of it" if theirs == ours else theirs
         raise ValueError(f"expected the weights of {ours}, found {theirs}: {problems}")
-    values = {name: _cast(name, found[name], dtype) for name, (_, dtype) in fields.items()}
 
     def replace(path: tuple, leaf: Any) -> Any:
         name = _torch_name(path)
         if name is None:
             return leaf
-        value = values[name].transpose(2, 3, 1, 0) if leaf.ndim == 4 else values[name]
+        value = _cast(name, found[name], leaf.dtype)
+        value = value.transpose(2, 3, 1, 0) if leaf.ndim == 4 else value
         committed = isinstance(leaf, jax.Array) and leaf.committed
         return jax.device_put(value, leaf.sharding) if committed else jnp.asarray(value)
 
     return jax.tree_util.tree_map_with_path(replace, variables)
 
 
-def torchvision_state_dict(
-    variables: Mapping[str, Any], hierarchy: Hierarchy | None = None, **head: Any
-) -> dict[str, np.ndarray]:
+def torchvision_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The variables as torchvision's state dict: `load_state_dict(…, strict=True)` takes it.
 
-    A hierarchical head becomes the one "fc.weight" that gives the same logits. Where torchvision
-    has what we have not, the bias of "fc" and the count of batches of each norm, there are zeros.
+    Where torchvision has what we have not, the bias of "fc" and the count of batches of each norm,
+    there are zeros.
 
     Args:
-      variables: {"params": …, "batch_stats": …} of a `TorchvisionResNet`.
-      hierarchy: the tree of a hierarchical head; None for a plain one.
-      **head: options of a hierarchical head, as `dense_kernel` takes them.
+      variables: {"params": …, "batch_stats": …} of a `TorchvisionResNet` with a plain head.
 
     Returns:
       name → contiguous array.
 
     Raises:
-      ValueError: the hierarchy and the head do not belong together, or another network.
+      ValueError: another network, or another head.
     """
+    head = variables["params"]["head"]
     state = {}
     for name, leaf in _body(variables).items():
         value = np.asarray(leaf)
-        state[name] = np.ascontiguousarray(
-            value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
-        )
+        state[name] = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
         if name.endswith("running_var"):
-            counter = name.removesuffix("running_var") + "num_batches_tracked"
-            state[counter] = np.zeros((), np.int64)
-    kernel, bias = _dense_head(variables["params"]["head"], hierarchy, head)
-    return state | {"fc.weight": np.ascontiguousarray(kernel.T), "fc.bias": bias}
-
-
-def export_safetensors(
-    path: str | Path,
-    variables: Mapping[str, Any],
-    hierarchy: Hierarchy | None = None,
-    **head: Any,
-) -> Path:
-    """Writes `torchvision_state_dict` to a file of the safetensors format, whole or not at all.
-
-    Args:
-      path: the file; an older one is replaced.
-      variables: as for `torchvision_state_dict`.
-      hierarchy: as for `torchvision_state_dict`.
-      **head: as for `torchvision_state_dict`.
-
-    Returns:
-      The path.
-
-    Raises:
-      ValueError: the hierarchy and the head do not belong together, or another network.
-      OSError: the file cannot be written.
-      ImportError: safetensors is not installed.
-    """
-    try:
-        from safetensors.numpy import save
-    except ImportError:
-        raise ImportError("no safetensors: pip install 'dh2l_jax[export]'") from None
-    data = save(torchvision_state_dict(variables, hierarchy, **head), metadata={"format": "pt"})
-    path = Path(path).expanduser()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+            state[name.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
+    if "kernel" not in head:
+        raise ValueError(f"expected a plain head, found {', '.join(head)}")
+    state["fc.weight"] = np.asarray(head["kernel"]).T
+    state["fc.bias"] = np.asarray(head.get("bias", np.zeros_like(state["fc.weight"][:, 0])))
+    return {name: np.asarray(value, order="C") for name, value in state.items()}
 
 
 def _body(variables: Any) -> dict[str, Any]:
@@ -205,20 +159,16 @@ def _torch_name(path: tuple) -> str | None:
     return f"layer{match['stage']}.{int(match['block']) - 1}.{layer}.{leaf}"
 
 
-def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape
-
-
-def _problems(found: Mapping[str, np.ndarray], fields: Mapping[str, tuple]) -> Iterable[str]:
-    """What keeps the arrays found from being used for the fields, a phrase for each kind."""
-    shapes = {
-        f"{name} {found[name].shape} for {shape}"
-        for name, (shape, _) in fields.items()
-        if name in found and found[name].shape != shape
-    }
+def _problems(found: Mapping[str, np.ndarray], leaves: Mapping[str, Any]) -> Iterable[str]:
+    """What keeps the arrays found from being used for our leaves, a phrase for each kind."""
+    shapes = set()
+    for name, leaf in leaves.items():
+        shape = tuple(leaf.shape[axis] for axis in (3, 2, 0, 1)) if leaf.ndim == 4 else leaf.shape
+        if name in found and found[name].shape != shape:
+            shapes.add(f"{name} {found[name].shape} for {shape}")
     names = {
-        "missing": fields.keys() - found.keys(),
-        "unexpected": {quote(name) for name in found.keys() - fields.keys()},
+        "missing": leaves.keys() - found.keys(),
+        "unexpected": {quote(name) for name in found.keys() - leaves.keys()},
         "of another shape": shapes,
     }
     for kind, group in names.items():
@@ -248,17 +198,3 @@ def _cast(name: str, value: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if not np.isfinite(value).all() or (name.endswith("running_var") and value.min() < 0):
         raise ValueError(f"expected finite numbers, and variances ≥ 0, in {name}")
     return value
-
-
-def _dense_head(
-    params: Mapping[str, Any], hierarchy: Hierarchy | None, options: Mapping[str, Any]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel (d, C) and bias (C,) of a head."""
-    if hierarchy is not None:
-        kernel = np.asarray(dense_kernel(params, hierarchy, **options))
-    elif "kernel" in params:
-        kernel = np.asarray(params["kernel"])
-    else:
-        raise ValueError(f"a hierarchical head needs its hierarchy, found {', '.join(params)}")
-    bias = params.get("bias", np.zeros(kernel.shape[1], kernel.dtype))
-    return kernel, np.asarray(bias)

@@ -80,7 +80,8 @@ class ModelConfig(Checked):
       epsilon: ε of the "epsilon" centres.
       logits: "relative" or "absolute".
       dtype: compute dtype, "float32" or "bfloat16".
-      pretrained: torchvision's `.pth` file with the ImageNet weights of a heavy network.
+      pretrained: ImageNet weights of a heavy network, as torchvision and timm name them:
+        FILE.safetensors, FILE.pth or hf://OWNER/NAME, such as hf://timm/resnet50.tv_in1k.
     """
 
     name: str = "resnet20"

@@ -1,300 +1,265 @@
-"""The reader of `.pth` files: three formats, all dtypes, views, and the checksum in the name."""
+"""safetensors in and out, and files of the Hub from a server on this machine."""
 
-import hashlib
-import io
-import pickle
+import functools
+import http.server
+import os
+import subprocess
+import sys
+import threading
 import tracemalloc
-from collections import OrderedDict
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from support import pth_files
-from support.pth_files import KINDS, MAKERS, Global, Parameter, Storage, Tensor
+from safetensors.numpy import load_file, save
+from support.pth_files import MAKERS
 
-from dh2l_jax.models.weights.pth import PthError, read_state_dict
+from dh2l_jax.models.weights.formats import read_weights, write_safetensors
 
-every_format = pytest.mark.parametrize("maker", MAKERS.values(), ids=MAKERS)
+DTYPES = ["float16", "bfloat16", "float32", "float64", "int64", "int32", "int16", "int8", "uint8"]
 
 
-def numbers(dtype, size=24):
-    """Random bytes of a dtype, with 0 and 1 for bool; every bit pattern must survive."""
-    dtype = np.dtype(jnp.bfloat16 if dtype == "bfloat16" else dtype)
-    high = 2 if dtype.kind == "b" else 256
-    data = np.random.default_rng(0).integers(0, high, size * dtype.itemsize, np.uint8)
-    return data.view(dtype)
+def tensors():
+    """Of each dtype, and of shapes from a scalar to a kernel's; every bit pattern must survive."""
+    generator, state = np.random.default_rng(0), {}
+    for dtype in map(jnp.dtype, DTYPES):
+        data = generator.integers(0, 256, 24 * dtype.itemsize, np.uint8)
+        state[f"{dtype.name}.weight"] = data.view(dtype).reshape(2, 3, 4, 1)
+    return state | {"scalar": np.array(7), "empty": np.zeros((3, 0)), "flag": np.array([True])}
 
 
-def state_dict():
-    """A state dict of each dtype, and of shapes from a scalar to a kernel's."""
-    state = OrderedDict((f"{dtype}.bias", numbers(dtype)) for dtype in KINDS)
-    state["conv.weight"] = numbers("float32", 2 * 3 * 5 * 7).reshape(2, 3, 5, 7)
-    state["num_batches_tracked"] = np.array(7)
-    state["empty"] = np.zeros((3, 0, 2), np.float32)
-    return state
-
-
-def read(folder, data, name="weights.pth", **options):
-    path = folder / name
-    path.write_bytes(data)
-    return read_state_dict(path, **options)
-
-
-def check_equal(actual, expected):
-    """The same names in the same order, and the same bits."""
-    assert list(actual) == list(expected)
-    for name, value in expected.items():
-        assert (actual[name].dtype, actual[name].shape) == (value.dtype, value.shape), name
-        assert actual[name].tobytes() == value.tobytes(), name
-
-
-@every_format
-@pytest.mark.parametrize("protocol", range(2, 6))
-def test_every_dtype_and_shape(tmp_path, maker, protocol):
-    actual = read(tmp_path, maker(state_dict(), protocol=protocol))
-    check_equal(actual, state_dict())
-    assert not any(value.flags.writeable for value in actual.values() if value.size)
-
-
-@every_format
-def test_metadata_and_hooks_are_ignored(tmp_path, maker):
-    state = state_dict()
-    state._metadata = OrderedDict({"": {"version": 1}, "conv": {"version": 2}})
-    check_equal(read(tmp_path, maker(state)), state_dict())
-
-
-@pytest.mark.parametrize("kind", ["zip", "stream"])
-def test_checkpoint_of_a_training(tmp_path, kind):
-    checkpoint = {
-        "epoch": 90,
-        "arch": "resnet18",
-        "best": 69.76,
-        "state_dict": state_dict(),
-        "optimizer": {"param_groups": [{"lr": 0.1, "params": (0, 1)}], "state": {0: None}},
-    }
-    check_equal(read(tmp_path, MAKERS[kind](checkpoint)), state_dict())
-
-
-@every_format
-def test_shared_storage_stays_shared(tmp_path, maker):
-    storage = Storage(np.arange(12, dtype=np.float32))
-    state = {
-        "a": Tensor(storage, 0, (3, 4), (4, 1)),
-        "transposed": Tensor(storage, 0, (4, 3), (1, 4)),
-        "last.weight": Tensor(storage, 8, (4,), (1,)),
-        "own": np.arange(12, dtype=np.float32),
-    }
-    actual = read(tmp_path, maker(state))
-    expected = np.arange(12, dtype=np.float32).reshape(3, 4)
-    np.testing.assert_array_equal(actual["a"], expected)
-    np.testing.assert_array_equal(actual["transposed"], expected.T)
-    np.testing.assert_array_equal(actual["last.weight"], expected[2])
-    assert np.shares_memory(actual["a"], actual["last.weight"])
-    assert not np.shares_memory(actual["a"], actual["own"])
-
-
-@given(
-    kind=st.sampled_from(sorted(MAKERS)),
-    offset=st.integers(0, 5),
-    axes=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9)), max_size=4),
-)
-def test_strides_mean_what_they_say_or_are_refused(tmp_path_factory, kind, offset, axes):
-    """By enumeration: entry (i, j, …) is number offset + i·s₁ + j·s₂ + … of its storage."""
-    storage = Storage(np.arange(20, dtype=np.int64))
-    shape, strides = (tuple(column) for column in zip(*axes, strict=True)) if axes else ((), ())
-    data = MAKERS[kind]({"a": Tensor(storage, offset, shape, strides)})
-    positions = np.full(shape, offset)
-    for index in np.ndindex(*shape):
-        positions[index] += sum(i * stride for i, stride in zip(index, strides, strict=True))
-    folder = tmp_path_factory.mktemp("strides")
-    if positions.max(initial=0) < 20 and positions.size <= 20:
-        np.testing.assert_array_equal(read(folder, data)["a"], positions)
-    else:
-        with pytest.raises(PthError, match="does not fit in its storage of 20 numbers"):
-            read(folder, data)
-
-
-def test_an_axis_of_one_entry_may_have_any_stride(tmp_path):
-    tensor = Tensor(Storage(np.arange(3.0)), 0, (1, 3), (2**60, 1))
-    np.testing.assert_array_equal(
-        read(tmp_path, pth_files.zip_file({"a": tensor}))["a"], [[0, 1, 2]]
-    )
-
-
-@pytest.mark.parametrize("kind", ["zip", "stream"])
-def test_parameters(tmp_path, kind):
-    value = numbers("float32")
-    actual = read(tmp_path, MAKERS[kind]({"weight": Parameter(Tensor.of(value))}))
-    check_equal(actual, {"weight": value})
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
-def test_records_of_older_versions(tmp_path, device):
-    """`_rebuild_tensor` of torch 0.2, and Parameter(tensor) with its state behind it."""
-    module = b"torch" if device == "cpu" else b"torch.cuda"
-    storage = b"(X\x07\0\0\0storagec%b\nFloatStorage\nX\x01\0\0\x000X%c\0\0\0%bK\x06NtQ" % (
-        module,
-        len(device),
-        device.encode(),
-    )
-    tensor = b"ctorch._utils\n_rebuild_tensor\n(%bK\x00K\x02K\x03\x86K\x03K\x01\x86tR" % storage
-    parameter = b"ctorch.nn.parameter\nParameter\n%b\x85R\x88\x89N\x87b" % tensor
-    content = b"\x80\x02}(X\x01\0\0\0a%bX\x01\0\0\0b%bu." % (tensor, parameter)
-    expected = np.arange(6, dtype=np.float32).reshape(2, 3)
-    members = {"data/0": expected.tobytes()}
-    actual = read(tmp_path, pth_files.zip_file({}, pickles={"state": content}, members=members))
-    check_equal(actual, {"a": expected, "b": expected})
-
-
-def test_python_2_writes_ints_above_four_bytes_in_decimal():
-    data = pth_files.tar_file(state_dict())
-    assert b"I8589934592\n" in data
-    assert b"U\x04arch" in pth_files.tar_file({"arch": numbers("int8")})
-
-
-def test_memory_is_the_file_once(tmp_path):
-    for kind, maker in MAKERS.items():
-        data = maker({"a": np.zeros(2**21, np.float32), "b": np.zeros(2**21, np.float32)})
-        (tmp_path / kind).write_bytes(data)
-        tracemalloc.start()
-        try:
-            assert len(read_state_dict(tmp_path / kind)) == 2
-            assert tracemalloc.get_traced_memory()[1] < 1.05 * len(data)
-        finally:
-            tracemalloc.stop()
-
-
-# The checksum in the name.
-
-
-@pytest.mark.parametrize("digits", [8, 12, 64])
-def test_name_with_the_checksum(tmp_path, digits):
-    data = pth_files.tar_file(state_dict())
-    promise = hashlib.sha256(data).hexdigest()[:digits]
-    check_equal(read(tmp_path, data, f"resnet18-{promise}.pth"), state_dict())
-    wrong = promise[:-1] + ("0" if promise[-1] != "0" else "1")
-    message = f"begins with {wrong}, as the name says, found {promise}: the file is damaged"
-    with pytest.raises(PthError, match=message):
-        read(tmp_path, data, f"resnet18-{wrong}.pth")
-    check_equal(read(tmp_path, data, f"resnet18-{wrong}.pth", verify_name=False), state_dict())
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["resnet18.pth", "r-5c106cd.pth", "r-5C106CDE.pth", "r-5c106cde.pt", "r-5c106cde.pth.old"],
-)
-def test_other_names_promise_nothing(tmp_path, name):
-    check_equal(read(tmp_path, pth_files.zip_file(state_dict()), name), state_dict())
-
-
-def test_one_changed_number_is_found(tmp_path):
-    data = bytearray(pth_files.stream_file(state_dict()))
-    name = f"weights-{hashlib.sha256(data).hexdigest()[:8]}.pth"
-    data[-1] ^= 1
-    with pytest.raises(PthError, match="expected a sha256 that begins with"):
-        read(tmp_path, bytes(data), name)
-
-
-# What is no state dict.
-
-
-@pytest.mark.parametrize(
-    ("data", "found"),
-    [
-        (b"", "found b''"),
-        (b"<!DOCTYPE html><html>404", "found b'<!DOCTYPE ht'"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "found b'version http'"),
-        (b"\x89HDF\r\n\x1a\n", "found b'\\x89HDF\\r\\n\\x1a\\n'"),
-    ],
-)
-def test_other_files(tmp_path, data, found):
-    with pytest.raises(PthError) as info:
-        read(tmp_path, data)
-    expected = "expected a zip, stream or tar file of torch.save"
-    assert str(info.value) == f"{tmp_path / 'weights.pth'}: {expected}, {found}"
-
-
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        ([numbers("int8")], "expected a state dict, found list"),
-        (numbers("int8"), "expected a state dict, found Tensor"),
-        ({"epoch": 3}, "expected a tensor under 'epoch', found int"),
-        ({"a": {"b": numbers("int8")}}, "expected a tensor under 'a', found dict"),
-        ({3: numbers("int8")}, "expected names of tensors, found int"),
-        ({"a" * 999: None}, f"expected a tensor under '{'a' * 77}...', found NoneType"),
-        ({"a": Parameter(None)}, "expected a tensor in a parameter's record"),
-        ({"a": Global("torch", "FloatStorage")}, "under 'a', found Float32DType"),
-        ({"a": Storage(numbers("int8"))}, "expected a tensor under 'a', found Storage"),
-    ],
-)
-def test_other_values(tmp_path, value, message):
-    with pytest.raises(PthError, match=message):
-        read(tmp_path, pth_files.zip_file(value))
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"), [("_rebuild_qtensor", "quantised"), ("_rebuild_sparse_tensor", "sparse")]
-)
-def test_tensors_that_are_not_supported(tmp_path, name, kind):
-    with pytest.raises(PthError, match=rf"'torch._utils {name}', {kind} tensors are not supported"):
-        read(tmp_path, pth_files.stream_file({"a": Global("torch._utils", name)}))
+def test_every_dtype_and_shape(tmp_path):
+    path = write_safetensors(tmp_path / "file.safetensors", tensors(), {"format": "pt"})
+    found = read_weights(path)
+    assert found.keys() == tensors().keys()
+    for name, value in tensors().items():
+        assert (found[name].dtype, found[name].shape) == (value.dtype, value.shape), name
+        assert found[name].tobytes() == value.tobytes(), name
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_big_endian_files(tmp_path, kind):
-    system = pickle.dumps({"little_endian": False}, 2)
-    options = (
-        {"members": {"byteorder": b"big"}} if kind == "zip" else {"pickles": {"system": system}}
+def test_other_endings_are_torch_s(tmp_path, kind):
+    (tmp_path / "file.pt").write_bytes(MAKERS[kind]({"a": np.arange(3.0)}))
+    np.testing.assert_array_equal(read_weights(tmp_path / "file.pt")["a"], np.arange(3.0))
+
+
+def header(text):
+    return len(text).to_bytes(8, "little") + text
+
+
+WHOLE = save({"a": np.ones(3, np.float32), "b": np.zeros(2)})
+ONE = b'{"a": {"dtype": "%b", "shape": %b, "data_offsets": [0, %d]}}'
+DAMAGED = {
+    "empty": b"",
+    "page": b"<!DOCTYPE html><html>404",
+    "pointer": b"version https://git-lfs.github.com/spec/v1\n",
+    "pickle": MAKERS["zip"]({"a": np.ones(3)}),
+    "cut short": WHOLE[:-1],
+    "too long": WHOLE + b"1",
+    "no JSON": header(b"{]"),
+    "header of 2⁶³ bytes": b"\xff" * 7 + b"\x7f{}",
+    "control characters": header(b'{"\\u001b\n": \x1b[31m}'),
+    "more than the file": header(ONE % (b"F32", b"[1099511627776]", 2**42)),
+    "shape of another size": header(ONE % (b"F32", b"[2]", 4)) + bytes(4),
+    "product beyond 2⁶⁴": header(ONE % (b"F32", b"[4294967296, 4294967296, 4]", 0)),
+    "negative": header(ONE % (b"F32", b"[-1]", 4)) + bytes(4),
+    "dtype of eight bits": header(ONE % (b"F8_E4M3", b"[4]", 4)) + bytes(4),
+    "no dtype": header(ONE % (b"F31", b"[1]", 4)) + bytes(4),
+    "overlap": header(
+        b'{"a": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]},'
+        b' "b": {"dtype": "U8", "shape": [2], "data_offsets": [1, 3]}}'
     )
-    with pytest.raises(PthError, match="expected a file from a little-endian system"):
-        read(tmp_path, MAKERS[kind](state_dict(), **options))
+    + bytes(3),
+}
 
 
-def test_paths(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.pth"):
-        read_state_dict(tmp_path / "none.pth")
-    with pytest.raises(PthError, match="expected a regular file"):
-        read_state_dict(tmp_path)
-    data = pth_files.zip_file({})
-    assert read(tmp_path, data, max_bytes=len(data)) == {}
-    with pytest.raises(PthError, match=f"expected at most 9 bytes, found {len(data)}"):
-        read(tmp_path, data, max_bytes=9)
+def check_refused(path, error):
+    message = str(error)
+    assert message.startswith(f"{path}: no safetensors file, or damaged: ")
+    assert message.isprintable()
+    assert len(message) < len(str(path)) + 200
 
 
-# torch itself, where it is installed.
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_files(tmp_path, name):
+    path = tmp_path / "file.safetensors"
+    path.write_bytes(DAMAGED[name])
+    with pytest.raises(ValueError) as info:
+        read_weights(path)
+    check_refused(path, info.value)
 
 
-@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "stream"])
-def test_files_that_torch_writes(tmp_path, zipped):
-    torch = pytest.importorskip("torch")
-    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
-    state = network.state_dict()
-    for name in KINDS:
-        state[name] = torch.arange(24).reshape(4, 6).to(getattr(torch, name))
-        state[f"{name}.part"] = state[name][1:, ::2].T
-    state["parameter"] = torch.nn.Parameter(torch.rand(3))
-    file = io.BytesIO()
-    torch.save(state, file, _use_new_zipfile_serialization=zipped)
-    expected = {
-        name: value.detach().float().numpy().astype(jnp.bfloat16)
-        if value.dtype == torch.bfloat16
-        else value.detach().numpy()
-        for name, value in state.items()
+def test_every_truncation_and_three_hundred_mutations(tmp_path):
+    path, refused = tmp_path / "file.safetensors", 0
+    generator = np.random.default_rng(0)
+    damaged = [WHOLE[:size] for size in range(len(WHOLE))]
+    for _ in range(300):
+        data = bytearray(WHOLE)
+        data[generator.integers(len(data))] = generator.integers(256)
+        damaged.append(bytes(data))
+    tracemalloc.start()
+    try:
+        for data in damaged:
+            path.write_bytes(data)
+            try:
+                assert sum(value.nbytes for value in read_weights(path).values()) <= len(data)
+            except ValueError as error:
+                check_refused(path, error)
+                refused += 1
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+    assert len(WHOLE) < refused < len(damaged)
+
+
+def test_a_file_is_whole_or_not_written(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"older")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_safetensors(path, tensors(), {})
+    assert path.read_bytes() == b"older"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("module", ["safetensors", "safetensors.numpy", "huggingface_hub"])
+def test_extras_that_are_not_installed(tmp_path, monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    calls = {
+        "safetensors": lambda: read_weights(tmp_path / "file.safetensors"),
+        "safetensors.numpy": lambda: write_safetensors(tmp_path / "file.safetensors", {}, {}),
+        "huggingface_hub": lambda: read_weights("hf://timm/resnet50.tv_in1k"),
     }
-    check_equal(read(tmp_path, file.getvalue()), expected)
+    package, extra = module.split(".")[0], "hub" if module == "huggingface_hub" else "export"
+    with pytest.raises(ImportError, match=rf"^no {package}: pip install 'dh2l_jax\[{extra}\]'$"):
+        calls[module]()
 
 
-@every_format
-def test_torch_reads_what_these_tests_write(tmp_path, maker):
-    torch = pytest.importorskip("torch")
-    (tmp_path / "weights.pth").write_bytes(maker(state_dict()))
-    state = torch.load(tmp_path / "weights.pth", weights_only=False)
-    assert list(state) == list(state_dict())
-    for name, value in state_dict().items():
-        theirs = state[name].detach()
-        theirs = theirs.view(torch.uint8) if theirs.numel() and theirs.ndim else theirs
-        assert tuple(state[name].shape) == value.shape
-        assert theirs.numpy().tobytes() == value.tobytes()
+# The Hub.
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "hf://",
+        "hf:timm/resnet50",
+        "hf://resnet50",
+        "hf://a/b/c",
+        "hf://a/b@",
+        "hf://a/../b",
+    ],
+)
+def test_addresses_that_are_none(address):
+    with pytest.raises(ValueError, match="expected hf://OWNER/NAME or hf://OWNER/NAME@REVISION, f"):
+        read_weights(address)
+
+
+@pytest.mark.parametrize("name", ["resnetblur50.bt_in1k", "resnet50d.ra2_in1k", "vit_base"])
+def test_other_networks_of_timm(name):
+    """Of resnetblur50, names and shapes are those of resnet50."""
+    with pytest.raises(ValueError, match="unknown network"):
+        read_weights(f"hf://timm/{name}")
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Serves what a repository of the Hub does: HEAD and GET of one file, at two revisions."""
+
+    log_message = staticmethod(lambda *_: None)
+
+    def do_HEAD(self, body=False):  # noqa: D102
+        self.server.requests.append((self.path, dict(self.headers)))
+        data = self.server.files.get(self.path)
+        self.send_response(200 if data else 404)
+        if data:
+            self.send_header("ETag", f'"{len(data)}"')
+            self.send_header("X-Repo-Commit", f"{len(data):040x}")
+        else:
+            self.send_header("X-Error-Code", "RepoNotFound")
+        self.send_header("Content-Length", str(len(data or b"")))
+        self.end_headers()
+        if body and data:
+            self.wfile.write(data)
+
+    do_GET = functools.partialmethod(do_HEAD, body=True)
+
+
+@pytest.fixture
+def hub():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.requests, server.files = [], {}
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def from_hub(tmp_path, hub, address, **variables):
+    """The sum of a tensor "a" of the Hub, or the error, from a process of its own."""
+    script = (
+        "import sys; from dh2l_jax.models.weights.formats import read_weights\n"
+        "try: print(read_weights(sys.argv[1])['a'].sum())\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    settings = {
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_address[1]}",
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_TOKEN": "secret",
+        "JAX_PLATFORMS": "cpu",
+    }
+    found = subprocess.run(
+        [sys.executable, "-c", script, address],
+        env={**os.environ, **settings, **variables},
+        capture_output=True,
+        text=True,
+    )
+    return found.stdout
+
+
+def test_files_of_the_hub(tmp_path, hub):
+    address = "hf://timm/resnet50.tv_in1k"
+    for revision, value in (("main", 1), ("v2", 2)):
+        path = f"/timm/resnet50.tv_in1k/resolve/{revision}/model.safetensors"
+        hub.files[path] = save({"a": np.full(3 * value, value, np.float32)})
+    assert from_hub(tmp_path, hub, address) == "3.0\n"
+    assert from_hub(tmp_path, hub, f"{address}@v2") == "12.0\n"
+    # One file at each revision is all that is asked for, and no token is sent.
+    assert {path for path, _ in hub.requests} == set(hub.files)
+    for _, headers in hub.requests:
+        assert "secret" not in str(headers)
+        assert "torch" not in str(headers)
+    # What has been downloaded is there without the network too.
+    assert from_hub(tmp_path, hub, address, HF_HUB_OFFLINE="1") == "3.0\n"
+
+
+@pytest.mark.parametrize(
+    ("where", "reason"),
+    [
+        ({}, "404"),
+        ({"HF_HUB_OFFLINE": "1"}, "cannot find the requested files in the local cache"),
+        # The Hub's own client tries again for 23 seconds.
+        pytest.param({"HF_ENDPOINT": "http://127.0.0.1:9"}, "connection", marks=pytest.mark.slow),
+    ],
+)
+def test_what_the_hub_does_not_give(tmp_path, hub, where, reason):
+    line = from_hub(tmp_path, hub, "hf://timm/resnet18.tv_in1k", **where)
+    assert line.startswith("OSError hf://timm/resnet18.tv_in1k: not downloaded: ")
+    assert reason in line
+    assert line.count("\n") == 1
+
+
+def test_a_damaged_file_of_the_hub(tmp_path, hub):
+    hub.files["/a/b/resolve/main/model.safetensors"] = b"<html>"
+    line = from_hub(tmp_path, hub, "hf://a/b")
+    assert "model.safetensors: no safetensors file, or damaged: " in line
+    assert line.count("\n") == 1
+
+
+def test_what_is_written_is_read_by_safetensors(tmp_path):
+    path = write_safetensors(tmp_path / "file.safetensors", {"a": np.arange(3.0)}, {})
+    np.testing.assert_array_equal(load_file(path)["a"], np.arange(3.0))
