@@ -12,7 +12,7 @@ from dh2l_jax.training.host.signals import Stop, Stopped, stop_requests
 
 CHILD = """
 import sys, time
-from dh2l_jax.training.signals import stop_requests
+from dh2l_jax.training.host.signals import stop_requests
 with stop_requests() as stop:
     print("ready", flush=True)
     while stop.signal is None:
