@@ -75,13 +75,10 @@ def hierarchical(
         levels = sphere_levels(levels, hierarchy)
     _check_levels(levels, hierarchy)
     weights, active = _level_weights(weight, hierarchy), _checked_constraints(constraints)
-    present = None
-    if where is not None:
-        leaves = mask(where, (hierarchy.num_classes,), "one entry a class")
-        present = fold_up(leaves, hierarchy, jax.ops.segment_max)
+    present = _nodes_present(where, hierarchy)
     terms, value = {}, jnp.zeros(())
     for number, level in enumerate(levels, 1):
-        nodes, groups = (None, None) if present is None else (present[number], present[number - 1])
+        nodes, groups = present[number], present[number - 1]
         if level.vectors is not None:
             terms[f"R_p/{number}"] = group_energy(
                 level.vectors,
@@ -103,10 +100,18 @@ def hierarchical(
             levels, hierarchy, present=present, outer_radius=outer_radius
         )
         for key, (quantity, counts) in quantities.items():
-            if weight_k := active.get(key.split("/")[0]):
+            if key[:2] in active:
                 terms[key] = hinge(quantity, where=counts)
-                value += weight_k * terms[key]
+                value += active[key[:2]] * terms[key]
     return value, terms
+
+
+def _nodes_present(where: ArrayLike | None, hierarchy: Hierarchy) -> Sequence[jax.Array | None]:
+    """For each level 0..L the nodes above a present class; None where all are present."""
+    if where is None:
+        return [None] * (hierarchy.num_levels + 1)
+    classes = mask(where, (hierarchy.num_classes,), "one entry a class")
+    return fold_up(classes, hierarchy, jax.ops.segment_max)
 
 
 def _check_levels(levels: Sequence[Level], hierarchy: Hierarchy) -> None:
