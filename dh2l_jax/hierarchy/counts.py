@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from dh2l_jax.checks import as_float, integers, mask
+from dh2l_jax.hierarchy.fold import fold_up
 from dh2l_jax.hierarchy.tree import Hierarchy
 
 __all__ = ["RANKS", "Counts", "count"]
@@ -168,12 +169,7 @@ def _inner_choices(
 
 def _probabilities(logits: jax.Array, hierarchy: Hierarchy) -> list[jax.Array]:
     """For each inner level the (size, b) probabilities of its nodes, up to a factor an image."""
-    mass, levels = jnp.exp(logits - jnp.max(logits, axis=1, keepdims=True)).T, []
-    for level in range(hierarchy.num_levels, 1, -1):
-        parents, size = hierarchy.parents(level), hierarchy.size(level - 1)
-        mass = jax.ops.segment_sum(mass, parents, num_segments=size)
-        levels.append(mass)
-    return levels[::-1]
+    return fold_up(jnp.exp(logits - jnp.max(logits, axis=1, keepdims=True)).T, hierarchy)[1:-1]
 
 
 def _path_sets(

@@ -109,7 +109,7 @@ def constraint_values(
     levels: Sequence[Level],
     hierarchy: Hierarchy,
     *,
-    present: Sequence[jax.Array] | None = None,
+    present: Sequence[jax.Array | None] | None = None,
     outer_radius: float = 1.0,
 ) -> dict[str, tuple[jax.Array, jax.Array | None]]:
     """The quantities C1–C3 of every level that has spheres, with the mask of those that count.

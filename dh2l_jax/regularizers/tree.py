@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 from dh2l_jax.checks import mask, unknown_name
 from dh2l_jax.hierarchy import Hierarchy
+from dh2l_jax.hierarchy.fold import fold_up
 from dh2l_jax.metrics import MetricLike
 from dh2l_jax.regularizers.constraints import CONSTRAINTS, constraint_values, hinge
 from dh2l_jax.regularizers.energies import center_energy, group_energy
@@ -73,11 +74,11 @@ def hierarchical(
     if isinstance(levels, Mapping):
         levels = sphere_levels(levels, hierarchy)
     _check_levels(levels, hierarchy)
-    weights = _level_weights(weight, hierarchy)
-    present = None if where is None else _nodes_present(hierarchy, where)
+    weights, active = _level_weights(weight, hierarchy), _checked_constraints(constraints)
+    present = _nodes_present(where, hierarchy)
     terms, value = {}, jnp.zeros(())
     for number, level in enumerate(levels, 1):
-        nodes, groups = (None, None) if present is None else (present[number], present[number - 1])
+        nodes, groups = present[number], present[number - 1]
         if level.vectors is not None:
             terms[f"R_p/{number}"] = group_energy(
                 level.vectors,
@@ -94,25 +95,23 @@ def hierarchical(
                 level.center, metric, groups=siblings, where=groups, max_present=max_present
             )
             value += weights[number] * terms[f"R_c/{number}"]
-    active = _checked_constraints(constraints)
     if active:
         quantities = constraint_values(
             levels, hierarchy, present=present, outer_radius=outer_radius
         )
-        for key, (quantity, mask) in quantities.items():
-            if weight_k := active.get(key.split("/")[0]):
-                terms[key] = hinge(quantity, where=mask)
-                value += weight_k * terms[key]
+        for key, (quantity, counts) in quantities.items():
+            if key[:2] in active:
+                terms[key] = hinge(quantity, where=counts)
+                value += active[key[:2]] * terms[key]
     return value, terms
 
 
-def _nodes_present(hierarchy: Hierarchy, where: ArrayLike) -> list[jax.Array]:
-    """For each level 0..L the nodes above a present class."""
-    present = [mask(where, (hierarchy.num_classes,), "one entry a class")]
-    for level in range(hierarchy.num_levels, 0, -1):
-        above = jnp.zeros(hierarchy.size(level - 1), bool)
-        present.append(above.at[hierarchy.parents(level)].max(present[-1]))
-    return present[::-1]
+def _nodes_present(where: ArrayLike | None, hierarchy: Hierarchy) -> Sequence[jax.Array | None]:
+    """For each level 0..L the nodes above a present class; None where all are present."""
+    if where is None:
+        return [None] * (hierarchy.num_levels + 1)
+    classes = mask(where, (hierarchy.num_classes,), "one entry a class")
+    return fold_up(classes, hierarchy, jax.ops.segment_max)
 
 
 def _check_levels(levels: Sequence[Level], hierarchy: Hierarchy) -> None:

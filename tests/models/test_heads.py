@@ -156,38 +156,44 @@ def test_factoring_preconditions_sgd_by_identity_plus_ones():
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(x @ W.T, labels))
 
     same_group = tree.adjacency(2) @ tree.adjacency(2).T  # 11ᵀ within each group
-    gradients = jax.grad(cross_entropy(head, x, labels))(params)
+    gradients = jax.jit(jax.grad(cross_entropy(head, x, labels)))(params)
     moved = dense_kernel(jax.tree.map(lambda p, g: p - 0.1 * g, params, gradients), tree).T
-    expected = W - 0.1 * (jnp.eye(6) + same_group) @ jax.grad(plain)(W)
+    expected = W - 0.1 * (jnp.eye(6) + same_group) @ jax.jit(jax.grad(plain))(W)
     chex.assert_trees_all_close(moved, expected, atol=1e-6)
 
 
+def kernel_of(tree, **options):
+    return dense_kernel(init(HierarchicalHead(TREES["two"])), tree, **options)
+
+
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("call", "message"),
     [
-        ({"center": "fre"}, "unknown center 'fre': did you mean 'free'"),
-        ({"logits": "relativ"}, "unknown logits 'relativ': did you mean 'relative'"),
+        (
+            lambda: HierarchicalHead(TREES["two"], center="fre"),
+            "unknown center 'fre': did you mean 'free'",
+        ),
+        (
+            lambda: HierarchicalHead(TREES["two"], logits="relativ"),
+            "unknown logits 'relativ': did you mean 'relative'",
+        ),
+        (
+            lambda: kernel_of(Hierarchy.two_level([0, 0, 1, 2, 2, 2, 2])),
+            r"'surface_2' must have shape \(7, 8\), found \(6, 8\)",
+        ),
+        (lambda: kernel_of(TREES["two"], center="epsilon"), "epsilon centres need 'surface_1'"),
+        (
+            lambda: kernel_of(Hierarchy.from_parents(([0], [0]))),
+            "expected the leaves' vectors 'surface_3'",
+        ),
+        (
+            lambda: models.create("resnet20x", num_classes=10),
+            "unknown model 'resnet20x': did you mean 'resnet20'",
+        ),
+        (lambda: models.create("resnet20"), "expected one of hierarchy and num_classes"),
+        (lambda: models.create("resnet20", num_classes=0), "num_classes must be ≥ 1, found 0"),
     ],
 )
-def test_unknown_options_name_the_nearest(options, message):
+def test_what_does_not_fit_is_named(call, message):
     with pytest.raises(ValueError, match=message):
-        HierarchicalHead(TREES["two"], **options)
-
-
-def test_parameters_that_do_not_fit_are_named():
-    params = init(HierarchicalHead(TREES["two"]))
-    with pytest.raises(ValueError, match=r"'surface_2' must have shape \(7, 8\), found \(6, 8\)"):
-        dense_kernel(params, Hierarchy.two_level([0, 0, 1, 2, 2, 2, 2]))
-    with pytest.raises(ValueError, match="epsilon centres need 'surface_1'"):
-        dense_kernel(params, TREES["two"], center="epsilon")
-    with pytest.raises(ValueError, match="expected the leaves' vectors 'surface_3'"):
-        dense_kernel(params, Hierarchy.from_parents(([0], [0])))
-
-
-def test_create_refuses_what_it_does_not_know():
-    with pytest.raises(ValueError, match="unknown model 'resnet20x': did you mean 'resnet20'"):
-        models.create("resnet20x", num_classes=10)
-    with pytest.raises(ValueError, match="expected one of hierarchy and num_classes"):
-        models.create("resnet20")
-    with pytest.raises(ValueError, match="num_classes must be ≥ 1, found 0"):
-        models.create("resnet20", num_classes=0)
+        call()

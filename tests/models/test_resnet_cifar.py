@@ -98,8 +98,13 @@ def test_output_shapes(shape):
     model = make(8, 7)
     variables = init(model, shape)
     images = jax.random.normal(jax.random.key(1), shape)
-    logits, _ = run(model, variables, images, train=False)
-    features = jax.jit(lambda v, x: model.apply(v, x, False, method="features"))(variables, images)
+
+    @jax.jit
+    def both(variables, x):
+        features = model.apply(variables, x, train=False, method="features")
+        return model.apply(variables, x, train=False), features
+
+    logits, features = both(variables, images)
     assert logits.shape == (shape[0], 7)
     assert features.shape == (shape[0], 64)
     np.testing.assert_allclose(
@@ -198,25 +203,26 @@ def test_all_convolutions_pass_through_the_seam(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("depth", "nearest"), [(21, 20), (18, 20), (0, 8), (-5, 8), (2, 8), (100, 98)]
+    ("call", "message"),
+    [
+        *(
+            (lambda depth=depth: make(depth), rf"6n\+2.*got {depth}; nearest: {nearest}$")
+            for depth, nearest in [(21, 20), (18, 20), (0, 8), (-5, 8), (2, 8), (100, 98)]
+        ),
+        *(
+            (
+                lambda name=name: make(shortcut=name),
+                f"shortcut.*got '{name}'; nearest: '{nearest}'$",
+            )
+            for name, nearest in [("a", "A"), ("b", "B"), ("option B", "B"), ("C", "[AB]")]
+        ),
+        (lambda: shapes(make(), (1, 7, 32, 3)), "images must have shape"),
+        (lambda: shapes(make(), (32, 32, 3)), "images must have shape"),
+    ],
 )
-def test_bad_depth(depth, nearest):
-    with pytest.raises(ValueError, match=rf"6n\+2.*got {depth}; nearest: {nearest}$"):
-        make(depth)
-
-
-@pytest.mark.parametrize(
-    ("shortcut", "nearest"), [("a", "A"), ("b", "B"), ("option B", "B"), ("C", "[AB]")]
-)
-def test_bad_shortcut(shortcut, nearest):
-    with pytest.raises(ValueError, match=f"shortcut.*got '{shortcut}'; nearest: '{nearest}'$"):
-        make(shortcut=shortcut)
-
-
-@pytest.mark.parametrize("shape", [(1, 7, 32, 3), (32, 32, 3)])
-def test_bad_images(shape):
-    with pytest.raises(ValueError, match="images must have shape"):
-        shapes(make(), shape)
+def test_what_does_not_fit_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def test_bfloat16_keeps_float32_where_it_matters():

@@ -1,6 +1,5 @@
 """C1, C2, C3 and the hinge against the oracle, and the geometry behind them."""
 
-import chex
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -23,23 +22,21 @@ def simplex(n, distance=1.0):
 def test_against_the_oracle():
     r = np.random.default_rng(0)
     C, outer, inner = r.normal(size=(5, 3)), r.uniform(1, 3, 5), r.uniform(0, 2, 5)
-    offset = np.linalg.norm(C, axis=1)
-    C32, outer32, inner32, offset32 = (np.float32(x) for x in (C, outer, inner, offset))
-    chex.assert_trees_all_close(
-        dh2l.radius_order(outer32, inner32),
-        np.float32(oracle_tree.constraint_1(outer, inner)),
-        atol=1e-6,
-    )
-    chex.assert_trees_all_close(
-        dh2l.containment(outer32, offset32, inner32),
-        np.float32(oracle_tree.constraint_2(outer, C, inner)),
-        atol=1e-6,
-    )
-    for groups in (None, [0, 1, 0, 0, 1], [0, 1, 2, 3, 4]):
-        expected = oracle_tree.constraint_3(C, inner, groups)
-        actual = dh2l.margin(C32, inner32, groups)
-        np.testing.assert_allclose(actual, expected, atol=2e-6)
-        np.testing.assert_allclose(dh2l.hinge(actual), oracle_tree.hinge(expected), atol=2e-6)
+    siblings = (None, [0, 1, 0, 0, 1], [0, 1, 2, 3, 4])
+
+    @jax.jit
+    def found(C, offset, outer, inner):
+        pairs = [dh2l.margin(C, inner, groups) for groups in siblings]
+        own = [dh2l.radius_order(outer, inner), dh2l.containment(outer, offset, inner)]
+        return own + pairs, [dh2l.hinge(values) for values in pairs]
+
+    pairs = [oracle_tree.constraint_3(C, inner, groups) for groups in siblings]
+    own = [oracle_tree.constraint_1(outer, inner), oracle_tree.constraint_2(outer, C, inner)]
+    arrays = (np.float32(x) for x in (C, np.linalg.norm(C, axis=1), outer, inner))
+    expected = own + pairs, [oracle_tree.hinge(values) for values in pairs]
+    for actual, exact in zip(found(*arrays), expected, strict=True):
+        for values, oracle_values in zip(actual, exact, strict=True):
+            np.testing.assert_allclose(values, oracle_values, atol=2e-6)
 
 
 @hypothesis.given(outer=radius, offset=radius, inner=radius)
@@ -71,45 +68,42 @@ def test_both_hold_up_to_the_feasible_ratio(n, bound):
     if n > 20:
         return
     r = np.full(n, limit, np.float32)
-    contained = dh2l.containment(1.0, jnp.full(n, 1 - limit, jnp.float32), r)
-    apart = dh2l.margin(simplex(n, 1 - limit), r)
+    both = jax.jit(lambda C, d, r: (dh2l.containment(1.0, d, r), dh2l.margin(C, r)))
+    contained, apart = both(simplex(n, 1 - limit), np.full(n, 1 - limit, np.float32), r)
     np.testing.assert_allclose(contained, 0, atol=1e-6)
     np.testing.assert_allclose(apart, 0, atol=1e-5)
     for distance in np.linspace(0, 1, 21):  # a larger radius fails wherever the centres are
-        larger = r + 0.01
-        c2 = dh2l.containment(1.0, jnp.full(n, distance, jnp.float32), larger)
-        c3 = dh2l.margin(simplex(n, distance), larger)
+        c2, c3 = both(simplex(n, distance), np.full(n, distance, np.float32), r + 0.01)
         assert min(c2.min(), c3.min()) < 0
 
 
-def test_hinge():
-    C = jnp.float32([-1.0, 3.0, -0.5, 0.0])
-    assert dh2l.hinge(C) == 0.375
-    assert dh2l.hinge(C, where=jnp.array([True, False, False, True])) == 0.5
-    assert dh2l.hinge(jnp.zeros(0)) == 0
-    assert dh2l.hinge(C, where=jnp.zeros(4, bool)) == 0
-    np.testing.assert_allclose(jax.grad(dh2l.hinge)(C)[:3], [-0.25, 0, -0.25])
+HINGES = [
+    ([-1.0, 3.0, -0.5, 0.0], None, 0.375, (0.5, 1)),
+    ([-1.0, 3.0, -0.5, 0.0], [True, False, False, True], 0.5, (0.5, 1)),
+    ([-1.0, 3.0, -0.5, 0.0], [False] * 4, 0, (1, 0)),
+    ([-1.0, np.nan], [True, False], 1, (0, 1)),
+    ([2.0, 3.0], None, 0, (1, 0)),
+    ([], None, 0, (1, 0)),
+]
 
 
-def test_a_masked_hinge_looks_away_from_nan():
-    C, where = jnp.float32([-1.0, jnp.nan]), jnp.array([True, False])
-    value, gradient = jax.value_and_grad(lambda x: dh2l.hinge(x, where=where))(C)
-    assert value == 1
-    np.testing.assert_array_equal(gradient, [-1, 0])
-
-
-def test_satisfaction():
-    fraction, worst = dh2l.satisfaction(jnp.float32([-1.0, 3.0, -0.5, 0.0]))
-    assert (fraction, worst) == (0.5, 1)
-    fraction, worst = dh2l.satisfaction(jnp.float32([2.0, 3.0]))
-    assert (fraction, worst) == (1, 0)
-    fraction, worst = dh2l.satisfaction(jnp.zeros(0))
-    assert (fraction, worst) == (1, 0)
+@pytest.mark.parametrize(("C", "where", "mean", "satisfied"), HINGES)
+def test_hinge_and_satisfaction(C, where, mean, satisfied):
+    C = np.array(C, np.float32)
+    where = None if where is None else np.array(where)
+    value, gradient = jax.jit(jax.value_and_grad(lambda x: dh2l.hinge(x, where=where)))(C)
+    assert value == mean
+    counted = np.ones(len(C), bool) if where is None else where
+    negative = counted & (C < 0)
+    np.testing.assert_allclose(
+        gradient[C != 0], np.where(negative, -1 / max(counted.sum(), 1), 0)[C != 0]
+    )
+    assert jax.jit(lambda x: dh2l.satisfaction(x, where=where))(C) == satisfied
 
 
 def test_coinciding_centres_have_a_finite_gradient():
-    C = jnp.ones((3, 2))
-    value, gradient = jax.value_and_grad(lambda x: dh2l.hinge(dh2l.margin(x, jnp.ones(3))))(C)
+    fn = jax.jit(jax.value_and_grad(lambda x: dh2l.hinge(dh2l.margin(x, np.ones(3)))))
+    value, gradient = fn(np.ones((3, 2), np.float32))
     assert value == 2
     assert np.isfinite(gradient).all()
 
