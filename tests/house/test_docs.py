@@ -8,8 +8,10 @@ import pkgutil
 import re
 import shlex
 from contextlib import redirect_stdout
+from itertools import pairwise
 from pathlib import Path
 
+import jax
 import pytest
 
 import dh2l_jax
@@ -39,3 +41,63 @@ def test_code_of_a_page_prints_what_it_says(name, tmp_path, monkeypatch):
         with redirect_stdout(printed):
             exec(compile(code, name, "exec"), namespace)
         assert printed.getvalue() == expected, code
+
+
+def test_commands_of_the_pages_have_options_that_exist():
+    options = dict(flat(Config()))
+    for name, text in TEXTS.items():
+        for words in _commands(text):
+            settings = [value for word, value in pairwise(words) if word == "--set"]
+            named = [(word[2:], value) for word, value in pairwise(words) if word[2:] in options]
+            for assignment in (*settings, *(f"{key}={value}" for key, value in named)):
+                override(Config(), assignment)
+            unknown = {word for word in words if re.match(r"--\w+\.", word)}
+            assert unknown <= {f"--{key}" for key in options}, (name, words)
+
+
+def test_readme_has_its_two_commands_and_is_short():
+    for command in ("pip install -e . && python train.py", "pip install -e '.[test]' && pytest"):
+        assert f"```bash\n{command}\n```" in TEXTS["README.md"]
+    assert TEXTS["README.md"].count("\n") <= 140
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_that_a_page_names_exist(name):
+    for path in re.findall(r"`((?:dh2l_jax|tests|docs|configs|benchmarks)/[\w/.]+)`", TEXTS[name]):
+        assert (ROOT / path).exists(), path
+    for link in re.findall(r"\]\(([\w./]+)(?:#[\w.-]+)?\)", TEXTS[name]):
+        assert ((ROOT / name).parent / link).exists(), link
+
+
+def test_page_of_options_lists_every_one_with_a_sentence():
+    page = _script("docs/hooks.py").on_page_markdown(TEXTS["docs/guide/options.md"])
+    rows = {
+        row[0]: row[1:] for row in re.findall(r"^\| `(\S+)` \|(.*)\|(.*)\| (.+) \|$", page, re.M)
+    }
+    assert rows.keys() == dict(flat(Config())).keys()
+    assert rows["optim.lr"] == (" number > 0 ", " `0.1` ", "highest learning rate.")
+
+
+def test_pictures_are_drawn_and_show_what_they_say(tmp_path):
+    for name in ("spheres", "profiles"):
+        script = _script(f"docs/img/{name}.py")
+        assert script.main(tmp_path).read_text("utf-8").startswith("<?xml")
+        assert (ROOT / f"docs/img/{name}.svg").stat().st_size < 150_000
+    spheres = _script("docs/img/spheres.py")
+    before = spheres.start()
+    assert spheres.nearest(before) < 5 < 65 < spheres.nearest(jax.jit(spheres.descend)(before))
+
+
+def _commands(text: str) -> list[list[str]]:
+    """The words of every command of ours in the bash blocks of a page."""
+    lines = "\n".join(BASH.findall(text)).replace("\\\n", " ").splitlines()
+    commands = [shlex.split(line, comments=True) for line in lines]
+    return [words for words in commands if "dh2l" in words or "train.py" in words]
+
+
+def _script(path: str):
+    """A script that lies outside of the package, as a module."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
