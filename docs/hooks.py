@@ -1,10 +1,10 @@
 """For mkdocs: what a page takes from the code, so that it can't be out of date."""
 
 import dataclasses
-import re
 from pathlib import Path
 
 from dh2l_jax.training.config import Config
+from dh2l_jax.training.config.options import sentences, text_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,19 +24,12 @@ def options(section: type, prefix: str = "") -> str:
         if field.default is dataclasses.MISSING:
             inner.append(options(type(field.default_factory()), f"{field.name}."))
         else:
-            default = f"`{_shown(field.default)}`" if field.default != "" else ""
+            default = f"`{text_of(field.default)}`" if field.default != "" else ""
             rows.append(
                 f"| `{prefix}{field.name}` | {_values(field)} | {default} | {about[field.name]} |"
             )
     title = f"## `{prefix.rstrip('.')}`" if prefix else "## The run"
     return "\n\n".join([title, head, "\n".join(rows), *inner])
-
-
-def sentences(section: type) -> dict[str, str]:
-    """{option: what the docstring of its section says of it}."""
-    _, _, attributes = section.__doc__.partition("Attributes:\n")
-    items = re.findall(r"^ {6}(\w+): (.*(?:\n {8}.*)*)", attributes, re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in items}
 
 
 def _values(field: dataclasses.Field) -> str:
@@ -49,10 +42,3 @@ def _values(field: dataclasses.Field) -> str:
     bounds = [f"{sign} {rule[key]:,}" for key, sign in signs.items() if key in rule]
     several = "s" if field.type.startswith("tuple") else ""
     return " ".join([names[kind] + several, ", ".join(bounds)]).strip()
-
-
-def _shown(value: object) -> str:
-    """As the command line takes it."""
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
