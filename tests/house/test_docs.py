@@ -13,9 +13,9 @@ from pathlib import Path
 
 import jax
 import pytest
-from dh2l_jax.commands import arguments, data, tables, train
 
 import dh2l_jax
+from dh2l_jax.commands import arguments, data, tables, train
 from dh2l_jax.training.config import Config
 from dh2l_jax.training.config.options import flat
 
