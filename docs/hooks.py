@@ -1,0 +1,44 @@
+"""For mkdocs: what a page takes from the code, so that it can't be out of date."""
+
+import dataclasses
+from pathlib import Path
+
+from dh2l_jax.training.config import Config
+from dh2l_jax.training.config.options import sentences, text_of
+
+ROOT = Path(__file__).parents[1]
+
+
+def on_page_markdown(markdown: str, **_) -> str:
+    """Fills in the table of options and the changelog."""
+    markdown = markdown.replace("<!-- options -->", options(Config))
+    return markdown.replace("<!-- changelog -->", (ROOT / "CHANGELOG.md").read_text("utf-8"))
+
+
+def options(section: type, prefix: str = "") -> str:
+    """A table of a section of the config, followed by those of the sections in it."""
+    head = section.__doc__.partition("\n    Attributes:")[0].strip()
+    rows = ["| option | values | default | |", "|---|---|---|---|"]
+    inner, about = [], sentences(section)
+    for field in dataclasses.fields(section):
+        if field.default is dataclasses.MISSING:
+            inner.append(options(type(field.default_factory()), f"{field.name}."))
+        else:
+            default = f"`{text_of(field.default)}`" if field.default != "" else ""
+            rows.append(
+                f"| `{prefix}{field.name}` | {_values(field)} | {default} | {about[field.name]} |"
+            )
+    title = f"## `{prefix.rstrip('.')}`" if prefix else "## The run"
+    return "\n\n".join([title, head, "\n".join(rows), *inner])
+
+
+def _values(field: dataclasses.Field) -> str:
+    """Its choices, or its type and the bounds of it."""
+    rule, kind = field.metadata, field.type.removeprefix("tuple[").partition(",")[0]
+    if "choices" in rule:
+        return ", ".join(f"`{choice}`" for choice in rule["choices"])
+    names = {"str": "text", "bool": "`true`, `false`", "int": "integer", "float": "number"}
+    signs = {"low": "≥", "above": ">", "high": "≤", "below": "<"}
+    bounds = [f"{sign} {rule[key]:,}" for key, sign in signs.items() if key in rule]
+    several = "s" if field.type.startswith("tuple") else ""
+    return " ".join([names[kind] + several, ", ".join(bounds)]).strip()

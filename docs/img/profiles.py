@@ -1,0 +1,65 @@
+"""Draws profiles.svg: energies of six metrics on the square of the two similarities.
+
+python docs/img/profiles.py [FOLDER]
+"""
+
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+import dh2l_jax as dh2l
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+
+GREY = "#7d8590"  # legible on white and on black
+NAMES = ("cosine", "d_h_bin", "d_am", "d_cos_hm", "d_am_cos", "n_euclidean2")
+SIDE = np.linspace(-1, 1, 41)
+
+
+def main(folder: Path) -> Path:
+    """Draws the picture into a folder; its path."""
+    c, h = np.meshgrid(SIDE, SIDE)
+    style = {
+        "font.size": 11,
+        "text.color": GREY,
+        "axes.edgecolor": GREY,
+        "axes.labelcolor": GREY,
+        "axes.titlecolor": GREY,
+        "xtick.color": GREY,
+        "ytick.color": GREY,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "profiles",
+    }
+    with matplotlib.rc_context(style):
+        figure, axes = plt.subplots(2, 3, figsize=(10, 6.4), sharex=True, sharey=True)
+        for panel, name in zip(axes.flat, NAMES, strict=True):
+            energy = np.array(dh2l.get_metric(name).energy(c, h))
+            top = min(float(energy.max()), 2.0)  # the last one rises to 50
+            levels = np.linspace(energy.min(), top, 9)
+            extent = (-1, 1, -1, 1)
+            kwargs = {"origin": "lower", "extent": extent, "cmap": "viridis", "vmax": top}
+            image = panel.imshow(energy, interpolation="bilinear", **kwargs)
+            panel.contour(
+                c, h, energy, levels=levels[1:-1], colors="white", linewidths=0.6, linestyles="-"
+            )
+            panel.set(title=name, xticks=(-1, 0, 1), yticks=(-1, 0, 1))
+            extend = "max" if energy.max() > top else "neither"
+            bar = figure.colorbar(image, ax=panel, shrink=0.85, extend=extend)
+            bar.ax.set_yticks(np.linspace(float(energy.min()), top, 3))
+            bar.ax.yaxis.set_major_formatter("{x:.2g}")
+        for panel in axes[-1]:
+            panel.set_xlabel("c: cosine")
+        for panel in axes[:, 0]:
+            panel.set_ylabel("h: agreement of signs")
+        figure.tight_layout()
+        path = folder / "profiles.svg"
+        figure.savefig(path, dpi=50, transparent=True, metadata={"Date": None})
+        plt.close(figure)
+    return path
+
+
+if __name__ == "__main__":
+    print(main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent))
