@@ -75,7 +75,7 @@ def hierarchical(
     _check_levels(levels, hierarchy)
     weights = _level_weights(weight, hierarchy)
     present = None if where is None else _nodes_present(hierarchy, where)
-    terms, value = {}, jnp.zeros(())
+    terms, value = {}, jnp.zeros((), _dtype(levels))
     for number, level in enumerate(levels, 1):
         nodes, groups = (None, None) if present is None else (present[number], present[number - 1])
         if level.vectors is not None:
@@ -113,6 +113,11 @@ def _nodes_present(hierarchy: Hierarchy, where: ArrayLike) -> list[jax.Array]:
         above = jnp.zeros(hierarchy.size(level - 1), bool)
         present.append(above.at[hierarchy.parents(level)].max(present[-1]))
     return present[::-1]
+
+
+def _dtype(levels: Sequence[Level]) -> jnp.dtype:
+    """Of the value: that of the arrays, at least float32."""
+    return jnp.result_type(jnp.float32, *(x for x in jax.tree.leaves(list(levels))))
 
 
 def _check_levels(levels: Sequence[Level], hierarchy: Hierarchy) -> None:
