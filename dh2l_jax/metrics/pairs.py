@@ -275,8 +275,8 @@ def stacked_energy(
         count, n = W.shape[:2]
         if 1 < n < SPLIT_FROM and isinstance(_plan(metric, n, method, half_space).way, Dense):
             small.append(W)
-            opposites = energy_of_opposites(metric, W.dtype) / (2 * n - 1)
-            total += count * opposites if half_space else 0
+            if half_space:
+                total += count * energy_of_opposites(metric, W.dtype) / (2 * n - 1)
         else:
             total += jnp.sum(jax.vmap(of_each)(W))
     if not small:

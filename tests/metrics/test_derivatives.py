@@ -84,6 +84,16 @@ def test_every_way(name, method, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("name", ["d_h_bin", "d_h_ter", "d_am_cos_prime", "d_am_cos"])
+def test_entries_that_are_exactly_zero(name):
+    W = rows(7, N, D) * (np.arange(N)[:, None] != np.arange(D))
+    check(
+        functools.partial(dh2l.mean_energy, metric=name),
+        functools.partial(definition, metric=name),
+        W,
+    )
+
+
 @pytest.mark.parametrize("name", ["d_h_ter", "d_cos_hm"])
 def test_a_dead_zone(name):
     metric = dh2l.get_metric(name, code="ternary", threshold=0.7)

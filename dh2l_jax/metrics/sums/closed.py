@@ -27,6 +27,7 @@ from dh2l_jax.metrics.blocks import (
 )
 from dh2l_jax.metrics.profile import Affine, Metric
 from dh2l_jax.metrics.similarity import code_length, encode
+from dh2l_jax.numerics import sign_through
 
 __all__ = ["Closed", "Linear", "linear", "with_affine"]
 
@@ -76,10 +77,25 @@ def _sum_of_products(metric: Metric, slopes: tuple[float, float], rows: Rows) ->
 def _sum(metric: Metric, slopes: tuple[float, float], rows: Rows) -> Cotangent:
     value, total, r = linear(metric, slopes, rows)
     W, b = rows.W, slopes[1]
-    S = encode(r[:, None] * W, metric.code) if b else jnp.zeros_like(W)
-    along = r * (product(W, total) - b * jnp.sum(W * S, axis=1))
+    # Signs are read off W, which is at hand, and have the slope of those of u.
+    S = sign_through(r[:, None] * W, encode(W, metric.code)) if b else jnp.zeros_like(W)
+    along = r * (product(W, total) - (b * _with_codes(W, S) if b else 0))
     # Very short vectors have an r² out of range, so r·along comes first.
     return value, r[:, None] * (total[None, :] - b * S - (r * along)[:, None] * W)
+
+
+@jax.custom_jvp
+def _with_codes(W: jax.Array, S: jax.Array) -> jax.Array:
+    """w·s = Σ|w|, (n,), written so that XLA keeps no |W| for this sum and the norm's maximum."""
+    del S
+    return jnp.sum(jnp.maximum(W, -W), axis=1)
+
+
+@_with_codes.defjvp
+def _with_codes_jvp(primals, tangents):
+    # Codes change along u's own sphere, so w·ds is 0.
+    W, S = primals
+    return _with_codes(W, S), jnp.sum(S * tangents[0], axis=1)
 
 
 class Linear(NamedTuple):
@@ -113,7 +129,8 @@ def _sum_of_codes(metric: Metric, rows: Rows) -> tuple[jax.Array, jax.Array]:
     def step(sums, start, own):
         W, r, present = (lax.dynamic_slice_in_dim(X, start, own.shape[0]) for X in rows)
         present &= own
-        S = jnp.where(present[:, None], encode(r[:, None] * W, metric.code), 0)
+        S = sign_through(r[:, None] * W, encode(W, metric.code))
+        S = jnp.where(present[:, None], S, 0)
         binary = metric.code == "binary"
         squares = d * jnp.sum(present, dtype=W.dtype) if binary else jnp.sum(S * S)
         return sums[0] + jnp.sum(S, axis=0), sums[1] + squares

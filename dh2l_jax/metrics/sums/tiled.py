@@ -45,6 +45,7 @@ from dh2l_jax.metrics.blocks import (
 from dh2l_jax.metrics.profile import Affine, Metric
 from dh2l_jax.metrics.similarity import code_length, encode
 from dh2l_jax.metrics.sums.closed import linear
+from dh2l_jax.numerics import sign_through
 
 __all__ = ["Tiled", "cross_cotangents", "tiled_cotangent", "tiled_pull"]
 
@@ -88,7 +89,7 @@ class Tiled:
 
         def more(start: Start) -> jax.Array:
             W, present = (lax.dynamic_slice_in_dim(X, start, block) for X in (rows.W, r))
-            S = slopes[1] * encode(present[:, None] * W, metric.code)
+            S = slopes[1] * sign_through(present[:, None] * W, encode(W, metric.code))
             return jnp.where(present[:, None] > 0, sums[None, :] - S, 0)
 
         return total + value, tiled_pull(block, rows, dU, more)
