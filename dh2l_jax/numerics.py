@@ -1,4 +1,4 @@
-"""Signs, norms and angles with derivatives that stay finite. Every custom derivative lives here."""
+"""Signs, norms and angles with derivatives that stay finite."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ __all__ = [
     "safe_norm",
     "safe_normalize",
     "safe_sqrt",
+    "sign_through",
     "sin_pi",
     "snap",
     "straight_through",
@@ -61,6 +62,19 @@ def _straight_through_bwd(passes: jax.Array, g: jax.Array) -> tuple[jax.Array, j
 straight_through.defvjp(_straight_through_fwd, _straight_through_bwd)
 
 
+@jax.custom_jvp
+def sign_through(x: jax.Array, code: jax.Array) -> jax.Array:
+    """`straight_through` with every derivative: slope 1 where |x| ≤ 1, second derivative 0."""
+    del x
+    return code
+
+
+@sign_through.defjvp
+def sign_through_jvp(primals, tangents):
+    x, code = primals
+    return sign_through(x, code), jnp.where(jnp.abs(x) <= 1, tangents[0], 0)
+
+
 def binary_sign(x: ArrayLike) -> jax.Array:
     """Sign in {−1, +1} with sign(0) = +1 and a saturated straight-through gradient.
 
@@ -76,7 +90,7 @@ def binary_sign(x: ArrayLike) -> jax.Array:
     Reference: DH²L, Eq. (7).
     """
     x = as_float(x)
-    return straight_through(x, jnp.where(x >= 0, 1, jnp.where(x < 0, -1, x)).astype(x.dtype))
+    return sign_through(x, jnp.where(x >= 0, 1, jnp.where(x < 0, -1, x)).astype(x.dtype))
 
 
 def ternary_sign(x: ArrayLike, threshold: float = 0.0) -> jax.Array:
@@ -102,7 +116,7 @@ def ternary_sign(x: ArrayLike, threshold: float = 0.0) -> jax.Array:
     x = as_float(x)
     size = jnp.abs(x)
     dead = threshold * jnp.mean(size, axis=-1 if x.ndim else None, keepdims=True)
-    return straight_through(x, jnp.where(size <= dead, 0, jnp.sign(x)).astype(x.dtype))
+    return sign_through(x, jnp.where(size <= dead, 0, jnp.sign(x)).astype(x.dtype))
 
 
 def _scale(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:

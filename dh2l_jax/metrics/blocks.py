@@ -1,8 +1,11 @@
 """Blocks of rows: their similarities, a profile with its slopes, and the way back to the rows.
 
-Every profile lives on two Gram matrices, U Uᵀ and S Sᵀ, so no sum builds an n×n×d tensor. The
-slopes are symmetric in the pair, so the gradient is one product per Gram matrix, formed in the
-forward pass without a tape.
+Idea. Every profile lives on two Gram matrices, U Uᵀ of unit vectors and S Sᵀ of their codes. Its
+slopes are symmetric in the pair, so the gradient is one product per Gram matrix, dc U + dh S / d,
+formed while the similarities are at hand: autodiff would keep them on a tape and multiply twice.
+Memory. No sum builds an n×n×d tensor, as vmap of a pair function does (1.25 GB for 200 × 2,048).
+Figure. Value and gradient of d_cos_hm take 0.38–0.52 of what PyTorch's autograd takes for the same
+products, 0.53–0.89 where JAX differentiates the two Gram matrices by itself.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from dh2l_jax.metrics.bits import code_products
 from dh2l_jax.metrics.profile import Metric, similarities_used
@@ -21,7 +25,9 @@ from dh2l_jax.metrics.similarity import code_length, encode
 from dh2l_jax.numerics import snap
 
 __all__ = [
+    "Cotangent",
     "Features",
+    "Rows",
     "Start",
     "add_rows",
     "all_pairs",
@@ -37,21 +43,17 @@ __all__ = [
     "pull_symmetric",
     "pull_to_rows",
     "pull_to_unit",
-    "scale_gradient",
-    "total_energy",
     "write_rows",
 ]
 
 T = TypeVar("T")
 Start = jax.Array | int
+Cotangent = tuple[jax.Array, jax.Array]  # of a sum: its value, and the gradient of its rows W
 
 
-def pair_count(where: jax.Array, *, half_space: bool = False) -> jax.Array:
-    """Number of pairs i < j of the rows of a (..., n) mask, as float32 of shape (...).
-
-    With `half_space`, of the 2n rows W ∪ −W.
-    """
-    n = jnp.sum(where, axis=-1, dtype=jnp.float32) * (2 if half_space else 1)
+def pair_count(where: jax.Array, dtype: DTypeLike, *, half_space: bool = False) -> jax.Array:
+    """Number of pairs i < j of the rows of an (n,) mask; with `half_space`, of the rows W ∪ −W."""
+    n = jnp.sum(where, dtype=dtype) * (2 if half_space else 1)
     return n * (n - 1) / 2
 
 
@@ -66,6 +68,20 @@ def off_diagonal(n: int) -> jax.Array:
 
 
 # Similarities, and the profile with its slopes.
+
+
+class Rows(NamedTuple):
+    """The rows of a sum, their norms measured once, at the door.
+
+    Attributes:
+      W: (n, d), 0 where a row takes no part.
+      r: (n,) their inverse norms; 0 for a zero row.
+      where: (n,) bool, the rows that take part.
+    """
+
+    W: jax.Array
+    r: jax.Array
+    where: jax.Array
 
 
 class Features(NamedTuple):
@@ -102,11 +118,6 @@ def product(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def _gram(a: jax.Array, b: jax.Array) -> jax.Array:
     return product(a, b.T)
-
-
-def total_energy(metric: Metric, c: jax.Array, h: jax.Array, weights: jax.Array) -> jax.Array:
-    """Σ weights·e; entries of weight 0 are never looked at."""
-    return jnp.sum(jnp.where(weights != 0, weights * metric.energy(c, h), 0))
 
 
 def energy_and_slopes(
@@ -149,12 +160,6 @@ def pull_to_rows(W: jax.Array, r: jax.Array, dU: jax.Array) -> jax.Array:
     """
     U = r[..., None] * W
     return r[..., None] * (dU - U * jnp.sum(U * dU, axis=-1, keepdims=True))
-
-
-def scale_gradient(*args):
-    """The backward pass of a sum whose forward pass has formed the gradient."""
-    *_, gradient, g = args
-    return jax.tree.map(lambda x: g * x, gradient), None
 
 
 # Loops over blocks of rows.

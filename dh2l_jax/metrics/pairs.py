@@ -1,29 +1,44 @@
 """All pairs: pairwise matrices, and means and sums over the pairs i < j of rows.
 
-How a sum is done — in closed form, dense, tiled or over a ring of devices (the modules `*_sums`) —
-is chosen here from the metric and the size, and nobody else knows.
+Rows are checked and their norms measured here, once. How they are summed is chosen by
+`dh2l_jax.metrics.sums.plan`; whatever the way, it forms the gradient together with the value, and
+`_sum` is the one derivative of all of them. The tangent ⟨gradient, dW⟩ is linear in dW, so reverse
+mode costs what the way itself does, and forward mode, second derivatives and everything that JAX
+builds of them come for nothing: they differentiate the gradient.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Literal, TypedDict, Unpack, overload
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from dh2l_jax.checks import rows
-from dh2l_jax.metrics.blocks import pair_count
-from dh2l_jax.metrics.profile import MetricLike, opposite, with_opposites
-from dh2l_jax.metrics.sums.plan import BLOCK, SEPARATE_FROM, _plan, _sum
+from dh2l_jax.metrics.blocks import Cotangent, Rows, pair_count
+from dh2l_jax.metrics.profile import (
+    Metric,
+    MetricLike,
+    energy_of_opposites,
+    half_space_metric,
+    split_affine,
+)
+from dh2l_jax.metrics.sums.closed import Closed
+from dh2l_jax.metrics.sums.dense import Dense
+from dh2l_jax.metrics.sums.groups import Groups, grouped_sum, windows_of
+from dh2l_jax.metrics.sums.plan import SPLIT_FROM, Method, Plan, choose
 from dh2l_jax.metrics.sums.stacks import stacked_sum
-from dh2l_jax.metrics.table import get_metric
+from dh2l_jax.metrics.sums.tiled import Tiled
+from dh2l_jax.metrics.table import METRICS, get_metric
+from dh2l_jax.numerics import inverse_norm
 
-__all__ = ["mean_energy", "pairwise", "stacked_energy"]
-
+__all__ = ["explain", "grouped_energy", "mean_energy", "pairwise", "stacked_energy"]
 
 PairFn = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -53,9 +68,68 @@ def pairwise(fn: PairFn, U: ArrayLike, V: ArrayLike | None = None) -> jax.Array:
     return jax.vmap(jax.vmap(fn, in_axes=(None, 0)), in_axes=(0, None))(U, V)
 
 
+# The one derivative. A `total` is a function (options, W, *constants) → (value, gradient of W) of
+# this module, with hashable options; W may be several arrays.
+
+Total = Callable[..., tuple[jax.Array, Any]]
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _sum(total: Total, options: Any, W: Any, *constants: Any) -> jax.Array:
+    return _value(total, options, W, *constants)
+
+
+@_sum.defjvp
+def _sum_jvp(total: Total, options: Any, primals, tangents):
+    value, gradient = _value_and_gradient(total, options, *primals)
+    products = jax.tree.map(lambda g, dW: jnp.sum(g * dW), gradient, tangents[0])
+    return value, functools.reduce(jnp.add, jax.tree.leaves(products)).astype(value.dtype)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _value_and_gradient(total: Total, options: Any, W: Any, *constants: Any):
+    # One unit to reverse mode, which would else take a loop apart into what does and does not
+    # depend on the rows, and keep every constant of a tile as an array of its size.
+    return total(options, W, *constants)
+
+
+@_value_and_gradient.defjvp
+def _value_and_gradient_jvp(total: Total, options: Any, primals, tangents):
+    return jax.jvp(functools.partial(total, options), primals, tangents)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _value(total: Total, options: Any, W: Any, *constants: Any) -> jax.Array:
+    # Compiled even where nobody jits: the compiler drops the gradient.
+    return total(options, W, *constants)[0]
+
+
+def _of_pairs(plan: Plan, W: jax.Array, where: jax.Array) -> Cotangent:
+    return plan(Rows(W, inverse_norm(W), where))
+
+
+def _of_groups(metric: Metric, W: jax.Array, groups: Groups) -> Cotangent:
+    return grouped_sum(metric, Rows(W, inverse_norm(W), groups.weights > 0), groups)
+
+
+def _of_stacks(options: tuple[Metric, tuple[float, ...]], stacks: list[jax.Array]):
+    return stacked_sum(*options, stacks, [inverse_norm(W) for W in stacks])
+
+
+def _plan(metric: Metric, n: int, method: Method, half_space: bool, **options: Any) -> Plan:
+    metric = half_space_metric(metric) if half_space else metric
+    if method in ("closed", Closed()) and split_affine(metric)[1] is not None:
+        names = ", ".join(name for name, m in METRICS.items() if m.affine)
+        raise ValueError(f"metric {metric.name!r} has no closed form; the affine ones are {names}")
+    return choose(metric, n, method, **options)
+
+
+# The doors.
+
+
 class _Options(TypedDict, total=False):
     where: ArrayLike | None
-    method: str
+    method: Method
     block: int
     half_space: bool
     mesh: Mesh | None
@@ -83,8 +157,8 @@ def mean_energy(
     metric: MetricLike,
     *,
     where: ArrayLike | None = None,
-    method: str = "auto",
-    block: int = BLOCK,
+    method: Method = "auto",
+    block: int = Tiled.block,
     half_space: bool = False,
     mesh: Mesh | None = None,
     axis: str = "data",
@@ -94,12 +168,15 @@ def mean_energy(
 
         2 / (n(n−1)) Σ_{i<j} e(w_i, w_j)
 
+    Every derivative that JAX offers: forward, reverse and second ones, under jit, vmap and scan.
+
     Args:
       W: (n, d), a vector a row.
       metric: a name, a `Metric` or a profile f(c, h).
       where: (n,) bool, True for the rows that take part; equal to dropping the others.
-      method: "closed" (affine metrics, O(nd)), "dense" (n×n), "tiled" (memory for a few tiles),
-        or "auto", which chooses by metric and size; see `explain`.
+      method: "closed" (affine metrics, O(nd)), "dense" (n×n), "tiled" (memory for a few tiles), or
+        a value such as `Tiled(block=128)` or `Ring(mesh, "data")`; "auto" chooses by metric and
+        size, see `explain`.
       block: rows of a tile, at most.
       half_space: the mean over all pairs of W ∪ −W, so that opposite vectors repel too.
       mesh: rows are spread over an axis of these devices, none of which ever holds all of them.
@@ -123,15 +200,66 @@ def mean_energy(
     Reference: DH²L, §3.1 (E of a layer), Eqs. (7)-(10).
     """
     W, where = rows(W, where)
-    total, why = _sum(W, where, get_metric(metric), method, block, half_space, mesh, axis)
-    mean = total / jnp.maximum(pair_count(where, half_space=half_space), 1)
-    return (mean, why) if explain else mean
+    metric, n = get_metric(metric), W.shape[0]
+    plan = _plan(metric, n, method, half_space, block=block, mesh=mesh, axis=axis)
+    total = _sum(_of_pairs, plan._replace(why=""), W, where) if n > 1 else jnp.zeros((), W.dtype)
+    if half_space:
+        total += energy_of_opposites(metric, W.dtype) * jnp.sum(where, dtype=W.dtype)
+    mean = total / jnp.maximum(pair_count(where, W.dtype, half_space=half_space), 1)
+    return (mean, plan.why) if explain else mean
+
+
+def explain(
+    W: ArrayLike,
+    metric: MetricLike,
+    *,
+    method: Method = "auto",
+    block: int = Tiled.block,
+    half_space: bool = False,
+    mesh: Mesh | None = None,
+    axis: str = "data",
+) -> str:
+    """How `mean_energy` sums the pairs of W, and why; arguments as there.
+
+    >>> explain(jnp.ones((2_000, 8)), "d_am_cos")
+    'tiled: 2,000 rows are more than 1,024; in closed form what is affine in c'
+    """
+    n = jnp.shape(W)[0]
+    return _plan(get_metric(metric), n, method, half_space, block=block, mesh=mesh, axis=axis).why
+
+
+def grouped_energy(
+    W: jax.Array,
+    groups: np.ndarray | jax.Array,
+    weights: jax.Array,
+    metric: MetricLike,
+    *,
+    half_space: bool = False,
+) -> jax.Array:
+    """Σ_g v_g Σ_{i<j in g} e(w_i, w_j): the pairs inside each group, by a weight of the group.
+
+    Concrete groups cost few pairs besides their own; groups that jit traces cost n×n.
+
+    Args:
+      W: (n, d), cleaned by `checks.rows`.
+      groups: (n,) integers, the group of each row; concrete ones are numbered from 0.
+      weights: (n,) v_g of each row's group, 0 for rows that take no part; a constant to autodiff.
+      metric: a name, a `Metric` or a profile f(c, h).
+      half_space: of the groups' W ∪ −W.
+    """
+    metric, weights = get_metric(metric), lax.stop_gradient(weights)
+    windows = None if isinstance(groups, jax.Array) else windows_of(groups)
+    pairs = half_space_metric(metric) if half_space else metric
+    total = _sum(_of_groups, pairs, W, Groups(jnp.asarray(groups), weights, windows))
+    if half_space:
+        total += energy_of_opposites(metric, W.dtype) * jnp.sum(weights)
+    return total
 
 
 def stacked_energy(
-    stacks: Sequence[jax.Array], metric: MetricLike, *, method: str, half_space: bool
+    stacks: Sequence[jax.Array], metric: MetricLike, *, method: Method, half_space: bool
 ) -> jax.Array:
-    """Σ of the mean energies of all matrices of stacks (matrices, n, d); options as there.
+    """Σ of the mean energies of all matrices of stacks (matrices, n, d); options as `mean_energy`.
 
     The matrices of few rows are summed together, so that they share a program.
 
@@ -139,18 +267,20 @@ def stacked_energy(
     >>> round(float(stacked_energy(stacks, "cosine", method="auto", half_space=False)), 4)
     3.0
     """
-    metric, total, small = get_metric(metric), jnp.zeros(()), []
+    metric, small = get_metric(metric), []
+    total = jnp.zeros((), jnp.result_type(jnp.float32, *stacks))
     of_each = functools.partial(mean_energy, metric=metric, method=method, half_space=half_space)
-    pairs = with_opposites(metric) if half_space else metric
+    pairs = half_space_metric(metric) if half_space else metric
     for W in stacks:
         count, n = W.shape[:2]
-        if 1 < n < SEPARATE_FROM and _plan(method, pairs, n, None, "").method == "dense":
+        if 1 < n < SPLIT_FROM and isinstance(_plan(metric, n, method, half_space).way, Dense):
             small.append(W)
-            total += count * opposite(metric) / (2 * n - 1) if half_space else 0
+            if half_space:
+                total += count * energy_of_opposites(metric, W.dtype) / (2 * n - 1)
         else:
             total += jnp.sum(jax.vmap(of_each)(W))
     if not small:
         return total
     vectors = [W.shape[1] * (2 if half_space else 1) for W in small]
     scales = tuple(2 / (n * (n - 1)) for n in vectors)
-    return jnp.add(total, stacked_sum(pairs, scales, small))
+    return total + _sum(_of_stacks, (pairs, scales), small)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from dh2l_jax.metrics.similarity import check_code
 
@@ -22,10 +23,10 @@ __all__ = [
     "MetricLike",
     "Profile",
     "Used",
-    "opposite",
-    "separate",
+    "energy_of_opposites",
+    "half_space_metric",
     "similarities_used",
-    "with_opposites",
+    "split_affine",
 ]
 
 Profile = Callable[[jax.Array, jax.Array], jax.Array]
@@ -141,14 +142,14 @@ def _variables(atoms: Any) -> set[Any]:
 
 
 @functools.lru_cache(maxsize=256)
-def separate(metric: Metric) -> tuple[Affine, Metric | None]:
+def split_affine(metric: Metric) -> tuple[Affine, Metric | None]:
     """e = a·c + b·h + k + rest(c, h), with every similarity that e is affine in out of the rest.
 
     Returns:
       (a, b, k), and the rest as a metric, None if there is none.
 
     >>> import dh2l_jax as dh2l
-    >>> affine, rest = separate(dh2l.get_metric("d_am_cos"))
+    >>> affine, rest = split_affine(dh2l.get_metric("d_am_cos"))
     >>> affine, similarities_used(rest.energy)
     ((0.25, 0.0, 0.0), Used(c=False, h=True))
     """
@@ -169,22 +170,22 @@ def separate(metric: Metric) -> tuple[Affine, Metric | None]:
 
 def _at_zero(energy: Profile) -> Affine:
     """Slopes and value at c = h = 0, as numbers also while something else is traced."""
-    with jax.ensure_compile_time_eval():
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):  # slopes as exact as rows may be
         k, (a, b) = jax.jit(jax.value_and_grad(energy, (0, 1)))(0.0, 0.0)
         return float(a), float(b), float(k)
 
 
-def opposite(metric: Metric) -> jax.Array:
+def energy_of_opposites(metric: Metric, dtype: DTypeLike) -> jax.Array:
     """e(w, −w): both similarities are −1, whatever the vector."""
-    return metric.energy(jnp.float32(-1), jnp.float32(-1))
+    return metric.energy(jnp.asarray(-1, dtype), jnp.asarray(-1, dtype))
 
 
 @functools.lru_cache(maxsize=256)
-def with_opposites(metric: Metric) -> Metric:
+def half_space_metric(metric: Metric) -> Metric:
     """e(u, v) + e(−u, −v) + e(u, −v) + e(−u, v): for W ∪ −W no more similarities are needed.
 
     >>> import dh2l_jax as dh2l
-    >>> with_opposites(dh2l.get_metric("cosine")).affine
+    >>> half_space_metric(dh2l.get_metric("cosine")).affine
     (0.0, 0.0, 0.0)
     """
     affine = metric.affine and (0.0, 0.0, 4 * metric.affine[2])

@@ -5,11 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from dh2l_jax.checks import checked_rows, integers, rows
 from dh2l_jax.metrics import MetricLike, get_metric, mean_energy
-from dh2l_jax.metrics.sums.groups import group_pair_sum
+from dh2l_jax.metrics.pairs import grouped_energy
 
 __all__ = [
     "center_energy",
@@ -59,12 +59,12 @@ def group_energy(
     metric = get_metric(metric)
     W, where, groups = _rows_present(W, where, groups, max_present)
     groups = _groups(groups, W.shape[0])
-    sizes = _group_sizes(groups, where)
+    sizes = _group_sizes(groups, where, W.dtype)
     shared = sizes > 0
     num_groups = jnp.sum(shared / jnp.maximum(sizes, 1))
     counts = sizes * (2 * sizes - 1) if half_space else sizes * (sizes - 1) / 2
     weights = shared / (jnp.maximum(counts, 1) * jnp.maximum(num_groups, 1))
-    return group_pair_sum(W, groups, weights, metric, half_space=half_space)
+    return grouped_energy(W, groups, weights, metric, half_space=half_space)
 
 
 def center_energy(
@@ -102,9 +102,9 @@ def center_energy(
     if groups is None:
         return mean_energy(C, metric, where=where)
     parents = _groups(parents, C.shape[0])
-    sizes = _group_sizes(parents, where)
+    sizes = _group_sizes(parents, where, C.dtype)
     count = jnp.sum(jnp.maximum(sizes - 1, 0)) / 2
-    return group_pair_sum(C, parents, (sizes > 0) / jnp.maximum(count, 1), metric)
+    return grouped_energy(C, parents, (sizes > 0) / jnp.maximum(count, 1), metric)
 
 
 def classes_present(labels: ArrayLike, num_classes: int) -> jax.Array:
@@ -144,11 +144,11 @@ def _groups(groups: ArrayLike, n: int) -> np.ndarray | jax.Array:
     return labels if isinstance(labels, jax.Array) else np.unique(labels, return_inverse=True)[1]
 
 
-def _group_sizes(groups: np.ndarray | jax.Array, where: jax.Array) -> jax.Array:
-    """n_g of the rows that take part, (n,) float32, and 0 for the others and where n_g is 1."""
+def _group_sizes(groups: np.ndarray | jax.Array, where: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """n_g of the rows that take part, (n,), and 0 for the others and where n_g is 1."""
     if isinstance(groups, jax.Array):
         together = where[None, :] & (groups[:, None] == groups[None, :])
-        sizes = jnp.sum(together, axis=1, dtype=jnp.float32)
+        sizes = jnp.sum(together, axis=1, dtype=dtype)
     else:
-        sizes = jnp.zeros(groups.shape).at[groups].add(where)[groups]
+        sizes = jnp.zeros(groups.shape, dtype).at[groups].add(where)[groups]
     return jnp.where(where & (sizes > 1), sizes, 0)

@@ -76,7 +76,7 @@ def hierarchical(
     _check_levels(levels, hierarchy)
     weights, active = _level_weights(weight, hierarchy), _checked_constraints(constraints)
     present = _nodes_present(where, hierarchy)
-    terms, value = {}, jnp.zeros(())
+    terms, value = {}, jnp.zeros((), _dtype(levels))
     for number, level in enumerate(levels, 1):
         nodes, groups = present[number], present[number - 1]
         if level.vectors is not None:
@@ -112,6 +112,11 @@ def _nodes_present(where: ArrayLike | None, hierarchy: Hierarchy) -> Sequence[ja
         return [None] * (hierarchy.num_levels + 1)
     classes = mask(where, (hierarchy.num_classes,), "one entry a class")
     return fold_up(classes, hierarchy, jax.ops.segment_max)
+
+
+def _dtype(levels: Sequence[Level]) -> jnp.dtype:
+    """Of the value: that of the arrays, at least float32."""
+    return jnp.result_type(jnp.float32, *jax.tree.leaves(list(levels)))
 
 
 def _check_levels(levels: Sequence[Level], hierarchy: Hierarchy) -> None:

@@ -1,7 +1,6 @@
 """What a profile depends on, what is affine in it, and the angles that profiles are made of."""
 
 import dataclasses
-import importlib
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +11,9 @@ from oracle import metrics as oracle
 from support.helpers import NAMES, every_metric, rows
 
 import dh2l_jax as dh2l
-from dh2l_jax.metrics.profile import separate, similarities_used
-from dh2l_jax.metrics.sums import dense
+from dh2l_jax.metrics.profile import similarities_used, split_affine
+from dh2l_jax.metrics.sums import plan
+from dh2l_jax.metrics.sums.dense import Dense
 from dh2l_jax.metrics.table import _ratio
 from dh2l_jax.numerics import clip, cos_pi, safe_arccos, sin_pi
 
@@ -21,11 +21,8 @@ from dh2l_jax.numerics import clip, cos_pi, safe_arccos, sin_pi
 @pytest.fixture
 def small_parts(monkeypatch):
     """Few rows are summed as many are: in several panels, affine parts in closed form."""
-    monkeypatch.setattr(dense, "PANEL", 4)
-    module = importlib.import_module(
-        "dh2l_jax.metrics.pairs"
-    )  # the package has a function of that name
-    monkeypatch.setattr(module, "SEPARATE_FROM", 0)
+    monkeypatch.setattr(plan, "SPLIT_FROM", 0)
+    monkeypatch.setattr(Dense.__init__, "__defaults__", (4,))
 
 
 # --- what a profile depends on, and which part of it is affine ----------------------------------
@@ -57,7 +54,7 @@ def value_and_slopes(*profiles):
 
 
 def together(metric):
-    (a, b, k), rest = separate(metric)
+    (a, b, k), rest = split_affine(metric)
     return lambda c, h: a * c + b * h + k + (0 if rest is None else rest.energy(c, h))
 
 
@@ -73,7 +70,7 @@ def test_similarities_used(name):
 def test_affine_part_and_rest_are_the_energy(name):
     metric = dh2l.METRICS[name]
     for source in {metric, dataclasses.replace(metric, affine=None)}:
-        affine, rest = separate(source)
+        affine, rest = split_affine(source)
         np.testing.assert_allclose(affine, AFFINE.get(name, (0, 0, 0)), atol=1e-6)
         assert (rest is None) == (metric.affine is not None)
         if rest is not None:
@@ -118,18 +115,18 @@ def loop_mean(profile, W):
 def test_profiles_of_users_are_taken_apart(profile, affine, whole, small_parts):
     """Also inside jit, and without a traced value that outlives its trace."""
     metric = dh2l.get_metric(profile)
-    found, rest = separate(metric)
+    found, rest = split_affine(metric)
     np.testing.assert_allclose(found, affine, rtol=1e-6)
     assert all(type(number) is float for number in found)
     assert (rest is None) == whole
     expected, actual = value_and_slopes(profile, together(metric))
     np.testing.assert_allclose(actual, expected, rtol=2e-6, atol=1e-6)
-    separate.cache_clear()
+    split_affine.cache_clear()
     similarities_used.cache_clear()
     with jax.checking_leaks():
         value = jax.jit(lambda W: dh2l.mean_energy(W, profile))(rows(1))
     np.testing.assert_allclose(value, loop_mean(profile, rows(1)), rtol=2e-6, atol=1e-6)
-    np.testing.assert_allclose(separate(metric)[0], affine, rtol=1e-6)
+    np.testing.assert_allclose(split_affine(metric)[0], affine, rtol=1e-6)
 
 
 @pytest.mark.parametrize("profile", NO_SLOPE.values(), ids=NO_SLOPE.keys())

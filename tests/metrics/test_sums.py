@@ -11,16 +11,16 @@ from oracle import metrics as oracle
 from support.helpers import assert_close, every_metric, everyone, rows
 
 import dh2l_jax as dh2l
-from dh2l_jax.metrics.sums import dense as dense_module
 from dh2l_jax.metrics.sums import groups as groups_module
 from dh2l_jax.metrics.sums import plan
+from dh2l_jax.metrics.sums.dense import Dense
 
 
 @pytest.fixture
 def small_parts(monkeypatch):
     """Few rows are summed as many are: in several panels, affine parts in closed form."""
-    monkeypatch.setattr(dense_module, "PANEL", 4)
-    monkeypatch.setattr(plan, "SEPARATE_FROM", 0)
+    monkeypatch.setattr(plan, "SPLIT_FROM", 0)
+    monkeypatch.setattr(Dense.__init__, "__defaults__", (4,))
 
 
 # --- every metric by every method: W, and W ∪ −W by brute force ---------------------------------

@@ -1,119 +1,103 @@
-"""How a sum over pairs is done, and why: chosen by metric and size."""
+"""Which way a sum is done, and why.
+
+| metric, rows | way | memory beside W and its gradient | arithmetic |
+|---|---|---|---|
+| affine in c and h | `Closed()` | O(d) | O(nd) |
+| rows spread over devices | `Ring(mesh, axis)` | a few blocks | 3 or 6 n²d, shared |
+| at most 1,024 rows | `Dense()` | a few n×n | 4 or 8 n²d |
+| more | `Tiled()` | a few tiles, 16 MB | 3 or 6 n²d |
+
+A metric that is affine in one similarity alone loses it to the closed form, and with it half of the
+arithmetic (3 for 6, 4 for 8), from 256 rows on: below, a Gram product costs less than compiling
+what makes up for it. Above 1,024 rows the tiles' bookkeeping costs less than the lower triangle.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
-from jax.typing import ArrayLike
 
-from dh2l_jax.checks import rows, unknown_name
-from dh2l_jax.metrics.blocks import all_pairs, even_block
-from dh2l_jax.metrics.profile import Affine, Metric, MetricLike, opposite, separate, with_opposites
-from dh2l_jax.metrics.sums.closed import closed_sum
-from dh2l_jax.metrics.sums.dense import dense_sum
-from dh2l_jax.metrics.sums.ring import ring_sum
-from dh2l_jax.metrics.sums.tiled import tiled_sum
-from dh2l_jax.metrics.table import METRICS, get_metric
+from dh2l_jax.checks import unknown_name
+from dh2l_jax.metrics.blocks import Cotangent, Rows
+from dh2l_jax.metrics.profile import Affine, Metric, split_affine
+from dh2l_jax.metrics.sums.closed import Closed
+from dh2l_jax.metrics.sums.dense import Dense
+from dh2l_jax.metrics.sums.ring import Ring
+from dh2l_jax.metrics.sums.tiled import Tiled
 
-__all__ = ["pair_sum"]
+__all__ = ["Method", "Plan", "choose"]
 
+DENSE_LIMIT = 1024  # rows
+SPLIT_FROM = 256  # rows
 
+Way = Callable[[Metric, Rows, Affine], Cotangent]
+Method = str | Closed | Dense | Tiled | Ring
 METHODS = ("auto", "closed", "dense", "tiled")
 
 
-BLOCK = 640  # rows of a tile, at most: its n×n intermediates then take 1.6 MB each
+class Plan(NamedTuple):
+    """How a sum is done: the rest of a metric by a way that takes its affine part along."""
 
-
-DENSE_LIMIT = 1024  # above it the tiles' bookkeeping costs less than the lower triangle
-
-
-SEPARATE_FROM = 256  # below, a Gram product costs less than compiling what makes up for it
-
-
-def pair_sum(
-    W: ArrayLike,
-    metric: MetricLike,
-    *,
-    where: ArrayLike | None = None,
-    method: str = "auto",
-    block: int = BLOCK,
-    half_space: bool = False,
-    mesh: Mesh | None = None,
-    axis: str = "data",
-) -> jax.Array:
-    """Σ_{i<j} e(w_i, w_j) over the rows that take part. Arguments as in `mean_energy`."""
-    W, where = rows(W, where)
-    return _sum(W, where, get_metric(metric), method, block, half_space, mesh, axis)[0]
-
-
-def _sum(
-    W: jax.Array,
-    where: jax.Array,
-    metric: Metric,
-    method: str,
-    block: int,
-    half_space: bool,
-    mesh: Mesh | None,
-    axis: str,
-) -> tuple[jax.Array, str]:
-    """The sum over cleaned rows, and how it was done."""
-    if block < 1:
-        raise ValueError(f"block must be ≥ 1, found {block}")
-    total = jnp.zeros((), W.dtype)
-    if half_space:
-        total += opposite(metric) * jnp.sum(where, dtype=W.dtype)
-        metric = with_opposites(metric)
-    plan = _plan(method, metric, W.shape[0], mesh, axis)
-    if W.shape[0] < 2:
-        return total, plan.why
-    if plan.method == "tiled":
-        even = even_block(W.shape[0], block)
-        total = jnp.add(total, tiled_sum(plan.rest, plan.affine, even, W, where))
-        return total, plan.why
-    if any(plan.affine):
-        total += closed_sum(metric, plan.affine, W, where)
-    if plan.method == "dense":
-        total = jnp.add(total, dense_sum(plan.rest, W, all_pairs(where)))
-    elif plan.method == "ring":
-        assert mesh is not None
-        total = jnp.add(total, ring_sum(plan.rest, block, mesh, axis, W, where))
-    return total, plan.why
-
-
-class _Plan(NamedTuple):
-    """How a sum is done: an affine part in closed form, the rest by a method."""
-
-    method: str
-    affine: Affine
+    way: Way
     rest: Metric
+    affine: Affine
     why: str
 
+    def __call__(self, rows: Rows) -> Cotangent:
+        """The sum over pairs i < j, and the gradient of W."""
+        return self.way(self.rest, rows, self.affine)
 
-def _plan(method: str, metric: Metric, n: int, mesh: Mesh | None, axis: str) -> _Plan:
-    if method not in METHODS:
+
+def choose(
+    metric: Metric,
+    n: int,
+    method: Method = "auto",
+    *,
+    block: int = Tiled.block,
+    mesh: Mesh | None = None,
+    axis: str = "data",
+) -> Plan:
+    """How the sum over the pairs of n rows is done.
+
+    Args:
+      metric: of the pairs.
+      n: number of rows.
+      method: a way, which has its own options, or the name of one, or "auto".
+      block: of `Tiled` and `Ring`, where they are chosen here.
+      mesh: of `Ring`, likewise.
+      axis: of `Ring`, likewise.
+
+    Raises:
+      ValueError: unknown method or axis, block < 1.
+
+    >>> import dh2l_jax as dh2l
+    >>> choose(dh2l.get_metric("d_cos_hm"), 2_000).why
+    'tiled: 2,000 rows are more than 1,024'
+    """
+    tiled, ring = Tiled(block), None if mesh is None else Ring(mesh, axis, block)
+    if isinstance(method, str) and method not in METHODS:
         raise ValueError(unknown_name("method", method, METHODS))
-    if mesh is not None and axis not in mesh.axis_names:
-        raise ValueError(unknown_name("axis", axis, mesh.axis_names))
-    affine, rest = separate(metric)
-    if rest is None and method in ("auto", "closed"):
-        return _Plan("closed", affine, metric, f"closed: {metric.name} is affine in c and h")
-    if method == "closed":
-        names = ", ".join(name for name, m in METRICS.items() if m.affine)
-        raise ValueError(f"metric {metric.name!r} has no closed form; the affine ones are {names}")
-    if rest is None or metric.threshold or n < SEPARATE_FROM:
+    affine, rest = split_affine(metric)
+    if rest is None and method in ("auto", "closed", Closed()):
+        return Plan(Closed(), metric, affine, f"closed: {metric.name} is affine in c and h")
+    if rest is None or metric.threshold or n < SPLIT_FROM:
         affine, rest = (0.0, 0.0, 0.0), metric
-    if method != "auto":
-        why = f"{method}: as asked for"
-    elif mesh is not None:
-        method, why = "ring", f"ring: {n:,} rows go round {mesh.shape[axis]} devices"
-    elif n <= DENSE_LIMIT:
-        method, why = "dense", f"dense: {n:,} rows are at most {DENSE_LIMIT:,}"
-    else:
-        method, why = "tiled", f"tiled: {n:,} rows are more than {DENSE_LIMIT:,}"
+    way, why = _way(method, n, tiled, ring)
     linear = [name for name, slope in zip("ch", affine, strict=False) if slope]
     if linear:
         why += f"; in closed form what is affine in {' and '.join(linear)}"
-    return _Plan(method, affine, rest, why)
+    return Plan(way, rest, affine, why)
+
+
+def _way(method: Method, n: int, tiled: Tiled, ring: Ring | None) -> tuple[Way, str]:
+    if not isinstance(method, str):
+        return method, f"{type(method).__name__.lower()}: as asked for"
+    if method != "auto":
+        return (Dense() if method == "dense" else tiled), f"{method}: as asked for"
+    if ring is not None:
+        return ring, f"ring: {n:,} rows go round {ring.mesh.shape[ring.axis]} devices"
+    if n <= DENSE_LIMIT:
+        return Dense(), f"dense: {n:,} rows are at most {DENSE_LIMIT:,}"
+    return tiled, f"tiled: {n:,} rows are more than {DENSE_LIMIT:,}"

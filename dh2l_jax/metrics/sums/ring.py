@@ -1,12 +1,17 @@
 """The sum over all pairs of rows that lie on several devices: blocks of rows go round a ring.
 
-Device p holds rows p·m … (p+1)·m − 1. It pairs them with those of its own, then with the blocks of
-the devices p+1, p+2, … as they pass by, half way round; each block takes the gradient of its rows
-along and comes home with it. So no device ever holds all rows, nor their gradient.
+Idea. Device p holds rows p·m … (p+1)·m − 1. It pairs them with those of its own, then with the
+blocks of the devices p+1, p+2, … as they pass by, half way round; each block takes the gradient of
+its rows along and comes home with it.
+Memory. Two blocks of rows and their cotangents a device; no device ever holds all rows, nor their
+gradient. A plain product of sharded rows would make XLA gather all of them everywhere.
+Figure. Half way round is enough, since a pair that was met needs no second visit: devices / 2
+steps, each sending one block and one cotangent.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -14,54 +19,68 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from dh2l_jax.metrics.blocks import even_block, scale_gradient
-from dh2l_jax.metrics.profile import Metric
-from dh2l_jax.metrics.sums.tiled import Blocks, cross_cotangents, tiled_cotangent, tiled_pull
-from dh2l_jax.numerics import inverse_norm
+from dh2l_jax.checks import unknown_name
+from dh2l_jax.metrics.blocks import Cotangent, Rows, even_block
+from dh2l_jax.metrics.profile import Affine, Metric
+from dh2l_jax.metrics.sums.closed import with_affine
+from dh2l_jax.metrics.sums.tiled import Tiled, cross_cotangents, tiled_cotangent, tiled_pull
 
-__all__ = ["ring_sum"]
+__all__ = ["Ring"]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def ring_sum(
-    metric: Metric, block: int, mesh: Mesh, axis: str, W: jax.Array, where: jax.Array
-) -> jax.Array:
-    """Σ_{i<j} e(w_i, w_j) of rows split over an axis of a mesh.
+@dataclasses.dataclass(frozen=True)
+class Ring:
+    """Blocks of rows that go round the devices of one axis of a mesh.
 
-    Args:
-      metric: of the pairs.
-      block: rows of a tile, at most.
+    Attributes:
       mesh: the devices.
-      axis: name of the axis of the mesh.
-      W: (n, d).
-      where: (n,) bool.
+      axis: name of the axis.
+      block: rows of a tile, at most.
+
+    Raises:
+      ValueError: unknown axis, or block < 1.
     """
-    return _ring_fwd(metric, block, mesh, axis, W, where)[0]
 
+    mesh: Mesh
+    axis: str = "data"
+    block: int = Tiled.block
 
-def _ring_fwd(metric: Metric, block: int, mesh: Mesh, axis: str, W: jax.Array, where: jax.Array):
-    n, devices = W.shape[0], mesh.shape[axis]
-    rows = -(-n // devices)
-    W = jnp.pad(W, ((0, rows * devices - n), (0, 0)))
-    where = jnp.pad(where, (0, rows * devices - n))
-    spec = PartitionSpec(axis)
-    one_device = functools.partial(_on_one_device, metric, even_block(rows, block), axis, devices)
-    value, gradient = jax.shard_map(
-        one_device,
-        mesh=mesh,
-        in_specs=(spec, spec),
-        out_specs=(PartitionSpec(), spec),
-        # The loops start from zeros that are the same everywhere and become different.
-        check_vma=False,
-    )(W, where)
-    return value, gradient[:n]
+    def __post_init__(self) -> None:
+        Tiled(self.block)
+        if self.axis not in self.mesh.axis_names:
+            raise ValueError(unknown_name("axis", self.axis, self.mesh.axis_names))
+
+    def __call__(self, metric: Metric, rows: Rows, affine: Affine) -> Cotangent:
+        """Σ_{i<j} of e and of an affine form, and its gradient."""
+        return with_affine(metric, rows, affine, self._sum(metric, rows))
+
+    def _sum(self, metric: Metric, rows: Rows) -> Cotangent:
+        n, devices = rows.W.shape[0], self.mesh.shape[self.axis]
+        share = -(-n // devices)
+        padded = [jnp.pad(X, ((0, share * devices - n), *[(0, 0)] * (X.ndim - 1))) for X in rows]
+        spec, block = PartitionSpec(self.axis), even_block(share, self.block)
+        value, gradient = jax.shard_map(
+            functools.partial(_on_one_device, metric, block, self.axis, devices),
+            mesh=self.mesh,
+            in_specs=(spec, spec, spec),
+            out_specs=(PartitionSpec(), spec),
+            # The loops start from zeros that are the same everywhere and become different.
+            check_vma=False,
+        )(*padded)
+        return value, gradient[:n]
 
 
 def _on_one_device(
-    metric: Metric, block: int, axis: str, devices: int, W: jax.Array, where: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    metric: Metric,
+    block: int,
+    axis: str,
+    devices: int,
+    W: jax.Array,
+    r: jax.Array,
+    where: jax.Array,
+) -> Cotangent:
     """The sum over all devices, and the gradient of this device's rows."""
-    mine = Blocks(W, inverse_norm(W), where)
+    mine = Rows(W, r, where)
     value, dU = tiled_cotangent(metric, block, mine)
     half = devices // 2
     towards = [(p, (p - 1) % devices) for p in range(devices)]
@@ -80,6 +99,3 @@ def _on_one_device(
     carry = value, dU, (mine, jnp.zeros_like(W))
     value, dU, (_, dV) = lax.fori_loop(1, half + 1, step, carry)
     return lax.psum(value, axis), tiled_pull(block, mine, dU + lax.ppermute(dV, axis, home))
-
-
-ring_sum.defvjp(_ring_fwd, scale_gradient)

@@ -1,7 +1,19 @@
-"""Sums over all pairs, the upper triangle of tiles one at a time, in the memory of a few tiles."""
+"""Sums over all pairs, the upper triangle of tiles one at a time, in the memory of a few tiles.
+
+Idea. Two blocks of rows make a tile; its similarities, slopes and both sides' cotangents are formed
+and added before the next tile begins. Tiles below the diagonal are never looked at, and a block
+with itself takes one product for its gradient, being symmetric.
+Memory. The cotangent of all unit vectors is one n×d, and the pull to the rows is written over it, a
+block at a time, with the cotangent of the affine part added on the way: a gradient of its own for
+either would be another n×d. XLA unrolls nothing here: tiles are a `lax.scan` over their numbers.
+Figure. 100,000 × 512 needs 16 MB beside W and its gradient. Tiles of 640 rows keep their six n×n
+intermediates, 1.6 MB each, in the cache of two cores; below 1,024 rows their bookkeeping costs more
+than the lower triangle does.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
@@ -12,12 +24,15 @@ import numpy as np
 from jax import lax
 
 from dh2l_jax.metrics.blocks import (
+    Cotangent,
     Features,
+    Rows,
     Start,
     add_rows,
     all_pairs,
     block_of,
     energy_and_slopes,
+    even_block,
     features,
     grams,
     over_blocks,
@@ -25,101 +40,62 @@ from dh2l_jax.metrics.blocks import (
     pull_symmetric,
     pull_to_rows,
     pull_to_unit,
-    scale_gradient,
-    total_energy,
     write_rows,
 )
 from dh2l_jax.metrics.profile import Affine, Metric
 from dh2l_jax.metrics.similarity import code_length, encode
 from dh2l_jax.metrics.sums.closed import linear
-from dh2l_jax.numerics import inverse_norm
+from dh2l_jax.numerics import sign_through
 
-__all__ = ["Blocks", "cross_cotangents", "tiled_cotangent", "tiled_pull", "tiled_sum"]
+__all__ = ["Tiled", "cross_cotangents", "tiled_cotangent", "tiled_pull"]
 
 T = TypeVar("T")
-Cotangent = tuple[jax.Array, jax.Array]  # a sum, and the cotangent of the unit vectors
 
 
-class Blocks(NamedTuple):
-    """Rows that are looked at a block at a time.
+@dataclasses.dataclass(frozen=True)
+class Tiled:
+    """The upper triangle of tiles, one at a time.
 
     Attributes:
-      W: (n, d).
-      r: (n,) their inverse norms.
-      where: (n,) bool, the rows that take part.
+      block: rows of a tile, at most.
+
+    Raises:
+      ValueError: block < 1.
     """
 
-    W: jax.Array
-    r: jax.Array
-    where: jax.Array
+    block: int = 640
+
+    def __post_init__(self) -> None:
+        if self.block < 1:
+            raise ValueError(f"block must be ≥ 1, found {self.block}")
+
+    def __call__(self, metric: Metric, rows: Rows, affine: Affine) -> Cotangent:
+        """Σ_{i<j} of e and of an affine form, and its gradient.
+
+        >>> import dh2l_jax as dh2l
+        >>> rows = Rows(jnp.eye(3), jnp.ones(3), jnp.ones(3, bool))
+        >>> Tiled(block=2)(dh2l.get_metric("cosine"), rows, (0.0, 0.0, 1.0))[0].item()
+        3.0
+        """
+        a, b, k = affine
+        assert not (b and metric.threshold), "codes with a dead zone have no linear part"
+        slopes = (a, b / code_length(rows.W.shape[1], metric.threshold))
+        block = even_block(len(rows.W), self.block)
+        total, dU = tiled_cotangent(metric, block, rows)
+        total += k * pair_count(rows.where, rows.W.dtype)
+        if not any(slopes):
+            return total, tiled_pull(block, rows, dU)
+        value, sums, r = linear(metric, slopes, rows)
+
+        def more(start: Start) -> jax.Array:
+            W, present = (lax.dynamic_slice_in_dim(X, start, block) for X in (rows.W, r))
+            S = slopes[1] * sign_through(present[:, None] * W, encode(W, metric.code))
+            return jnp.where(present[:, None] > 0, sums[None, :] - S, 0)
+
+        return total + value, tiled_pull(block, rows, dU, more)
 
 
-def tiled_sum(
-    metric: Metric, affine: Affine, block: int, W: jax.Array, where: jax.Array
-) -> jax.Array:
-    """Σ_{i<j} of e and of an affine form, with O(block·(block + d)) of temporaries.
-
-    Args:
-      metric: of the pairs.
-      affine: (a, b, k), added as a c + b h + k.
-      block: rows of a tile.
-      W: (n, d).
-      where: (n,) bool.
-
-    >>> import dh2l_jax as dh2l
-    >>> affine, cosine = (0.0, 0.0, 1.0), dh2l.get_metric("cosine")
-    >>> tiled_sum(cosine, affine, 2, jnp.ones((3, 2)), jnp.ones(3, bool)).round(4)
-    Array(6., dtype=float32)
-    """
-    a, b, k = affine
-    assert not (b and metric.threshold), "codes with a dead zone have no linear part"
-    b /= code_length(W.shape[1], metric.threshold)
-    pairs = k * pair_count(where).astype(W.dtype)
-    return jnp.add(pairs, _tiled_sum(metric, (a, b), block, W, where))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _tiled_sum(
-    metric: Metric, slopes: tuple[float, float], block: int, W: jax.Array, where: jax.Array
-) -> jax.Array:
-    blocks = Blocks(W, inverse_norm(W), where)
-
-    def diagonal(total: jax.Array, side: _Side) -> jax.Array:
-        similarities = grams(metric, side.parts, side.parts)
-        return total + total_energy(metric, *similarities, all_pairs(side.own)) / 2
-
-    def tile(total: jax.Array, left: _Side, right: _Side) -> jax.Array:
-        similarities = grams(metric, left.parts, right.parts)
-        return total + total_energy(metric, *similarities, _pairs(left, right))
-
-    of = functools.partial(_side, metric, blocks, block)
-    total = _fold(diagonal, jnp.zeros((), W.dtype), _diagonal(W, block), of)
-    total = _fold(tile, total, _upper(W, block), of, of)
-    return total + linear(metric, slopes, *blocks).value if any(slopes) else total
-
-
-def _tiled_fwd(
-    metric: Metric, slopes: tuple[float, float], block: int, W: jax.Array, where: jax.Array
-):
-    blocks = Blocks(W, inverse_norm(W), where)
-    total, dU = tiled_cotangent(metric, block, blocks)
-    if not any(slopes):
-        return total, tiled_pull(block, blocks, dU)
-    value, sums, r = linear(metric, slopes, *blocks)
-
-    # Added on the way to the rows: a gradient of its own would be another n×d.
-    def more(start: Start) -> jax.Array:
-        rows, present = (lax.dynamic_slice_in_dim(X, start, block) for X in (W, r > 0))
-        S = slopes[1] * encode(rows, metric.code)
-        return jnp.where(present[:, None], sums[None, :] - S, 0)
-
-    return total + value, tiled_pull(block, blocks, dU, more)
-
-
-_tiled_sum.defvjp(_tiled_fwd, scale_gradient)
-
-
-def tiled_cotangent(metric: Metric, block: int, blocks: Blocks) -> Cotangent:
+def tiled_cotangent(metric: Metric, block: int, rows: Rows) -> Cotangent:
     """The sum over the upper triangle of tiles, and the cotangent of all unit vectors."""
 
     def diagonal(carry: Cotangent, side: _Side) -> Cotangent:
@@ -134,17 +110,17 @@ def tiled_cotangent(metric: Metric, block: int, blocks: Blocks) -> Cotangent:
         dU = add_rows(carry[1], left.start, dU_left)
         return carry[0] + value, add_rows(dU, right.start, dU_right)
 
-    of = functools.partial(_side, metric, blocks, block)
-    carry = jnp.zeros((), blocks.W.dtype), jnp.zeros_like(blocks.W)
-    carry = _fold(diagonal, carry, _diagonal(blocks.W, block), of)
-    return _fold(tile, carry, _upper(blocks.W, block), of, of)
+    of = functools.partial(_side, metric, rows, block)
+    carry = jnp.zeros((), rows.W.dtype), jnp.zeros_like(rows.W)
+    carry = _fold(diagonal, carry, _diagonal(rows.W, block), of)
+    return _fold(tile, carry, _upper(rows.W, block), of, of)
 
 
 def cross_cotangents(
     metric: Metric,
     block: int,
-    blocks: Blocks,
-    others: Blocks,
+    rows: Rows,
+    others: Rows,
     cotangents: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Σ_{ij} e(w_i, v_j) of two matrices, and its cotangents added to those of both."""
@@ -155,15 +131,15 @@ def cross_cotangents(
         cotangents = add_rows(dU, left.start, dU_left), add_rows(dV, right.start, dV_right)
         return total + value, cotangents
 
-    counts = (_count(X.W, block) for X in (blocks, others))
+    counts = (_count(X.W, block) for X in (rows, others))
     tiles = tuple(index.reshape(-1) for index in np.indices(tuple(counts), np.int32))
-    of, of_others = (functools.partial(_side, metric, X, block) for X in (blocks, others))
-    return _fold(tile, (jnp.zeros((), blocks.W.dtype), cotangents), tiles, of, of_others)
+    of, of_others = (functools.partial(_side, metric, X, block) for X in (rows, others))
+    return _fold(tile, (jnp.zeros((), rows.W.dtype), cotangents), tiles, of, of_others)
 
 
 def tiled_pull(
     block: int,
-    blocks: Blocks,
+    rows: Rows,
     dU: jax.Array,
     more: Callable[[Start], jax.Array] | None = None,
 ) -> jax.Array:
@@ -174,13 +150,13 @@ def tiled_pull(
 
     def step(gradient, start, own):
         W, r, cotangent = (
-            lax.dynamic_slice_in_dim(X, start, own.shape[0]) for X in (*blocks[:2], gradient)
+            lax.dynamic_slice_in_dim(X, start, own.shape[0]) for X in (*rows[:2], gradient)
         )
         if more is not None:
             cotangent += more(start)
         return write_rows(gradient, start, own, pull_to_rows(W, r, cotangent))
 
-    return over_blocks(step, dU, len(blocks.W), block)
+    return over_blocks(step, dU, len(rows.W), block)
 
 
 class _Side(NamedTuple):
@@ -218,9 +194,9 @@ def _upper(W: jax.Array, block: int) -> tuple[np.ndarray, ...]:
     return tuple(index.astype(np.int32) for index in np.triu_indices(_count(W, block), k=1))
 
 
-def _side(metric: Metric, blocks: Blocks, block: int, i: jax.Array) -> _Side:
-    start, own = block_of(len(blocks.W), block, i)
-    W, r, present = (lax.dynamic_slice_in_dim(X, start, block) for X in blocks)
+def _side(metric: Metric, rows: Rows, block: int, i: jax.Array) -> _Side:
+    start, own = block_of(len(rows.W), block, i)
+    W, r, present = (lax.dynamic_slice_in_dim(X, start, block) for X in rows)
     return _Side(start, features(metric, W, r), own & present)
 
 
