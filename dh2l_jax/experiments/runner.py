@@ -52,9 +52,8 @@ class LoopTrainer:
 
     def train(self, config: Config, workdir: Path) -> Any:
         """Builds, trains from where an interrupted run got to, writes result.json."""
-        from rich.console import Console
-
         from dh2l_jax.training import loop
+        from dh2l_jax.training.run.console import file_console
         from dh2l_jax.training.run.folder import opened, refuse_foreign_folder
 
         experiment = loop.build(config)
@@ -63,8 +62,7 @@ class LoopTrainer:
         except ValueError:  # the folder holds no run, or another one
             shutil.rmtree(workdir)
         with opened(workdir, config), (workdir / LOG).open("a", encoding="utf-8") as file:
-            console = Console(file=file, highlight=False, width=120)
-            return loop.train(experiment, workdir, console)
+            return loop.train(experiment, workdir, file_console(file))
 
     def test(self, workdir: Path) -> Any:
         """Evaluates the last state and the best on validation."""

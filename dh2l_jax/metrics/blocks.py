@@ -20,9 +20,9 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from dh2l_jax.metrics.bits import code_products
-from dh2l_jax.metrics.profile import Metric, similarities_used
+from dh2l_jax.metrics.profile import Affine, Metric, similarities_used
 from dh2l_jax.metrics.similarity import code_length, encode
-from dh2l_jax.numerics import snap
+from dh2l_jax.numerics import sign_through, snap
 
 __all__ = [
     "Cotangent",
@@ -40,9 +40,12 @@ __all__ = [
     "over_blocks",
     "pair_count",
     "product",
+    "pull_codes",
     "pull_symmetric",
     "pull_to_rows",
     "pull_to_unit",
+    "row_codes",
+    "unit_slopes",
     "write_rows",
 ]
 
@@ -111,6 +114,27 @@ def grams(metric: Metric, left: Features, right: Features) -> tuple[jax.Array, j
     return c, snap(h / code_length(left.U.shape[1], metric.threshold))
 
 
+def row_codes(metric: Metric, W: jax.Array, r: jax.Array) -> jax.Array:
+    """Codes of unit vectors r·w, with their slopes, but read off W, which is at hand.
+
+    Without a dead zone the length of a vector does not change its code.
+    """
+    return sign_through(r[:, None] * W, encode(W, metric.code))
+
+
+def unit_slopes(metric: Metric, affine: Affine, d: int) -> tuple[float, float]:
+    """Slopes of a c + b h in the products of unit vectors and of codes."""
+    return affine[0], affine[1] / code_length(d, metric.threshold)
+
+
+def pull_codes(metric: Metric, U: jax.Array, dS: jax.Array) -> jax.Array:
+    """The cotangent of unit vectors, given that of their codes."""
+    if not metric.threshold:
+        return dS  # the estimator passes all of it: no entry of a unit vector is beyond ±1
+    code = functools.partial(encode, code=metric.code, threshold=metric.threshold)
+    return jax.vjp(code, U)[1](dS)[0]
+
+
 def product(a: jax.Array, b: jax.Array) -> jax.Array:
     """a b in full float32: accelerators' default would round c to a few digits."""
     return jnp.dot(a, b, precision=lax.Precision.HIGHEST)
@@ -139,10 +163,7 @@ def pull_to_unit(
     if not uses.h:
         return dU
     dS = product(dh / code_length(rows.U.shape[1], metric.threshold), other.S)
-    if metric.threshold:
-        code = functools.partial(encode, code=metric.code, threshold=metric.threshold)
-        return dU + jax.vjp(code, rows.U)[1](dS)[0]
-    return dU + dS  # the estimator passes all of it: no entry of a unit vector is beyond ±1
+    return dU + pull_codes(metric, rows.U, dS)
 
 
 def pull_symmetric(metric: Metric, dc: jax.Array, dh: jax.Array, rows: Features) -> jax.Array:

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
 
 from dh2l_jax.data.batches.feed import Feed
 from dh2l_jax.data.batches.placement import place
@@ -20,7 +19,7 @@ from dh2l_jax.training.experiment import Experiment, build
 from dh2l_jax.training.host import profiling
 from dh2l_jax.training.host.signals import stop_requests
 from dh2l_jax.training.run import checkpoint
-from dh2l_jax.training.run.console import Log, PrintLine, line_printer
+from dh2l_jax.training.run.console import Console, Log, PrintLine, line_printer
 from dh2l_jax.training.run.folder import METRICS, RESULT
 from dh2l_jax.training.run.records import keep_records, versions, write_confusion, write_json
 from dh2l_jax.training.step.finite import NotFiniteError

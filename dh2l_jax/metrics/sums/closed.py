@@ -23,11 +23,12 @@ from dh2l_jax.metrics.blocks import (
     over_blocks,
     pair_count,
     product,
+    pull_codes,
     pull_to_rows,
+    row_codes,
+    unit_slopes,
 )
 from dh2l_jax.metrics.profile import Affine, Metric
-from dh2l_jax.metrics.similarity import code_length, encode
-from dh2l_jax.numerics import sign_through
 
 __all__ = ["Closed", "Linear", "linear", "with_affine"]
 
@@ -46,11 +47,10 @@ class Closed:
         >>> Closed()(dh2l.get_metric("cosine"), rows, (1.0, 0.0, 1.0))[0].item()
         3.0
         """
-        a, b, k = affine
-        b /= code_length(rows.W.shape[1], metric.threshold)
-        sum_of = _sum_of_products if b and metric.threshold else _sum
-        value, gradient = sum_of(metric, (a, b), rows)
-        return value + k * pair_count(rows.where, rows.W.dtype), gradient
+        slopes = unit_slopes(metric, affine, rows.W.shape[1])
+        sum_of = _sum_of_products if slopes[1] and metric.threshold else _sum
+        value, gradient = sum_of(metric, slopes, rows)
+        return value + affine[2] * pair_count(rows.where, rows.W.dtype), gradient
 
 
 def with_affine(metric: Metric, rows: Rows, affine: Affine, rest: Cotangent) -> Cotangent:
@@ -70,15 +70,13 @@ def _sum_of_products(metric: Metric, slopes: tuple[float, float], rows: Rows) ->
         value += jnp.sum(X * others) / 2
         cotangents.append(others)
     dU, dS = cotangents
-    _, pull = jax.vjp(lambda X: encode(X, metric.code, metric.threshold), U)
-    return value, pull_to_rows(rows.W, rows.r, dU + pull(dS)[0])
+    return value, pull_to_rows(rows.W, rows.r, dU + pull_codes(metric, U, dS))
 
 
 def _sum(metric: Metric, slopes: tuple[float, float], rows: Rows) -> Cotangent:
     value, total, r = linear(metric, slopes, rows)
     W, b = rows.W, slopes[1]
-    # Signs are read off W, which is at hand, and have the slope of those of u.
-    S = sign_through(r[:, None] * W, encode(W, metric.code)) if b else jnp.zeros_like(W)
+    S = row_codes(metric, W, r) if b else jnp.zeros_like(W)
     along = r * (product(W, total) - (b * _with_codes(W, S) if b else 0))
     # Very short vectors have an r² out of range, so r·along comes first.
     return value, r[:, None] * (total[None, :] - b * S - (r * along)[:, None] * W)
@@ -129,8 +127,7 @@ def _sum_of_codes(metric: Metric, rows: Rows) -> tuple[jax.Array, jax.Array]:
     def step(sums, start, own):
         W, r, present = (lax.dynamic_slice_in_dim(X, start, own.shape[0]) for X in rows)
         present &= own
-        S = sign_through(r[:, None] * W, encode(W, metric.code))
-        S = jnp.where(present[:, None], S, 0)
+        S = jnp.where(present[:, None], row_codes(metric, W, r), 0)
         binary = metric.code == "binary"
         squares = d * jnp.sum(present, dtype=W.dtype) if binary else jnp.sum(S * S)
         return sums[0] + jnp.sum(S, axis=0), sums[1] + squares

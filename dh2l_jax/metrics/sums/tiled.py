@@ -40,12 +40,12 @@ from dh2l_jax.metrics.blocks import (
     pull_symmetric,
     pull_to_rows,
     pull_to_unit,
+    row_codes,
+    unit_slopes,
     write_rows,
 )
 from dh2l_jax.metrics.profile import Affine, Metric
-from dh2l_jax.metrics.similarity import code_length, encode
 from dh2l_jax.metrics.sums.closed import linear
-from dh2l_jax.numerics import sign_through
 
 __all__ = ["Tiled", "cross_cotangents", "tiled_cotangent", "tiled_pull"]
 
@@ -77,19 +77,18 @@ class Tiled:
         >>> Tiled(block=2)(dh2l.get_metric("cosine"), rows, (0.0, 0.0, 1.0))[0].item()
         3.0
         """
-        a, b, k = affine
-        assert not (b and metric.threshold), "codes with a dead zone have no linear part"
-        slopes = (a, b / code_length(rows.W.shape[1], metric.threshold))
+        assert not (affine[1] and metric.threshold), "codes with a dead zone have no linear part"
+        slopes = unit_slopes(metric, affine, rows.W.shape[1])
         block = even_block(len(rows.W), self.block)
         total, dU = tiled_cotangent(metric, block, rows)
-        total += k * pair_count(rows.where, rows.W.dtype)
+        total += affine[2] * pair_count(rows.where, rows.W.dtype)
         if not any(slopes):
             return total, tiled_pull(block, rows, dU)
         value, sums, r = linear(metric, slopes, rows)
 
         def more(start: Start) -> jax.Array:
             W, present = (lax.dynamic_slice_in_dim(X, start, block) for X in (rows.W, r))
-            S = slopes[1] * sign_through(present[:, None] * W, encode(W, metric.code))
+            S = slopes[1] * row_codes(metric, W, present)
             return jnp.where(present[:, None] > 0, sums[None, :] - S, 0)
 
         return total + value, tiled_pull(block, rows, dU, more)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dh2l_jax.checks import unknown_name
+from dh2l_jax.files import write_atomically
 from dh2l_jax.models.resnet_torchvision import BLOCKS
 from dh2l_jax.models.weights.pickles import quote
 from dh2l_jax.models.weights.pth import read_state_dict
@@ -65,15 +66,7 @@ def write_safetensors(
         raise ImportError("no safetensors: pip install 'dh2l_jax[export]'") from None
     data = save(dict(tensors), metadata=dict(metadata))
     path = Path(path).expanduser()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, data)
     return path
 
 

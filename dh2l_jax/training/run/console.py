@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 __all__ = [
+    "Console",
     "Log",
     "PrintLine",
+    "file_console",
     "line_printer",
     "print_scores",
 ]
 
 PrintLine = Callable[[str], object]
+
+
+def file_console(file: IO[str]) -> Console:
+    """A console whose lines go to a file, of a width that does not depend on a terminal."""
+    return Console(file=file, highlight=False, width=120)
 
 
 def line_printer(console: Console) -> PrintLine:
