@@ -63,7 +63,7 @@ print({"jax", "flax", "tensorflow_datasets"} & set(sys.modules))
 
 @pytest.mark.parametrize("run", [train.main, lambda words: main(["train", *words])])
 def test_the_help_of_train_lists_every_option(capsys, monkeypatch, run):
-    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setenv("COLUMNS", "600")  # wide: every sentence on one line
     assert run(["cifar100_resnet20", "--help", "--seed", "3"]) == 0
     shown = " ".join(capsys.readouterr().out.replace("│", " ").replace("'", "").split())
     config = override(load(config_file("cifar100_resnet20")), "seed=3")
@@ -110,6 +110,7 @@ def test_a_shell_completes_the_options(capsys):
 def another(key, value):
     """A valid text that is not that of the given value."""
     changed = {str: "x", int: "7", float: "0.25", tuple: "0.25,0.75", bool: "no"}[type(value)]
+    changed = "a,b => c(d) * 1; e => f * 2" if value == () else changed
     section = Config()
     for part in key.split(".")[:-1]:
         section = getattr(section, part)

@@ -142,7 +142,7 @@ def figures(W: np.ndarray) -> Figures:
     90.0
     """
     W = np.asarray(W)
-    if W.ndim < 2:
+    if W.ndim < 2 or 0 in W.shape[:-2]:
         raise ValueError(f"expected a matrix (n, d) with a vector a row, found shape {W.shape}")
     n, d = W.shape[-2:]
     sums = [_sums(matrix) for matrix in W.reshape(math.prod(W.shape[:-2]), n, d)]
@@ -168,7 +168,7 @@ def figures(W: np.ndarray) -> Figures:
             name: (found[name] - mean) / deviation if deviation > 1e-12 else None
             for name, (mean, deviation) in chance.items()
         },
-        histogram=tuple(sum(s.histogram for s in sums).tolist()),
+        histogram=tuple(np.sum([s.histogram for s in sums], axis=0).tolist()),
     )
 
 
@@ -309,7 +309,7 @@ def _rank(small: int, large: int) -> tuple[float, float]:
 def random_density(d: int, degrees: np.ndarray) -> np.ndarray:
     """Density, per degree, of the angle of two random vectors: ∝ sin^(d−2) θ; for d ≥ 2.
 
-    >>> float(random_density(2, np.array([10.0]))[0] * 180)
+    >>> round(float(random_density(2, np.array([10.0]))[0] * 180), 6)
     1.0
     """
     log = (d - 2) * np.log(np.sin(np.radians(degrees))) - special.betaln((d - 1) / 2, 0.5)
