@@ -1,7 +1,9 @@
 """`dh2l` and `train.py`: help, success, every exit code, and both spellings of an option."""
 
 import contextlib
+import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,9 +65,13 @@ print({"jax", "flax", "tensorflow_datasets"} & set(sys.modules))
 
 @pytest.mark.parametrize("run", [train.main, lambda words: main(["train", *words])])
 def test_the_help_of_train_lists_every_option(capsys, monkeypatch, run):
-    monkeypatch.setenv("COLUMNS", "600")  # wide: every sentence on one line
+    monkeypatch.setenv("COLUMNS", "400")
     assert run(["cifar100_resnet20", "--help", "--seed", "3"]) == 0
-    shown = " ".join(capsys.readouterr().out.replace("│", " ").replace("'", "").split())
+    # Sections stand beside each other; a sentence goes on in its own column.
+    lines = [re.split("[│╮╯][│╭╰]", line) for line in capsys.readouterr().out.splitlines()]
+    columns = itertools.zip_longest(*lines, fillvalue="")
+    text = " ".join(part for column in columns for part in column)
+    shown = " ".join(text.replace("│", " ").replace("'", "").split())
     config = override(load(config_file("cifar100_resnet20")), "seed=3")
     for key, value in options.flat(config):
         section = getattr(config, key.split(".")[0]) if "." in key else config
