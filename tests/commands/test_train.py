@@ -63,7 +63,7 @@ print({"jax", "flax", "tensorflow_datasets"} & set(sys.modules))
 
 @pytest.mark.parametrize("run", [train.main, lambda words: main(["train", *words])])
 def test_the_help_of_train_lists_every_option(capsys, monkeypatch, run):
-    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setenv("COLUMNS", "100")  # one column of options
     assert run(["cifar100_resnet20", "--help", "--seed", "3"]) == 0
     shown = " ".join(capsys.readouterr().out.replace("│", " ").replace("'", "").split())
     config = override(load(config_file("cifar100_resnet20")), "seed=3")
