@@ -66,7 +66,7 @@ class Arguments:
         on after it.
       eval_only: evaluates the last state of the finished run in --workdir again.
       test: evaluates its last and its best state on the test set, which data.holdout kept apart.
-      export: writes its weights as torchvision's state dict in safetensors.
+      export: writes its weights in safetensors, under torchvision's names where it has the network.
       options: of the config.
     """
 

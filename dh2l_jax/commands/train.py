@@ -8,7 +8,7 @@
   dh2l train --profile DIR                     with a trace of the tenth step in DIR
   dh2l train --eval-only --workdir DIR         evaluates a finished run again
   dh2l train --test --workdir DIR              one with held-out images, on the test set
-  dh2l train --export FILE --workdir DIR       writes its weights as torchvision's
+  dh2l train --export FILE --workdir DIR       writes its weights in safetensors
   dh2l train --tyro-write-completion bash FILE completes its options in a shell, once FILE is read
 
 Exit codes: 0 finished, 2 bad input, 3 NaN or infinity in training, 4 something can't be written,

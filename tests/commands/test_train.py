@@ -65,7 +65,7 @@ print({"jax", "flax", "tensorflow_datasets"} & set(sys.modules))
 
 @pytest.mark.parametrize("run", [train.main, lambda words: main(["train", *words])])
 def test_the_help_of_train_lists_every_option(capsys, monkeypatch, run):
-    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setenv("COLUMNS", "100")  # one column of options
     assert run(["cifar100_resnet20", "--help", "--seed", "3"]) == 0
     # Sections stand beside each other; a sentence goes on in its own column.
     lines = [re.split("[│╮╯][│╭╰]", line) for line in capsys.readouterr().out.splitlines()]
