@@ -101,12 +101,10 @@ def _read(options: argparse.Namespace) -> tuple[dict[str, Any], str | None, dict
         if any(re.search(_HEAD_RULE, name) for name in arrays) and not layout:
             told |= {_HEAD_RULE: "n d -> n d"}
         return arrays, layout, told
-    if path.suffix == ".npz":
-        return _read_npz(path), layout, told
-    arrays = read_weights(source)
-    other = path.suffix == ".safetensors" or source.startswith("hf:")
-    if layout is None and (not other or is_torchs(arrays)):
-        layout = "torch"
+    arrays = _read_npz(path) if path.suffix == ".npz" else read_weights(source)
+    named = path.suffix in (".safetensors", ".npz") or source.startswith("hf:")
+    if layout is None and (not named or is_torchs(arrays)):
+        layout = "torch"  # every other file is one of torch
     return arrays, layout, told
 
 

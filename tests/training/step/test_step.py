@@ -272,7 +272,7 @@ def test_the_schedule_scales_E_and_R_alone(schedule, expected):
     objective = jax.jit(make_objective(model, TREE, reg, steps=40))
     for step, factor in zip((0, 1, 20, 39), expected, strict=True):
         found, (_, now) = objective(*arguments, jnp.int32(step))
-        np.testing.assert_allclose(now.pop("schedule"), factor, rtol=1e-5)
+        np.testing.assert_allclose(now.pop("schedule"), factor, rtol=1e-4)
         np.testing.assert_allclose(found, terms["L"] + orthogonality + factor * scaled, rtol=1e-5)
         chex.assert_trees_all_close({**now, "J": J}, terms, rtol=1e-6)  # before their factors
 

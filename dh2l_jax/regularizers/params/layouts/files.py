@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dh2l_jax.checks import unknown_name
-from dh2l_jax.regularizers.params.layouts.names import OUT_FIRST
+from dh2l_jax.regularizers.params.layouts.names import OUT_FIRST, no_vectors
 
 __all__ = ["LAYOUTS", "file_rules", "is_torchs"]
 
@@ -65,14 +65,14 @@ def file_rules(
     {'^a\\\\.weight$': ('cosine', 1.0, 'o i -> o i')}
     """
     rules: dict[str, Any] = {p: ("cosine", 1.0, axes) for p, axes in (told or {}).items()}
+    arrays = {k: x for k, x in arrays.items() if not any(re.search(p, k) for p in told or ())}
     if layout is None:
-        return rules | {"": ("cosine", 1.0)}
+        rest = not told or any(not no_vectors(name, array) for name, array in arrays.items())
+        return rules | ({"": ("cosine", 1.0)} if rest else {})
     if layout not in LAYOUTS:
         raise ValueError(unknown_name("layout", layout, LAYOUTS))
     name_of, axes_of = LAYOUTS[layout]
     for name, array in arrays.items():
-        if any(re.search(pattern, name) for pattern in told or ()):
-            continue
         if name_of.fullmatch(name) and array.ndim in axes_of:
             rules[f"^{re.escape(name)}$"] = ("cosine", 1.0, axes_of[array.ndim])
         elif re.fullmatch(r"(.*[./])?embeddings?", name) and array.ndim == 2:
