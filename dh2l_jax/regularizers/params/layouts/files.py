@@ -62,7 +62,7 @@ def file_rules(
 
     >>> import numpy as np
     >>> file_rules({"a.weight": np.ones((2, 3)), "a.bias": np.ones(2)}, "torch")
-    {'^a\\\\.weight$': ('cosine', 1.0, 'o i -> o i')}
+    {'^a\\.weight$': ('cosine', 1.0, 'o i -> o i')}
     """
     rules: dict[str, Any] = {p: ("cosine", 1.0, axes) for p, axes in (told or {}).items()}
     arrays = {k: x for k, x in arrays.items() if not any(re.search(p, k) for p in told or ())}
