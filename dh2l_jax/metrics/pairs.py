@@ -284,30 +284,37 @@ def grouped_energy(
 
 
 def stacked_energy(
-    stacks: Sequence[jax.Array], metric: MetricLike, *, method: Method, half_space: bool
+    stacks: Sequence[jax.Array],
+    metric: MetricLike,
+    *,
+    method: Method,
+    half_space: bool,
+    weights: Sequence[float] | None = None,
 ) -> jax.Array:
     """Σ of the mean energies of all matrices of stacks (matrices, n, d); options as `mean_energy`.
 
-    The matrices of few rows are summed together, so that they share a program.
+    The matrices of few rows are summed together, so that they share a program. Each stack may have
+    a weight.
 
     >>> stacks = [jnp.ones((2, 3, 4)), jnp.ones((1, 2, 5))]
     >>> round(float(stacked_energy(stacks, "cosine", method="auto", half_space=False)), 4)
     3.0
     """
-    metric, small = get_metric(metric), []
+    metric, small = get_metric(metric), {}
+    weights = [1.0] * len(stacks) if weights is None else weights
     total = jnp.zeros((), jnp.result_type(jnp.float32, *stacks))
     of_each = functools.partial(mean_energy, metric=metric, method=method, half_space=half_space)
     pairs = half_space_metric(metric) if half_space else metric
-    for W in stacks:
+    for k, (W, weight) in enumerate(zip(stacks, weights, strict=True)):
         count, n = W.shape[:2]
         if 1 < n < SPLIT_FROM and isinstance(_plan(metric, n, method, half_space).way, Dense):
-            small.append(W)
+            small[k] = W
             if half_space:
-                total += count * energy_of_opposites(metric, W.dtype) / (2 * n - 1)
+                total += weight * count * energy_of_opposites(metric, W.dtype) / (2 * n - 1)
         else:
-            total += jnp.sum(jax.vmap(of_each)(W))
+            total += weight * jnp.sum(jax.vmap(of_each)(W))
     if not small:
         return total
-    vectors = [W.shape[1] * (2 if half_space else 1) for W in small]
-    scales = tuple(2 / (n * (n - 1)) for n in vectors)
-    return total + _sum(_of_stacks, (pairs, scales), small)
+    vectors = {k: W.shape[1] * (2 if half_space else 1) for k, W in small.items()}
+    scales = tuple(weights[k] * 2 / (n * (n - 1)) for k, n in vectors.items())
+    return total + _sum(_of_stacks, (pairs, scales), list(small.values()))
