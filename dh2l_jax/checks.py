@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import jax
     from jax.typing import ArrayLike
 
-__all__ = ["as_float", "checked_rows", "integers", "mask", "rows", "unknown_name"]
+__all__ = ["as_float", "checked_rows", "integers", "mask", "one_line", "rows", "unknown_name"]
 
 
 def unknown_name(what: str, found: object, valid: Iterable[str]) -> str:
@@ -27,6 +27,16 @@ def unknown_name(what: str, found: object, valid: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(found).lower(), folded, n=1, cutoff=0.0)
     hint = f"did you mean {folded[close[0]]!r}? " if close else ""
     return f"unknown {what} {found!r}: {hint}Valid: {', '.join(valid)}"
+
+
+def one_line(text: object) -> str:
+    r"""The text as people are shown it, so that no name can break a line or steer a terminal.
+
+    >>> one_line("Möwe 1"), one_line("two\nlines \x1b[2J")
+    ('Möwe 1', 'two\\nlines \\x1b[2J')
+    """
+    escaped = (c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+    return "".join(escaped)
 
 
 def as_float(x: ArrayLike) -> jax.Array:
