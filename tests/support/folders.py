@@ -12,12 +12,12 @@ from dh2l_jax.data.folders.scan import open_folder, scan
 Image = pytest.importorskip("PIL.Image", reason="needs the extra `data`")
 
 
-def picture(number=0, *, size=(40, 36), mode="RGB", suffix=".png"):
+def picture(number=0, *, size=(40, 36), mode="RGB", suffix=".png", **options):
     """An encoded image; another number is another image."""
     pixels = np.random.default_rng(number).integers(0, 256, (*size[::-1], 3), np.uint8)
     file = io.BytesIO()
-    formats = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
-    Image.fromarray(pixels).convert(mode).save(file, formats[suffix])
+    formats = {".jpg": "JPEG", ".jfif": "JPEG", ".tif": "TIFF"}
+    Image.fromarray(pixels).convert(mode).save(file, formats.get(suffix, suffix[1:]), **options)
     return file.getvalue()
 
 

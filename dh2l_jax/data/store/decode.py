@@ -31,6 +31,7 @@ __all__ = [
     "decode",
     "decode_traced",
     "opened",
+    "scaled_size",
 ]
 
 VERSION = 2
@@ -57,7 +58,7 @@ _FIRST_FORMATS = ("PNG", "JPEG")
 # What else is found under the name of an image, by how it begins.
 _OTHERS = {
     "an empty file": rb"\Z",
-    "an HTML page": rb"(?i)\s*(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)",
+    "a web page": rb"(?i)\s*(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)",
     "an SVG or XML text": rb"(?i)\s*<(\?xml|svg)",
     "the pointer of a file in Git LFS (git lfs pull fetches it)": rb"version https://git-lfs",
     "the pointer of a file in git-annex": rb"/annex/objects/",
@@ -72,7 +73,7 @@ _OTHERS = {
     "a Photoshop document": rb"8BPS",
     "an icon": rb"\0\0[\1\2]\0",
     "a NumPy array": rb"\x93NUMPY",
-    "the resource file of a Mac": rb"\0\5\x16[\0\7]",
+    "the resource file of a Mac": rb"\0\x05\x16[\0\x07]",
     "zeros alone": rb"\0+\Z",
 }
 
@@ -162,12 +163,11 @@ def decode_traced(
 ) -> Decoded:
     """What `decode` returns, with what was done to the image."""
     with opened(encoded) as image:
-        size = _resized(image.size, resize) if resize else image.size
-        _check_size(*size, f", scaled from {image.width} × {image.height}")
-        is_turned = _turn(image) is not None
-        image.load()
-        turn = _turn(image)  # what is left of it: a TIFF has turned itself by now
+        scaled_size(image.size, resize)  # before it is inflated
         kind = _kind(encoded)
+        turns_itself = kind == "TIFF" and _turn(image) is not None
+        image.load()
+        turn = _turn(image)  # not before: of a PNG it loads the image, and hides an error
         depth = encoded[24] if kind == "PNG" else 8  # which Pillow hides
         flat, is_transparent = _flattened(_eight_bits(image, depth), background)
         mode = "L" if channels == 1 else "RGB"
@@ -175,10 +175,32 @@ def decode_traced(
         if turn is not None:
             converted = converted.transpose(turn)
         if resize:
-            size = _resized(converted.size, resize)
+            size = scaled_size(converted.size, resize)
             converted = converted.resize(size, Image.Resampling.BILINEAR)
         pixels = np.asarray(converted).reshape(converted.height, converted.width, channels)
-    return Decoded(pixels, is_turned, is_transparent, kind)
+    return Decoded(pixels, turns_itself or turn is not None, is_transparent, kind)
+
+
+def scaled_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
+    """Width and height scaled so that the shorter is `shorter`, the longer rounded down.
+
+    Args:
+      size: width and height.
+      shorter: 0 to keep them.
+
+    Raises:
+      ValueError: that would be more than `MAX_PIXELS`.
+
+    >>> scaled_size((30, 20), 10)
+    (15, 10)
+    """
+    width, height = size
+    if shorter and width <= height:
+        width, height = shorter, max(shorter * height // width, 1)
+    elif shorter:
+        width, height = max(shorter * width // height, 1), shorter
+    _check_size(width, height, f", scaled from {size[0]} × {size[1]}" if shorter else "")
+    return width, height
 
 
 def check_background(background: str) -> tuple[int, int, int]:
@@ -209,7 +231,8 @@ def _kind(encoded: bytes, formats: Sequence[str] = tuple(FORMATS)) -> str:
             break
     else:
         found = repr(encoded[:12])
-    raise ValueError(f"expected an image ({', '.join(formats)}), found {found}")
+    *others, last = formats
+    raise ValueError(f"expected a {', '.join(others)} or {last} image, found {found}")
 
 
 def _check_size(width: int, height: int, what: str = "") -> None:
@@ -260,11 +283,3 @@ def _flattened(image: Image.Image, background: str) -> tuple[Image.Image, bool]:
     flat = Image.new("RGB", image.size, check_background(background))
     flat.paste(image, mask=image)
     return flat, True
-
-
-def _resized(size: tuple[int, int], shorter: int) -> tuple[int, int]:
-    """Width and height scaled so that the shorter is `shorter`, the longer rounded down."""
-    width, height = size
-    if width <= height:
-        return shorter, max(shorter * height // width, 1)
-    return max(shorter * width // height, 1), shorter

@@ -142,8 +142,8 @@ def test_every_flipped_bit_of_the_pixels_is_noticed(tmp_path):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (b"", "expected a JPEG or PNG image, found an empty file"),
-        (b"<!DOCTYPE html>", "expected a JPEG or PNG image, found b'<!DOCTYPE ht'"),
+        (b"", "expected a JPEG, PNG, WEBP, GIF, BMP or TIFF image, found an empty file"),
+        (b"<!DOCTYPE html>\n404", "expected a .* image, found a web page"),
         (encoded(noise(40, 40), "JPEG")[:500], "expected a whole image, found: "),
         (encoded(noise(40, 40))[:900], "expected a whole image, found: "),
     ],
