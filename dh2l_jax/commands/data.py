@@ -60,7 +60,7 @@ def _prepare(arguments: list[str]) -> Exit:
         folder = prepare(name, data_dir=options.data_dir, manual_dir=options.manual_dir)
     except BAD as error:
         return fail(parser.prog, error)
-    print(f"{name}: {state} in {folder}")
+    print(one_line(f"{name}: {state} in {folder}"))
     return Exit.FINISHED
 
 

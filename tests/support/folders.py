@@ -81,3 +81,17 @@ CSV += "herring_gull,gulls,birds\n"
 
 
 FILE = "train/gulls/ivory_gull/0.png"
+
+
+def encoded(pixels, kind="PNG", **options):
+    """The file of an array, or of an image of Pillow's."""
+    file = io.BytesIO()
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def noise(height, width, seed=0, channels=3):
+    """(h, w, c) uint8, or (h, w) for one channel."""
+    shape = (height, width, channels)[: 2 + (channels > 1)]
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)

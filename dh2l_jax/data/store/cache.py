@@ -30,6 +30,7 @@ from platformdirs import user_cache_path
 from rich.console import Console
 from rich.progress import Progress
 
+from dh2l_jax.checks import one_line
 from dh2l_jax.data.store.filling import filled, remove, remove_unfinished
 from dh2l_jax.data.store.images import Images, RaggedImages, digest
 from dh2l_jax.data.store.source import Examples, Source
@@ -125,7 +126,7 @@ def open_cached(
         try:
             return _read(path, source, on_bad_image)
         except _DamagedError as error:
-            logging.getLogger(__name__).warning("%s: its images are decoded again", error)
+            logging.getLogger(__name__).warning("%s: its images are decoded again", one_line(error))
             remove(path)
     with filled(path) as unfinished:
         _write(unfinished, source, resize, background, on_bad_image, progress)
@@ -202,7 +203,7 @@ def _tell(path: Path, left_out: list[_LeftOut], on_bad_image: str) -> None:
         len(left_out),
         ", ".join(image[0] for image in left_out[:NAMED]),
         more,
-        path / MANIFEST,
+        one_line(path / MANIFEST),
     )
 
 

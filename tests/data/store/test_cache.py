@@ -1,36 +1,18 @@
 """The cache of decoded images: decoded once, checked always, never half-written."""
 
-import io
 import json
 import logging
-import struct
 import threading
-import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from PIL import Image
+from support.folders import encoded, noise
 
 import dh2l_jax as dh2l
 from dh2l_jax.data.store import cache
 from dh2l_jax.data.store.cache import open_cached
-from dh2l_jax.data.store.decode import decode
 from dh2l_jax.data.store.images import RaggedImages
 from dh2l_jax.data.store.source import Source
-
-
-def encoded(pixels, kind="PNG", **options):
-    file = io.BytesIO()
-    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def noise(height, width, seed=0, channels=3):
-    shape = (height, width, channels)[: 2 + (channels > 1)]
-    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
 class Memory:
@@ -216,50 +198,3 @@ def test_the_manifest_says_what_it_is(tmp_path):
     }
     for name, entry in manifest["files"].items():
         assert entry["bytes"] == (only(tmp_path) / name).stat().st_size
-
-
-# Decoding.
-
-
-def test_every_mode_becomes_what_was_asked_for():
-    grey = noise(6, 5, channels=1)
-    three = np.repeat(grey[..., None], 3, axis=2)
-    np.testing.assert_array_equal(decode(encoded(grey)), three)
-    np.testing.assert_array_equal(decode(encoded(grey), channels=1)[..., 0], grey)
-    colour = noise(6, 5)
-    alpha = Image.fromarray(colour).convert("RGBA")
-    np.testing.assert_array_equal(decode(encoded(alpha)), colour)
-    deep = grey.astype(np.uint16) * 257
-    np.testing.assert_array_equal(decode(encoded(deep)), three)
-    cmyk = Image.new("CMYK", (5, 6), (0, 255, 255, 0))
-    red = decode(encoded(cmyk, "JPEG", quality=100))
-    assert np.abs(red.astype(int) - [255, 0, 0]).max() < 6
-    palette = Image.new("P", (5, 6), 1)
-    palette.putpalette([0, 0, 0, 10, 20, 30])
-    assert decode(encoded(palette))[0, 0].tolist() == [10, 20, 30]
-
-
-@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 40))
-def test_the_shorter_side_is_as_asked_and_the_longer_in_proportion(height, width, resize):
-    pixels = decode(encoded(noise(height, width)), resize=resize)
-    shorter, longer = min(height, width), max(height, width)
-    expected = {True: (resize, max(resize * longer // shorter, 1))}
-    found = sorted(pixels.shape[:2])
-    assert found == sorted(expected[True])
-
-
-def test_scaling_is_antialiased():
-    """A checkerboard of pixels becomes grey, not stripes."""
-    board = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
-    small = decode(encoded(board), channels=1, resize=8)
-    assert np.abs(small.astype(int) - 127).max() < 20
-
-
-def test_a_huge_image_is_refused_before_it_is_inflated():
-    for size in ((2**13 + 1, 2**13), (2**14, 2**13), (2**15, 2**15)):
-        huge = Image.new("1", (1, 1))
-        data = bytearray(encoded(huge))
-        data[16:24] = struct.pack(">II", *size)
-        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
-        with pytest.raises(ValueError, match=r"expected a whole image, found: .* pixels"):
-            decode(bytes(data))
