@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -78,15 +78,19 @@ _OTHERS = {
 }
 
 _ORIENTATION = 0x0112  # EXIF's tag
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+# By EXIF's orientation, upright pixels as the file has them: views, so that no image is copied.
+_AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda upright: upright,
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.swapaxes(0, 1),
+    6: lambda upright: np.rot90(upright),
+    7: lambda upright: upright[::-1, ::-1].swapaxes(0, 1),
+    8: lambda upright: np.rot90(upright, -1),
 }
+_LYING = 5  # from this orientation on, the file's rows are columns
+_STRIPE = 2**20  # pixels that are converted at a time: whole images of 64 megapixels take 0.5 GB
 _TILE_SIDES = 322, 323  # TIFF's tags
 
 
@@ -162,23 +166,45 @@ def decode_traced(
     encoded: bytes, *, channels: int = 3, resize: int = 0, background: str = WHITE
 ) -> Decoded:
     """What `decode` returns, with what was done to the image."""
+    found = _upright(encoded, channels, resize, background)
+    if not resize:
+        return found
+    image = Image.fromarray(found.pixels.squeeze(-1) if channels == 1 else found.pixels)
+    found = found._replace(pixels=np.empty(0))  # the memory is needed
+    image = image.resize(scaled_size(image.size, resize), Image.Resampling.BILINEAR)
+    pixels = np.empty((image.height, image.width, channels), np.uint8)
+    for rows, part in _stripes(image):
+        pixels[rows] = np.asarray(part).reshape(-1, image.width, channels)
+    return found._replace(pixels=pixels)
+
+
+def _upright(encoded: bytes, channels: int, resize: int, background: str) -> Decoded:
+    """The image in its own size; refused if `resize` would blow it up."""
+    mode, is_transparent = "L" if channels == 1 else "RGB", False
     with opened(encoded) as image:
         scaled_size(image.size, resize)  # before it is inflated
         kind = _kind(encoded)
-        turns_itself = kind == "TIFF" and _turn(image) is not None
+        turns_itself = kind == "TIFF" and _orientation(image) > 1
         image.load()
-        turn = _turn(image)  # not before: of a PNG it loads the image, and hides an error
+        orientation = _orientation(image)  # not before: of a PNG it loads, and hides an error
         depth = encoded[24] if kind == "PNG" else 8  # which Pillow hides
-        flat, is_transparent = _flattened(_eight_bits(image, depth), background)
-        mode = "L" if channels == 1 else "RGB"
-        converted = flat if flat.mode == mode else flat.convert(mode)
-        if turn is not None:
-            converted = converted.transpose(turn)
-        if resize:
-            size = scaled_size(converted.size, resize)
-            converted = converted.resize(size, Image.Resampling.BILINEAR)
-        pixels = np.asarray(converted).reshape(converted.height, converted.width, channels)
-    return Decoded(pixels, turns_itself or turn is not None, is_transparent, kind)
+        size = image.size if orientation >= _LYING else image.size[::-1]
+        pixels = np.empty((*size, channels), np.uint8)
+        stored = _AS_STORED[orientation](pixels)
+        for rows, part in _stripes(image):
+            flat, shows_through = _flattened(_eight_bits(part, depth), background)
+            is_transparent |= shows_through
+            flat = flat if flat.mode == mode else flat.convert(mode)
+            stored[rows] = np.asarray(flat).reshape(-1, flat.width, channels)
+    return Decoded(pixels, turns_itself or orientation > 1, is_transparent, kind)
+
+
+def _stripes(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
+    """Rows of an image, as a slice and as an image of their own, from the top down."""
+    step = max(_STRIPE // image.width, 1)
+    for top in range(0, image.height, step):
+        bottom = min(top + step, image.height)
+        yield slice(top, bottom), image.crop((0, top, image.width, bottom))
 
 
 def scaled_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
@@ -240,13 +266,13 @@ def _check_size(width: int, height: int, what: str = "") -> None:
         raise ValueError(f"{width} × {height} pixels{what}, more than {MAX_PIXELS}")
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What makes the image upright."""
+def _orientation(image: Image.Image) -> int:
     # `ImageOps.exif_transpose` would write the EXIF block anew too, and fail on a damaged one.
     try:
-        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+        found = image.getexif().get(_ORIENTATION, 1)
+        return found if found in _AS_STORED else 1
     except Exception:  # A damaged block turns nothing, whatever its parser raises.
-        return None
+        return 1
 
 
 def _eight_bits(image: Image.Image, depth: int) -> Image.Image:
