@@ -202,6 +202,9 @@ def _upright(encoded: bytes, channels: int, resize: int, background: str) -> Dec
 def _stripes(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
     """Rows of an image, as a slice and as an image of their own, from the top down."""
     step = max(_STRIPE // image.width, 1)
+    if step >= image.height:
+        yield slice(image.height), image
+        return
     for top in range(0, image.height, step):
         bottom = min(top + step, image.height)
         yield slice(top, bottom), image.crop((0, top, image.width, bottom))

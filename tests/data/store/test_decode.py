@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from support.folders import encoded, noise
 
+from dh2l_jax.data.store import decode as decode_module
 from dh2l_jax.data.store.decode import MAX_PIXELS, check_background, decode, decode_traced
 
 LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}, "BMP": {}, "TIFF": {}}
@@ -89,6 +90,26 @@ def test_a_damaged_exif_block_turns_nothing(block):
     found = decode_traced(encoded(noise(6, 9), exif=block))
     np.testing.assert_array_equal(found.pixels, noise(6, 9))
     assert not found.is_new
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "1", "LA", "I;16"])
+def test_large_images_are_converted_in_stripes(monkeypatch, mode):
+    grey = noise(23, 17, channels=1)
+    image = Image.fromarray(noise(23, 17)).convert({"I;16": "L"}.get(mode, mode))
+    if mode == "I;16":
+        image = Image.fromarray(grey.astype(np.uint16) * 257)
+    elif mode in ("RGBA", "LA"):
+        image.putalpha(Image.fromarray(grey))
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[ORIENTATION] = orientation
+        data = encoded(image, exif=exif)
+        monkeypatch.setattr(decode_module, "_STRIPE", 2**20)
+        whole = decode_traced(data, background="red", resize=9)
+        monkeypatch.setattr(decode_module, "_STRIPE", 40)
+        stripes = decode_traced(data, background="red", resize=9)
+        np.testing.assert_array_equal(stripes.pixels, whole.pixels)
+        assert stripes[1:] == whole[1:]
 
 
 def chunk(kind, data):

@@ -168,7 +168,9 @@ def test_names_of_classes_are_text_in_a_spreadsheet_and_exact_in_json(tmp_path):
 
 def test_no_name_steers_a_terminal(capsys):
     name = "a\x1b[2J\rb\u202ec"
-    line_printer(Console(file=sys.stdout, force_terminal=True, highlight=False))(f"run {name} [bold]x")
+    line_printer(Console(file=sys.stdout, force_terminal=True, highlight=False))(
+        f"run {name} [bold]x"
+    )
     fail("dh2l", ValueError(f"no config file {name}"))
     shown = capsys.readouterr()
     assert shown.out == "run a\\x1b[2J\\rb\\u202ec [bold]x\n"
