@@ -20,6 +20,7 @@ __all__ = [
     "integers",
     "mask",
     "name_and_options",
+    "one_line",
     "rows",
     "unknown_name",
 ]
@@ -56,6 +57,16 @@ def name_and_options(text: str) -> tuple[str, dict[str, Any]]:
     except (SyntaxError, ValueError):
         pass
     raise ValueError(f"expected NAME or NAME(option=value), found {text!r}")
+
+
+def one_line(text: object) -> str:
+    r"""The text as people are shown it, so that no name can break a line or steer a terminal.
+
+    >>> one_line("Möwe 1"), one_line("two\nlines \x1b[2J")
+    ('Möwe 1', 'two\\nlines \\x1b[2J')
+    """
+    escaped = (c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+    return "".join(escaped)
 
 
 def as_float(x: ArrayLike) -> jax.Array:

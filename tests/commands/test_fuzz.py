@@ -404,6 +404,6 @@ def test_a_cache_that_is_damaged_is_made_anew(folder, caplog):
     for data in (b"[" * 100_000, b"{}", b""):
         (path / cache.MANIFEST).write_bytes(data)
         with caplog.at_level(logging.WARNING), contextlib.suppress(StopIteration):
-            images, _ = cache.open_cached(source, folder / "caches")["train"]
+            images, *_ = cache.open_cached(source, folder / "caches")["train"]
         assert images[2].tobytes() == PIXELS[:6]
         assert caplog.messages[-1].endswith("its images are decoded again")

@@ -25,6 +25,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from dh2l_jax.checks import one_line
 from dh2l_jax.training.config import DistributedConfig
 
 __all__ = [
@@ -195,7 +196,7 @@ def _on_abort(line: str, code: int) -> None:
     JAX aborts in a thread of its own, where no exception can be raised and none of Python's signal
     handlers is called in time.
     """
-    message = f"{Path(sys.argv[0]).name}: error: {line}\n".encode()
+    message = one_line(f"{Path(sys.argv[0]).name}: error: {line}").encode() + b"\n"
 
     def end(_: int) -> None:
         os.write(2, message)
