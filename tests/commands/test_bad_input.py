@@ -86,7 +86,7 @@ ARGUMENTS = {
     "--data.name fashion_mnst": "unknown data set 'fashion_mnst': did you mean 'fashion_mnist",
     "--data.name cifar-100": "unknown data set 'cifar-100': did you mean 'cifar100'?",
     "--data.name=": "unknown data set ''",
-    "--data.background red": "fashion_mnist_mini is no folder of own images and takes no background",
+    "--data.background red": "is no folder of own images and takes no background, found 'red'",
     "--data.csv a.csv": "is no folder of own images and takes no csv, found 'a.csv'",
     "--data.data_dir /nowhere": "fashion_mnist_mini is embedded and takes no data_dir",
     "--data.resize 32": "fashion_mnist_mini has images of one size and takes no resize",

@@ -341,7 +341,7 @@ def write_cache(path, parts, digests=None):
             (path / f"{split}.{part}").write_bytes(data)
             digest = hashlib.sha256((digests or parts)[part]).hexdigest()
             entries[f"{split}.{part}"] = {"bytes": len(data), "sha256": digest}
-    splits = dict.fromkeys(("train", "test"), {"left_out": [], "first_new": ""})
+    splits = {split: {"left_out": [], "first_new": ""} for split in ("train", "test")}
     manifest = {"files": entries, "splits": splits}
     manifest["sha256"] = cache._own_digest(manifest)
     (path / cache.MANIFEST).write_text(json.dumps(manifest))
