@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dh2l_jax.regularizers import (
         center_energy,
         classes_present,
+        diversity,
         group_energy,
         hierarchical,
         kernel_matrices,
@@ -59,6 +60,7 @@ __all__ = [
     "containment",
     "cosine_similarity",
     "distance",
+    "diversity",
     "energy",
     "get_metric",
     "group_energy",

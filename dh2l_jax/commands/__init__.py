@@ -19,6 +19,7 @@ __all__ = ["BAD", "COMMANDS", "Exit", "Parser", "dispatch", "fail", "run_command
 COMMANDS = {
     "train": "trains a classifier; goes on with, evaluates, tests or exports a run",
     "data": "prepares a data set, or checks a folder of images",
+    "diversity": "says how diverse the weights of a file or a run are, beside random ones",
     "tables": "runs, or resumes, a table of the paper",
 }
 

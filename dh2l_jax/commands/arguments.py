@@ -29,7 +29,9 @@ from dh2l_jax.training.config.options import Checked, flat, sentences, text_of, 
 
 __all__ = ["Arguments", "parse", "show_help"]
 
-_METAVARS = {bool: "{true,false}", int: "INT", float: "FLOAT", str: "TEXT"}
+_METAVARS = {
+    bool: "{true,false}", int: "INT", float: "FLOAT", str: "TEXT", tuple[str, ...]: "TEXT;…",
+}  # fmt: skip
 
 
 class _Given(str):
