@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
-from dh2l_jax.checks import unknown_name
+from dh2l_jax.checks import one_line, unknown_name
 
 __all__ = ["BAD", "COMMANDS", "Exit", "Parser", "dispatch", "fail", "run_command"]
 
@@ -45,7 +45,7 @@ BAD = (ValueError, TypeError, OSError, ImportError)
 def fail(program: str, error: BaseException | str, code: Exit = Exit.BAD_INPUT) -> Exit:
     """One line on stderr about what went wrong; the exit code."""
     line = " ".join(str(error).split()) or type(error).__name__
-    print(f"{program}: error: {line}", file=sys.stderr)
+    print(one_line(f"{program}: error: {line}"), file=sys.stderr)
     return code
 
 

@@ -240,15 +240,14 @@ def use_finished(given: Arguments, console: Console) -> None:
 
 def describe(experiment: Experiment, console: Console) -> None:
     """One line on what is about to run."""
+    from dh2l_jax.training.run.console import line_printer
     from dh2l_jax.training.run.records import versions
 
     config, dataset = experiment.config, experiment.dataset
-    console.print(
+    line_printer(console)(
         f"{config.model.name}, {config.model.head} head on {dataset.hierarchy}, {dataset.name}: "
         f"{len(dataset.train_labels):,} training images, {config.epochs} × "
-        f"{experiment.steps_per_epoch} steps of {config.batch_size}; {versions()['devices']}",
-        soft_wrap=True,
-        markup=False,
+        f"{experiment.steps_per_epoch} steps of {config.batch_size}; {versions()['devices']}"
     )
 
 
@@ -258,7 +257,7 @@ def show_result(workdir: Path, console: Console) -> None:
     Raises:
       ValueError: its result is damaged.
     """
-    from dh2l_jax.training.run.console import print_scores
+    from dh2l_jax.training.run.console import line_printer, print_scores
     from dh2l_jax.training.run.folder import RESULT
 
     path = workdir / RESULT
@@ -268,13 +267,14 @@ def show_result(workdir: Path, console: Console) -> None:
         raise ValueError(
             f"{path} is damaged: {error!r:.80}: remove it, and the run makes it anew"
         ) from error
-    console.print(f"finished already; results in {workdir}/", soft_wrap=True, markup=False)
+    line_printer(console)(f"finished already; results in {workdir}/")
 
 
 def show_next_steps(
     workdir: Path, result: dict[str, Any], console: Console, command: str, given: Arguments
 ) -> None:
     """Where the results are, and what to try next."""
+    from dh2l_jax.training.run.console import line_printer
     from dh2l_jax.training.run.folder import CONFIG, METRICS, RESULT
 
     again = same_run_elsewhere(given, command)
@@ -286,7 +286,9 @@ def show_next_steps(
         f"  {again} --variant l2      weight decay alone, the baseline",
         f"  {again} --set reg.fc_metric=d_cos_hm --set seed=1      another metric, another seed",
     ]
-    console.print("\n".join(lines), soft_wrap=True, markup=False)
+    print_line = line_printer(console)
+    for line in lines:
+        print_line(line)
 
 
 def same_run_elsewhere(given: Arguments, command: str) -> str:

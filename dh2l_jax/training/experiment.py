@@ -183,6 +183,8 @@ def _dataset(config: Config, split: str, progress: bool) -> Dataset:
         csv=data.csv or None,
         tree=data.tree,
         resize=data.resize,
+        background=data.background,
+        on_bad_image=data.on_bad_image,
         cache_dir=data.cache_dir or None,
         progress=progress,
     )

@@ -47,6 +47,8 @@ class DataConfig(Checked):
       resize: shorter side in pixels to which images are scaled; 0 to keep their size.
       crop: side of the square that the network sees, a random one in training and the centre in
         evaluation; 0 for whole images.
+      background: colour behind transparent pixels of own images, a name or #rrggbb.
+      on_bad_image: "refuse" own images that cannot be read, or "skip" them and say which.
       pad: zeros added on each side before the random crop; 0 for none.
       flip: mirror at random.
       fraction: part of the images of each class to use, of training and test alike; for trials.
@@ -61,6 +63,8 @@ class DataConfig(Checked):
     cache_dir: str = ""
     resize: int = field(0, low=0, high=2**13)
     crop: int = field(0, low=0, high=2**13)
+    background: str = "white"
+    on_bad_image: str = field("refuse", choices=("refuse", "skip"))
     pad: int = field(4, low=0, high=2**13)
     flip: bool = True
     fraction: float = field(1.0, above=0, high=1)
