@@ -20,7 +20,13 @@ if TYPE_CHECKING:
         mean_energy,
         pairwise,
     )
-    from dh2l_jax.metrics.similarity import angle, code_angle, code_similarity, cosine_similarity
+    from dh2l_jax.metrics.similarity import (
+        angle,
+        code_angle,
+        code_similarity,
+        cosine_similarity,
+        exact_angle,
+    )
     from dh2l_jax.numerics import binary_sign, safe_normalize, straight_through, ternary_sign
     from dh2l_jax.regularizers import (
         center_energy,
@@ -62,6 +68,7 @@ __all__ = [
     "distance",
     "diversity",
     "energy",
+    "exact_angle",
     "get_metric",
     "group_energy",
     "hierarchical",

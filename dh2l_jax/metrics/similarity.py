@@ -7,7 +7,15 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from dh2l_jax.checks import as_float, unknown_name
-from dh2l_jax.numerics import binary_sign, clip, clipped_arccos, safe_normalize, snap, ternary_sign
+from dh2l_jax.numerics import (
+    binary_sign,
+    clip,
+    clipped_arccos,
+    safe_norm,
+    safe_normalize,
+    snap,
+    ternary_sign,
+)
 
 __all__ = [
     "angle",
@@ -17,6 +25,7 @@ __all__ = [
     "code_similarity",
     "cosine_similarity",
     "encode",
+    "exact_angle",
     "theta",
     "theta_h",
     "two_vectors",
@@ -90,6 +99,27 @@ def angle(u: ArrayLike, v: ArrayLike, *, clamp: str = "hard") -> jax.Array:
     Reference: DH²L, §4.2.
     """
     return theta(cosine_similarity(u, v), clamp)
+
+
+def exact_angle(u: ArrayLike, v: ArrayLike) -> jax.Array:
+    """2·atan2(‖û − v̂‖, ‖û + v̂‖) / π, in [0, 1]: the angle for measuring, 0 for duplicates.
+
+    `angle` has the clip of training, below which no pair is told apart: 0.045 (8.11°).
+
+    Args:
+      u: (d,).
+      v: (d,).
+
+    Raises:
+      ValueError: u and v are not vectors of one length.
+
+    >>> exact_angle(jnp.array([1.0, 3.0]), jnp.array([2.0, 6.0])).item()
+    0.0
+
+    Reference: Kahan, "How futile are mindless assessments of roundoff", 2006, §12.
+    """
+    u, v = map(safe_normalize, two_vectors(u, v))
+    return 2 / jnp.pi * jnp.arctan2(safe_norm(u - v), safe_norm(u + v))
 
 
 def code_angle(

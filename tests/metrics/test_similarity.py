@@ -295,3 +295,24 @@ def test_a_profile_may_be_singular_where_no_pair_is(method):
     value, gradient = finite(fn(jnp.asarray(W)))
     np.testing.assert_allclose(value, 2.5 / 3, rtol=1e-6)
     assert_close(gradient, np.array([[0, 1], [0, 0], [0, 1]]) / 3)
+
+
+@pytest.mark.parametrize("degrees", [0, 1e-5, 0.1, 8, 90, 179.999, 180])
+def test_the_exact_angle_has_no_clip(degrees):
+    angle = np.radians(degrees)
+    u, v = np.array([1.0, 0.0]), 3 * np.array([np.cos(angle), np.sin(angle)])
+    found = 180 * jax.jit(dh2l.exact_angle)(u.astype(np.float32), v.astype(np.float32))
+    np.testing.assert_allclose(found, degrees, rtol=1e-5, atol=1e-6)
+
+
+def test_duplicates_are_at_no_angle():
+    W = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
+    np.testing.assert_array_equal(jax.vmap(dh2l.exact_angle)(W, 4 * W), 0)
+    table = jax.jit(functools.partial(dh2l.pairwise, dh2l.exact_angle))(W)
+    expected = np.arccos(np.clip(_cosines(W), -1, 1)) / np.pi
+    np.testing.assert_allclose(table, expected, atol=1e-5)
+
+
+def _cosines(W):
+    U = W.astype(np.float64) / np.linalg.norm(W.astype(np.float64), axis=1, keepdims=True)
+    return U @ U.T

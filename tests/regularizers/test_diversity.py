@@ -83,8 +83,7 @@ def test_random_vectors_are_as_chance_says(shape):
         z = [draw.z[name] for draw in draws]
         assert abs(np.mean(z)) < 0.6, name  # 0.25 from 150 draws, the rest of the rank's chance
         assert 0.6 < np.std(z) < 1.6, name
-    marked = sum(draw.less_diverse for draw in draws)
-    assert marked <= (4 if shape == (2, 5) else 0)  # the rank of two vectors has a long tail
+    assert not any(draw.less_diverse for draw in draws)
 
 
 @pytest.mark.parametrize("d", [2, 3, 10, 500])
@@ -114,7 +113,7 @@ def test_what_has_no_pairs_has_no_angles():
         assert (found.mean, found.smallest, found.nearest, found.signs) == (None,) * 4
         assert "mean" not in found.z
     assert figures(np.zeros((3, 4))).rank == 0
-    assert figures(np.zeros((3, 4))).less_diverse  # in the rank
+    assert figures(np.zeros((8, 8))).less_diverse  # in the rank
     line = figures(np.array([[1.0], [2.0], [-1.0]]))
     assert (line.mean, line.smallest, line.duplicates) == (pytest.approx(120), 0.0, 1)
 

@@ -41,7 +41,7 @@ def config_of(kind: str, dtype: str, **options) -> Config:
         eval_every=1,
         data=data,
         model=ModelConfig(name="resnet8", dtype=dtype),
-        reg=RegConfig(),
+        reg=RegConfig(schedule="cosine"),
         optim=OptimConfig(lr=0.05, schedule="cosine"),
         **sizes,
         **options,

@@ -65,11 +65,15 @@ class Figures(NamedTuple):
 
     @property
     def less_diverse(self) -> bool:
-        """Far less than chance: `mean`, `nearest` or `rank` ≤ 90 % of its, and ≥ 4 deviations."""
+        """Far less than chance: `mean`, `nearest` or `rank` ≤ 90 % of its, and ≥ 4 deviations.
+
+        The rank is asked from 8 vectors of 8 on: its law has a long tail before.
+        """
         return any(
             (self.z.get(name) or 0) <= -DEVIATIONS
             and getattr(self, name) <= SHARE * self.chance[name][0]
             for name in MARKING
+            if name != "rank" or min(self.n, self.d) >= 8
         )
 
 
