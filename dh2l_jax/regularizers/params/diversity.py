@@ -22,7 +22,7 @@ DUPLICATE = np.radians(0.01)
 DEAD = 1e-4  # of the longest vector of the layer
 DRAWS, QUANTILES = 32, 2000  # what the chance of the rank, and of the smallest angle, is taken from
 # A layer is marked where one of these is so many deviations and so large a share below chance.
-MARKING, DEVIATIONS, SHARE = ("mean", "nearest", "rank"), 4.0, 0.9
+MARKING, DEVIATIONS, SHARE = ("mean", "nearest", "rank"), 6.0, 0.9
 
 
 class Figures(NamedTuple):
@@ -65,7 +65,7 @@ class Figures(NamedTuple):
 
     @property
     def less_diverse(self) -> bool:
-        """Far less than chance: `mean`, `nearest` or `rank` ≤ 90 % of its, and ≥ 4 deviations.
+        """Far less than chance: `mean`, `nearest` or `rank` ≤ 90 % of its, and ≥ 6 deviations.
 
         The rank is asked from 8 vectors of 8 on: its law has a long tail before.
         """
