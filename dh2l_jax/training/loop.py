@@ -114,10 +114,12 @@ def _refuse_other_epochs(
 ) -> None:
     """Raises where a state lies at no place of the run: its epochs had another number of steps."""
     steps = experiment.steps_per_epoch
-    records = [
-        record for record in read_records(workdir / METRICS) if record.get("step", 0) <= step
-    ]
-    lengths = {record["step"] / record["epoch"] for record in records if record.get("epoch")}
+    try:
+        ends = ((record["step"], record["epoch"]) for record in read_records(workdir / METRICS))
+        lengths = {end / epoch for end, epoch in ends if end <= step}
+    except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
+        reason = str(error) if isinstance(error, ValueError) else f"a record has no {error}"
+        raise CheckpointError(f"{workdir / METRICS} is damaged: {reason}") from error
     ends_late = step > steps * experiment.config.epochs
     if ends_late or step % steps != len(progress.history) or lengths - {steps}:
         raise CheckpointError(

@@ -185,7 +185,7 @@ class DistributedConfig(Checked):
 
     auto: bool = False
     coordinator: str = ""
-    processes: int = field(0, low=0)
+    processes: int = field(0, low=0, high=2**16)
     process: int = field(-1, low=-1)
     timeout: int = field(60, low=1)
     heartbeat: int = field(20, low=1)

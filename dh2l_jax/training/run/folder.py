@@ -20,7 +20,6 @@ from dh2l_jax.training.run import evidence
 from dh2l_jax.training.run.evidence import CONFIG, METRICS
 from dh2l_jax.training.run.lock import Lock
 from dh2l_jax.training.run.records import (
-    read_records,
     read_sealed,
     refuse_damaged,
     write_json,
@@ -91,7 +90,7 @@ def read_result(workdir: Path) -> dict[str, Any]:
     """
     if not is_finished(workdir):
         raise ValueError(
-            f"{workdir} holds no finished run: `dh2l train --workdir` goes on with it"
+            f"{workdir} holds a run that is not finished: `dh2l train --workdir {workdir}` goes on"
             if is_run(workdir)
             else f"{workdir} holds no run: expected the file {workdir / CONFIG}"
         )
@@ -113,10 +112,10 @@ def refuse_damaged_run(workdir: Path, step: int) -> None:
         try:
             evidence.refuse_damaged_config(workdir / CONFIG, folder)
             evidence.refuse_damaged_records(workdir / METRICS, folder / str(step))
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise evidence.CheckpointError(str(error)) from error
 
-    on_first(check, (evidence.CheckpointError, OSError))
+    on_first(check, (evidence.CheckpointError,))
 
 
 def refuse_lost_checkpoints(workdir: Path) -> None:
@@ -127,7 +126,8 @@ def refuse_lost_checkpoints(workdir: Path) -> None:
 
     def check() -> None:
         folder, path = workdir / evidence.LAST, workdir / METRICS
-        count = len(read_records(path))
+        # Half a line is no record: a killed process leaves one.
+        count = read_plain(path).count(b"\n") if path.exists() else 0
         if count > 1 or (count and not folder.exists()):
             raise evidence.CheckpointError(
                 f"{folder} holds no checkpoint, and {path} has {count} records: put the folder "
@@ -135,7 +135,7 @@ def refuse_lost_checkpoints(workdir: Path) -> None:
             )
         folder.mkdir(parents=True, exist_ok=True)
 
-    on_first(check, (evidence.CheckpointError, ValueError, OSError))
+    on_first(check, (evidence.CheckpointError, OSError))
 
 
 def refuse_foreign_folder(workdir: Path, config: Config) -> None:
