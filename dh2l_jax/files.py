@@ -18,6 +18,7 @@ __all__ = [
     "leftovers",
     "name_in_errors",
     "open_plain",
+    "open_to_append",
     "read_plain",
     "sync_folder",
     "write_atomically",
@@ -92,13 +93,17 @@ def append(path: Path, content: bytes) -> None:
     """
     is_new = not path.exists()
     with name_in_errors(path):
-        descriptor = _descriptor(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        with os.fdopen(descriptor, "ab") as file:
+        with open_to_append(path) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         if is_new:
             sync_folder(path.parent)
+
+
+def open_to_append(path: Path) -> io.BufferedWriter:
+    """A file proper, open to be added to, and made if it is missing; see `open_plain`."""
+    return os.fdopen(_descriptor(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab")
 
 
 def _descriptor(path: Path, flags: int) -> int:

@@ -110,7 +110,9 @@ def refuse_other_data(experiment: Experiment, workdir: Path) -> bool:
     source, folder = experiment.source, workdir / evidence.LAST
 
     def check() -> tuple[bool, str]:
-        record, sha256 = evidence.data_record(folder), source.fingerprint.sha256
+        record = evidence.data_record(folder)
+        # One process that begins needs no fingerprint before its first checkpoint.
+        sha256 = source.fingerprint.sha256 if record or jax.process_count() > 1 else ""
         if record is None:
             known = not evidence.steps(folder)
             if source.first_new and not known:
@@ -130,7 +132,7 @@ def refuse_other_data(experiment: Experiment, workdir: Path) -> bool:
         return True, sha256
 
     known, sha256 = on_first(check, (CheckpointError, OSError))
-    if sha256 != source.fingerprint.sha256:
+    if sha256 and sha256 != source.fingerprint.sha256:
         raise CheckpointError(
             f"process {jax.process_index()} finds other data in {source.name} than process 0"
         )

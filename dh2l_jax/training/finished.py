@@ -103,11 +103,12 @@ def export(
     record = evidence.data_record(workdir / checkpoint.LAST)
     if record is None:
         experiment = build(config, training=False)
-        network, like, data = experiment.model, experiment.init(abstract=True), experiment.dataset
-        tree, mean, std = data.hierarchy, data.mean, data.std
+        network, like, known = experiment.model, experiment.init(abstract=True), experiment.dataset
+        tree = known.hierarchy
     else:
-        (data, _, mean, std) = DataRecord.unpack(record)
-        tree, (network, like) = data.tree, without_data(config, DataRecord.unpack(record))
+        known = DataRecord.unpack(record)
+        network, like = without_data(config, known)
+        tree = known.fingerprint.tree
     state = checkpoint.restore(workdir, like, print_line=print_line).state
     if print_line and not is_finished(workdir):
         print_line(f"the run is not finished: the weights are those after step {state.step}")
@@ -116,8 +117,8 @@ def export(
         "shortcut": config.model.shortcut,
         "dtype": config.model.dtype,
         "classes": json.dumps(tree.names(tree.num_levels), ensure_ascii=False),
-        "mean": json.dumps(mean.tolist()),
-        "std": json.dumps(std.tolist()),
+        "mean": json.dumps(known.mean.tolist()),
+        "std": json.dumps(known.std.tolist()),
     }
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     path = export_safetensors(path, network, variables, metadata)

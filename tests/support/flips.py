@@ -55,18 +55,18 @@ def make(root: Path) -> Config:
     with run_folder.opened(root / "finished", config):
         loop.train(loop.build(config), root / "finished", Console(quiet=True))
     shutil.copytree(root / "finished", root / "stopped")
-    for name in ("result.json", "confusion.csv"):
+    for name in ("result.json", "confusion.csv", "confusion.json"):
         (root / "stopped" / name).unlink()
     return config
 
 
-def taken(root: Path, name: str, config: Config) -> tuple[Any, ...]:
-    """What the command that shows a run, or goes on with it, takes from the disk.
+def taken(root: Path, name: str, config: Config) -> tuple[list[str], list[Any]]:
+    """The lines of the command that shows a run, or goes on with it, and all that it takes.
 
     Raises:
       Exception: what a command would turn into a line.
     """
-    workdir, lines = root / name, []
+    workdir, lines = root / name, list[str]()
     run_folder.refuse_foreign_folder(workdir, config)
     read = run_folder.read_config(workdir)
     shown = io.StringIO()
@@ -124,16 +124,27 @@ DAMAGES: tuple[Callable[[bytes, random.Random], bytes], ...] = (
 )
 
 
-class _Heard(logging.Handler):
-    """Whether something was logged: the cache says so where it decodes again."""
+class Heard(logging.Handler):
+    """Counts what is logged: the cache says so where it decodes again. A context manager."""
 
     lines = 0
 
     def emit(self, record: logging.LogRecord) -> None:
+        """One more."""
         self.lines += 1
 
+    def __enter__(self) -> Heard:
+        self.logger = logging.getLogger("dh2l_jax")
+        self.logger.addHandler(self)
+        self.logger.propagate = False
+        return self
 
-def judge(root: Path, name: str, config: Config, expected: list[Any], heard: _Heard) -> str:
+    def __exit__(self, *exception: object) -> None:
+        self.logger.removeHandler(self)
+        self.logger.propagate = True
+
+
+def judge(root: Path, name: str, config: Config, expected: list[Any], heard: Heard) -> str:
     """What a command makes of the files as they are now."""
     heard.lines = 0
     try:
@@ -153,40 +164,28 @@ def run(folder: Path, flips: int, seed: int) -> dict[str, Counter[str]]:
     Raises:
       AssertionError: a damage was silent, or an error of more than a line.
     """
-    rng, heard = random.Random(seed), _Heard()
-    logger = logging.getLogger("dh2l_jax")
-    logger.addHandler(heard)
-    logger.propagate = False  # what is heard is counted
-    config = make(folder / "made")
-    expected = {name: taken(folder / "made", name, config)[1] for name in STATES}
+    rng, made, whole = random.Random(seed), folder / "made", folder / "whole"
+    config = make(made)
+    expected = {name: taken(made, name, config)[1] for name in STATES}
+    shutil.copytree(made, whole)
+    files = [path.relative_to(whole) for path in sorted(whole.rglob("*")) if path.is_file()]
+    files = [path for path in files if path.parts[0] != "images" and (whole / path).stat().st_size]
+    few = [path for path in files if "checkpoints" not in path.parts[1]]
     counts: dict[str, Counter[str]] = {}
-    whole = folder / "whole"
-    shutil.copytree(folder / "made", whole)
-    paths = sorted(
-        path.relative_to(whole)
-        for path in whole.rglob("*")
-        if path.is_file() and path.stat().st_size and "images" not in path.parts
-    )
-    for number in range(flips):
-        # Every file in turn; of those in checkpoints there are many.
-        path = (
-            paths[number % len(paths)]
-            if number % 2
-            else rng.choice(
-                [path for path in paths if len(path.parts) == 2 or path.parts[0] == "cache"]
-            )
-        )
-        damage = rng.choice(DAMAGES)
-        for name in (*STATES, "cache"):
-            shutil.rmtree(folder / "made" / name)
-            shutil.copytree(whole / name, folder / "made" / name)
-        target = folder / "made" / path
-        target.write_bytes(damage(target.read_bytes(), rng))
-        name = path.parts[0] if path.parts[0] in STATES else "stopped"
-        verdict = judge(folder / "made", name, config, expected[name], heard)
-        kind = "checkpoint" if "checkpoints" in path.parts[1] else path.name
-        counts.setdefault(f"{path.parts[0]} {kind}", Counter())[verdict] += 1
-        assert verdict != "SILENT", (path, damage.__name__, number)
+    with Heard() as heard:
+        for number in range(flips):
+            # Every file has its turn, and those outside of checkpoints have more of them.
+            path = files[number // 2 % len(files)] if number % 2 else rng.choice(few)
+            damage, (place, name, *_) = rng.choice(DAMAGES), path.parts
+            for copied in (*STATES, "cache"):
+                shutil.rmtree(made / copied)
+                shutil.copytree(whole / copied, made / copied)
+            (made / path).write_bytes(damage((whole / path).read_bytes(), rng))
+            reader = place if place in STATES else "stopped"
+            verdict = judge(made, reader, config, expected[reader], heard)
+            kind = f"{place}, {'checkpoints' if name.startswith('checkpoints') else path.name}"
+            counts.setdefault(kind, Counter())[verdict] += 1
+            assert verdict != "SILENT", (path, damage.__name__, number)
     return counts
 
 

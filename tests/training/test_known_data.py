@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support import flips
 from support.folders import picture
 
 import train
@@ -273,6 +274,7 @@ AT_THE_END = [
     (edit("result.json", b'"files"', b'"filed"'), "result.json is damaged: its SHA-256 is not"),
     (edit("result.json", b"{", b"["), "result.json is damaged: not JSON"),
     (edit("confusion.csv", b",", b";"), "confusion.csv is damaged: its SHA-256"),
+    (edit("confusion.json", b"[", b"("), "confusion.json is damaged: its SHA-256"),
     (lambda workdir: (workdir / "confusion.csv").unlink(), "confusion.csv is missing"),
     (edit("metrics.jsonl", b'"epoch": 1', b'"epoch": 2'), "metrics.jsonl is damaged"),
     (DAMAGES[0][0], "config.json is damaged"),
@@ -306,6 +308,12 @@ def test_damage_to_a_finished_run_is_named(place, capsys, damage, line):
         assert line in captured.err
         assert captured.err.count("\n") == 1
         assert snapshot(place / "run") == before
+
+
+def test_no_damage_is_silent(tmp_path):
+    """A little of what `python -m support.flips --flips 1000` does."""
+    counts = flips.run(tmp_path, flips=24, seed=0)
+    assert sum(map(len, counts.values())) > 1
 
 
 def test_an_unfinished_run_is_no_finished_one(place, capsys):
