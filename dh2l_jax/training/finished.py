@@ -46,7 +46,7 @@ def eval_only(
       ValueError: the folder holds no finished run, its last checkpoint is damaged or does not fit
         its config, or the data are not those that it was trained on.
     """
-    result, config = read_result(workdir), _config(workdir, places)
+    config, result = _config(workdir, places), read_result(workdir)
     experiment = build(config, training=False)
     _refuse_other_data(experiment, workdir, print_line)
     return make_evaluator(experiment)(_state(experiment, workdir, result["steps"]))
@@ -65,7 +65,7 @@ def test(
     Raises:
       ValueError: see `eval_only`, or the run has no held-out images.
     """
-    result, config = read_result(workdir), _config(workdir, places)
+    config, result = _config(workdir, places), read_result(workdir)
     if not config.data.holdout:
         raise ValueError(f"{workdir}: expected a run with data.holdout, found one without")
     experiment = build(config, split="test", training=False)

@@ -277,7 +277,7 @@ AT_THE_END = [
     (edit("confusion.json", b"[", b"("), "confusion.json is damaged: its SHA-256"),
     (lambda workdir: (workdir / "confusion.csv").unlink(), "confusion.csv is missing"),
     (edit("metrics.jsonl", b'"epoch": 1', b'"epoch": 2'), "metrics.jsonl is damaged"),
-    (DAMAGES[0][0], "config.json is damaged"),
+    (DAMAGES[0][0], "config.json is not what step 6 was saved with"),
 ]
 
 
