@@ -161,7 +161,7 @@ def read_params(
       OSError: the folder cannot be read.
     """
     path = workdir / folder
-    for step in reversed(_steps(path)):
+    for step in reversed(evidence.steps(path)):
         if manifest.problem(path / str(step)) is None:
             with _manager(path) as manager:
                 found = manager.item_metadata(step).get("state")
