@@ -50,7 +50,7 @@ def test_a_notebook_prints_what_it_shows(path, tmp_path, monkeypatch):
     page = _script("docs/hooks.py").notebook_page(path)
     monkeypatch.setitem(TEXTS, path.stem, page)
     test_code_of_a_page_prints_what_it_says(path.stem, tmp_path, monkeypatch)
-    assert page.count("```python") == len(PYTHON.findall(page)) >= 4
+    assert page.count("```python") == len(PYTHON.findall(page)) >= 3
 
 
 def test_commands_of_the_pages_have_options_and_values_that_exist(monkeypatch):
