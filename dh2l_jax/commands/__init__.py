@@ -25,7 +25,7 @@ __all__ = [
     "dispatch",
     "fail",
     "guarded",
-    "refuse_small_memory",
+    "refuse_small_limits",
     "run_command",
 ]
 
@@ -61,6 +61,8 @@ BAD = (ValueError, TypeError, OSError, ImportError)
 
 MIN_ADDRESSES = 2_621_440 << 10
 """Bytes of address space in which ResNet-8 trains on two cores; with 5 % less, XLA aborts."""
+MIN_FILES = 64
+"""Files that can be open; a save takes about 20."""
 
 # Pieces of messages that say what ran out, by what raises them.
 _RAN_OUT = {
@@ -123,8 +125,8 @@ def fail(program: str, error: BaseException | str, code: Exit = Exit.BAD_INPUT) 
     return _last_line(f"{program}: error: {line}", code)
 
 
-def refuse_small_memory() -> None:
-    """Raises where XLA would end the process itself, without a word or with pages of them.
+def refuse_small_limits() -> None:
+    """Raises where JAX and Orbax would end the process themselves, or print pages.
 
     Raises:
       MemoryError: names the limit that there is and what is needed.
@@ -133,9 +135,13 @@ def refuse_small_memory() -> None:
         import resource  # Unix alone has it
     except ImportError:
         return
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if 0 <= limit < MIN_ADDRESSES:
-        raise MemoryError(f"ulimit -v is {limit >> 10:,} kB, JAX needs {MIN_ADDRESSES >> 10:,}")
+    addresses, files = (
+        resource.getrlimit(limit)[0] for limit in (resource.RLIMIT_AS, resource.RLIMIT_NOFILE)
+    )
+    if 0 <= addresses < MIN_ADDRESSES:
+        raise MemoryError(f"ulimit -v is {addresses >> 10} (kB), JAX needs {MIN_ADDRESSES >> 10}")
+    if 0 <= files < MIN_FILES:
+        raise MemoryError(f"ulimit -n is {files} (open files), Orbax needs {MIN_FILES}")
 
 
 def _last_line(line: str, code: Exit) -> Exit:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dh2l_jax.checks import unknown_name
-from dh2l_jax.commands import BAD, Exit, fail, refuse_small_memory
+from dh2l_jax.commands import BAD, Exit, fail, refuse_small_limits
 from dh2l_jax.commands.arguments import Arguments, parse, show_help
 from dh2l_jax.training.config import Config, load, makes_another_run, override, recipes
 
@@ -61,7 +61,7 @@ def main(arguments: list[str], command: str = "dh2l train") -> int:
             return Exit.FINISHED
     except BAD as error:
         return fail(program, error)
-    refuse_small_memory()
+    refuse_small_limits()
     from rich.console import Console
 
     from dh2l_jax.training.host import processes

@@ -126,9 +126,9 @@ def count(
     chosen = jnp.stack([*_inner_choices(logits, level_logits, hierarchy), best[0]])
     ancestors = jnp.asarray(hierarchy.ancestors())
     truth = ancestors[:, labels]
-    shared = (ancestors[:, best] == truth[:, None]) & known
+    shared = (ancestors[:, best] == truth[:, None]) & known[None, None]
     all_known = functools.reduce(jnp.logical_and, [~has_nan(x) for x in inner], known)
-    right = (chosen == truth) & all_known
+    right = (chosen == truth) & all_known[None]
     nodes, common = _path_sets(chosen, truth, hierarchy)
     nodes = jnp.where(all_known, nodes, hierarchy.num_levels)
     return Counts(
