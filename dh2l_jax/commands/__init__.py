@@ -10,6 +10,7 @@ import contextlib
 import enum
 import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -163,7 +164,7 @@ def _mend_streams() -> None:
             _point_to_null(number)
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 

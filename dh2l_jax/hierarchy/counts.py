@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from dh2l_jax.checks import as_float, integers, mask
@@ -153,7 +154,7 @@ def has_nan(logits: ArrayLike) -> jax.Array:
 
 def refuse_nan(arrays: Sequence[ArrayLike], where: ArrayLike | None) -> None:
     """ValueError if a row that counts holds NaN; under jit nothing is known, and nothing said."""
-    if any(isinstance(array, jax.core.Tracer) for array in (*arrays, where)):
+    if any(isinstance(array, Tracer) for array in (*arrays, where)):
         return
     for array in arrays:
         rows = np.asarray(has_nan(array)) & (True if where is None else np.asarray(where))

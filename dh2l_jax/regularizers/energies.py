@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
 from dh2l_jax.checks import checked_rows, integers, labels_exist, rows
@@ -123,7 +124,7 @@ def classes_present(labels: ArrayLike, num_classes: int) -> jax.Array:
     """
     labels = jnp.asarray(labels)
     integers("labels", labels, (labels.size,), "of a batch")
-    if not isinstance(labels, jax.core.Tracer):
+    if not isinstance(labels, Tracer):
         labels_exist(labels, num_classes)
     return jnp.any(jax.nn.one_hot(labels, num_classes, dtype=bool), axis=0)
 
