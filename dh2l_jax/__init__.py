@@ -25,10 +25,13 @@ if TYPE_CHECKING:
     from dh2l_jax.regularizers import (
         center_energy,
         classes_present,
+        diversity,
         group_energy,
         hierarchical,
         kernel_matrices,
         orthogonality,
+        plan,
+        rules,
         weight_energy,
     )
     from dh2l_jax.regularizers.constraints import (
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
         radius_order,
         satisfaction,
     )
+    from dh2l_jax.regularizers.transform import add_regularization as add_regularization
     from dh2l_jax.spheres import Level, logit_vectors, project, radii, sphere_levels
 
 __version__ = "0.1.0"
@@ -56,6 +60,7 @@ __all__ = [
     "containment",
     "cosine_similarity",
     "distance",
+    "diversity",
     "energy",
     "get_metric",
     "group_energy",
@@ -67,9 +72,11 @@ __all__ = [
     "mean_energy",
     "orthogonality",
     "pairwise",
+    "plan",
     "project",
     "radii",
     "radius_order",
+    "rules",
     "safe_normalize",
     "satisfaction",
     "sphere_levels",
@@ -103,12 +110,14 @@ _WINGS = {
         "training",
     )
 } | {"evaluation": "hierarchy.scores"}
+# What needs optax: not in `__all__`, so that `from dh2l_jax import *` does without.
+_LINKS = {"add_regularization": "regularizers.transform"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _WINGS:
         return importlib.import_module(f"dh2l_jax.{_WINGS[name]}")
-    for room in _ROOMS if name in __all__ else ():
+    for room in _ROOMS if name in __all__ else [_LINKS[name]] if name in _LINKS else ():
         module = importlib.import_module(f"dh2l_jax.{room}")
         if name in module.__all__:
             return globals().setdefault(name, getattr(module, name))
@@ -116,4 +125,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_WINGS})
+    return sorted({*globals(), *__all__, *_WINGS, *_LINKS})

@@ -5,6 +5,7 @@ Nothing here is imported with JAX: trees and configs check their names without i
 
 from __future__ import annotations
 
+import ast
 import difflib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,17 @@ if TYPE_CHECKING:
     import jax
     from jax.typing import ArrayLike
 
-__all__ = ["as_float", "checked_rows", "integers", "labels_exist", "mask", "rows", "unknown_name"]
+__all__ = [
+    "as_float",
+    "checked_rows",
+    "integers",
+    "labels_exist",
+    "mask",
+    "name_and_options",
+    "one_line",
+    "rows",
+    "unknown_name",
+]
 
 
 def unknown_name(what: str, found: object, valid: Iterable[str]) -> str:
@@ -29,6 +40,36 @@ def unknown_name(what: str, found: object, valid: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(found).lower(), folded, n=1, cutoff=0.0)
     hint = f"did you mean {folded[close[0]]!r}? " if close else ""
     return f"unknown {what} {found!r}: {hint}Valid: {', '.join(valid)}"
+
+
+def name_and_options(text: str) -> tuple[str, dict[str, Any]]:
+    """A name with options in words, such as "gaussian(t=2)".
+
+    Raises:
+      ValueError: it is no name, or the options are not literals with names.
+
+    >>> name_and_options("gaussian(t=2)"), name_and_options("cosine")
+    (('gaussian', {'t': 2}), ('cosine', {}))
+    """
+    if "(" not in text:
+        return text, {}
+    try:
+        match ast.parse(text.strip(), mode="eval").body:
+            case ast.Call(func=ast.Name(id=name), args=[], keywords=options):
+                return name, {str(o.arg): ast.literal_eval(o.value) for o in options}
+    except (SyntaxError, ValueError):
+        pass
+    raise ValueError(f"expected NAME or NAME(option=value), found {text!r}")
+
+
+def one_line(text: object) -> str:
+    r"""The text as people are shown it, so that no name can break a line or steer a terminal.
+
+    >>> one_line("Möwe 1"), one_line("two\nlines \x1b[2J")
+    ('Möwe 1', 'two\\nlines \\x1b[2J')
+    """
+    escaped = (c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+    return "".join(escaped)
 
 
 def as_float(x: ArrayLike) -> jax.Array:

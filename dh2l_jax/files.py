@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import os
 import re
 import secrets
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["leftovers", "name_in_errors", "sync_folder", "write_atomically"]
+__all__ = ["leftovers", "name_in_errors", "open_plain", "sync_folder", "write_atomically"]
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.part")
 
@@ -53,6 +56,20 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) 
 def leftovers(folder: Path) -> list[Path]:
     """The unfinished files that killed processes have left in a folder."""
     return [path for path in folder.iterdir() if _TEMPORARY.fullmatch(path.name)]
+
+
+def open_plain(path: Path) -> io.BufferedReader:
+    """A file proper, open for reading: a link is not followed, and a pipe not waited for.
+
+    Raises:
+      OSError: it is something else, or cannot be read; the error has its name.
+    """
+    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a plain file", str(path))
+    return os.fdopen(descriptor, "rb")
 
 
 def sync_folder(folder: Path) -> None:

@@ -14,6 +14,7 @@ from dh2l_jax.checks import as_float, unknown_name
 __all__ = [
     "CLAMPS",
     "CLIP",
+    "angle_of_gap",
     "binary_sign",
     "clip",
     "clipped_arccos",
@@ -264,13 +265,14 @@ def _odd(s: jax.Array, square: jax.Array, coefficients: tuple[float, ...]) -> ja
     return s * jnp.polyval(powers, square, unroll=len(coefficients))
 
 
-def _arccos(x: jax.Array) -> jax.Array:
-    """arccos x, in float32 from square roots and products, to the library's accuracy."""
+def _arccos(x: jax.Array, gap: jax.Array) -> jax.Array:
+    """arccos x with gap = 1 − |x|, in float32 from square roots, to the library's accuracy."""
     if x.dtype != jnp.float32:
-        return jnp.arccos(x)
+        angle = 2 * jnp.arcsin(jnp.sqrt(gap / 2))
+        return jnp.where(x < 0, jnp.pi - angle, angle)
     size = jnp.abs(x)
-    steep = size > 0.5  # there arccos |x| = 2 arcsin √((1 − |x|)/2)
-    square = jnp.where(steep, (1 - size) / 2, size * size)
+    steep = size > 0.5  # there arccos |x| = 2 arcsin √(gap/2)
+    square = jnp.where(steep, gap / 2, size * size)
     s = jnp.where(steep, jnp.sqrt(jnp.where(steep, square, 1)), size)
     arcsin = _odd(s, square, _ARCSIN)
     angle = jnp.where(steep, 2 * arcsin, jnp.pi / 2 - arcsin)
@@ -280,7 +282,7 @@ def _arccos(x: jax.Array) -> jax.Array:
 @jax.custom_jvp
 def safe_arccos(x: jax.Array) -> jax.Array:
     """arccos x in radians for |x| ≤ 1; its derivative −1/√(1 − x²) is taken as 0 at ±1."""
-    return _arccos(x)
+    return _arccos(x, 1 - jnp.abs(x))
 
 
 @safe_arccos.defjvp
@@ -290,6 +292,24 @@ def _safe_arccos_jvp(primals, tangents):
     inside = square > 0
     slope = jnp.where(inside, -lax.rsqrt(jnp.where(inside, square, 1)), 0)
     return safe_arccos(x), slope * dx
+
+
+@jax.custom_jvp
+def angle_of_gap(t: jax.Array) -> jax.Array:
+    """θ = arccos(1 − t) in radians for 0 ≤ t ≤ 2, exact near t = 0 where 1 − t has no digits.
+
+    Its slope 1/√(t (2 − t)) is taken as 0 at both ends.
+    """
+    return _arccos(1 - t, jnp.where(t < 1, t, 2 - t))
+
+
+@angle_of_gap.defjvp
+def _angle_of_gap_jvp(primals, tangents):
+    (t,), (dt,) = primals, tangents
+    square = t * (2 - t)
+    inside = square > 0
+    slope = jnp.where(inside, lax.rsqrt(jnp.where(inside, square, 1)), 0)
+    return angle_of_gap(t), slope * dt
 
 
 @jax.custom_jvp

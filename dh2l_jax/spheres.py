@@ -6,8 +6,8 @@ w_s (a node each) and the centre vectors w_c (a group each, relative to the leve
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +23,14 @@ __all__ = [
     "LOGITS",
     "Level",
     "absolute_centers",
+    "check_options",
+    "head_logits",
+    "head_shapes",
     "logit_vectors",
     "project",
     "radii",
     "sphere_levels",
+    "vector_init",
 ]
 
 CENTERS = ("free", "mean", "epsilon")
@@ -113,6 +117,98 @@ def sphere_levels(
     return tuple(levels)
 
 
+def head_shapes(
+    hierarchy: Hierarchy, d: int, *, center: str = "free", inner_surfaces: bool = False
+) -> dict[str, tuple[int, int]]:
+    """Names and shapes of a head's parameters, as `sphere_levels` reads them.
+
+    "surface_<L>" (C, d) for the leaves; "center_<l>" (groups, d) for l = 2..L if the centres are
+    free; "surface_<l>" of inner levels where something uses them.
+
+    Args:
+      hierarchy: the tree.
+      d: width of the features.
+      center: as in `sphere_levels`; "epsilon" needs the inner nodes' surface vectors.
+      inner_surfaces: store them anyway, for losses on inner levels.
+
+    Raises:
+      ValueError: unknown `center`.
+
+    >>> head_shapes(Hierarchy.two_level([0, 0, 1]), 8)
+    {'surface_2': (3, 8), 'center_2': (2, 8)}
+
+    Reference: DH²L, §3.2.
+    """
+    check_options(center)
+    last, inner = hierarchy.num_levels, inner_surfaces or center == "epsilon"
+    levels = range(1 if inner else last, last + 1)
+    shapes = {f"surface_{level}": (hierarchy.size(level), d) for level in levels}
+    if center == "free":
+        shapes |= {f"center_{lv}": (hierarchy.size(lv - 1), d) for lv in range(2, last + 1)}
+    return shapes
+
+
+def vector_init(hierarchy: Hierarchy) -> Callable[..., jax.Array]:
+    """An initialiser (key, shape, dtype) of each array of a head: N(0, 1/(2d)).
+
+    So w_s − w_c has variance 1/d; a flat tree has one factor, N(0, 1/d).
+
+    >>> vector_init(Hierarchy.flat(3))(jax.random.key(0), (3, 8)).shape
+    (3, 8)
+
+    Reference: DH²L, §3.2.
+    """
+    factors = 1 if hierarchy.num_levels == 1 else 2
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        return jax.random.normal(key, shape, dtype) * (factors * shape[-1]) ** -0.5
+
+    return init
+
+
+def head_logits(
+    params: Mapping[str, ArrayLike],
+    x: ArrayLike,
+    hierarchy: Hierarchy,
+    *,
+    center: str | None = None,
+    epsilon: float = EPSILON,
+    logits: str = "relative",
+) -> jax.Array:
+    """x · w_i of all classes: what a hierarchical head computes, in any framework.
+
+    Args:
+      params: as in `sphere_levels`; `head_shapes` names them.
+      x: (..., d) features.
+      hierarchy: the tree.
+      center: as in `sphere_levels`.
+      epsilon: ε.
+      logits: as in `logit_vectors`.
+
+    Returns:
+      (..., C).
+
+    Raises:
+      ValueError: as `sphere_levels`.
+
+    >>> params = {"surface_2": jnp.eye(3), "center_2": jnp.zeros((2, 3))}
+    >>> head_logits(params, jnp.array([1.0, 2.0, 3.0]), Hierarchy.two_level([0, 0, 1])).tolist()
+    [1.0, 2.0, 3.0]
+
+    Reference: DH²L, Eqs. (1) and (2).
+    """
+    levels = sphere_levels(params, hierarchy, center=center, epsilon=epsilon, logits=logits)
+    return jnp.dot(x, logit_vectors(levels, hierarchy, logits=logits).T)
+
+
+def check_options(center: str = "free", logits: str = "relative") -> None:
+    """ValueError unless both are options of a head; the nearest one is named."""
+    if center not in CENTERS:
+        raise ValueError(unknown_name("center", center, CENTERS))
+    if logits not in LOGITS:
+        raise ValueError(unknown_name("logits", logits, LOGITS))
+
+
 def absolute_centers(levels: Sequence[Level], hierarchy: Hierarchy) -> tuple[jax.Array, ...]:
     """Absolute centres of the groups of each level: w_c^(l) = Σ_{l' ≤ l} w_c^(l',l'−1).
 
@@ -187,15 +283,12 @@ def radii(
 def _center_kind(
     params: Mapping[str, ArrayLike], hierarchy: Hierarchy, center: str | None, logits: str
 ) -> str:
-    if logits not in LOGITS:
-        raise ValueError(unknown_name("logits", logits, LOGITS))
+    check_options(center or "free", logits)
     if center is None:
         inner = {f"surface_{level}" for level in range(1, hierarchy.num_levels)}
         if any(key.startswith("center_") for key in params):
             return "free"
         return "epsilon" if inner <= set(params) else "mean"
-    if center not in CENTERS:
-        raise ValueError(unknown_name("center", center, CENTERS))
     return center
 
 

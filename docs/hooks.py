@@ -1,12 +1,38 @@
 """For mkdocs: what a page takes from the code, so that it can't be out of date."""
 
 import dataclasses
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from dh2l_jax.training.config import Config
 from dh2l_jax.training.config.options import sentences, text_of
 
 ROOT = Path(__file__).parents[1]
+
+
+def on_files(files, config):
+    """Gives each notebook of docs/examples a page."""
+    from mkdocs.structure.files import File  # not where the tests read a notebook
+
+    for path in sorted((ROOT / "docs/examples").glob("*.ipynb")):
+        page = f"{notebook_page(path)}\n[This page as a notebook]({path.name})\n"
+        files.append(File.generated(config, f"examples/{path.stem}.md", content=page))
+    return files
+
+
+def notebook_page(path: Path) -> str:
+    """A notebook as markdown: code and what it printed in blocks, as the other pages have them."""
+    return "\n".join(_cells(json.loads(path.read_text("utf-8"))["cells"]))
+
+
+def _cells(cells: list) -> Iterator[str]:
+    for cell in cells:
+        text = "".join(cell["source"])
+        yield f"{text}\n" if cell["cell_type"] == "markdown" else f"```python\n{text}\n```\n"
+        printed = "".join("".join(output["text"]) for output in cell.get("outputs", ()))
+        if printed:
+            yield f"```text\n{printed}```\n"
 
 
 def on_page_markdown(markdown: str, **_) -> str:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import IO, NoReturn
 
-from dh2l_jax.checks import unknown_name
+from dh2l_jax.checks import one_line, unknown_name
 
 __all__ = [
     "BAD",
@@ -33,6 +33,7 @@ __all__ = [
 COMMANDS = {
     "train": "trains a classifier; goes on with, evaluates, tests or exports a run",
     "data": "prepares a data set, or checks a folder of images",
+    "diversity": "says how diverse the weights of a file or a run are, beside random ones",
     "tables": "runs, or resumes, a table of the paper",
 }
 
@@ -147,7 +148,7 @@ def refuse_small_limits() -> None:
 
 def _last_line(line: str, code: Exit) -> Exit:
     with contextlib.suppress(OSError):
-        print(line, file=sys.stderr, flush=True)
+        print(one_line(line), file=sys.stderr, flush=True)
     return code
 
 

@@ -29,7 +29,9 @@ from dh2l_jax.training.config.options import Checked, flat, sentences, text_of, 
 
 __all__ = ["Arguments", "parse", "show_help"]
 
-_METAVARS = {bool: "{true,false}", int: "INT", float: "FLOAT", str: "TEXT"}
+_METAVARS = {
+    bool: "{true,false}", int: "INT", float: "FLOAT", str: "TEXT", tuple[str, ...]: "TEXT;…",
+}  # fmt: skip
 
 
 class _Given(str):
@@ -64,7 +66,7 @@ class Arguments:
         on after it.
       eval_only: evaluates the last state of the finished run in --workdir again.
       test: evaluates its last and its best state on the test set, which data.holdout kept apart.
-      export: writes its weights as torchvision's state dict in safetensors.
+      export: writes its weights in safetensors, under torchvision's names where it has the network.
       options: of the config.
     """
 

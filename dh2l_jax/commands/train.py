@@ -8,7 +8,7 @@
   dh2l train --profile DIR                     with a trace of the tenth step in DIR
   dh2l train --eval-only --workdir DIR         evaluates a finished run again
   dh2l train --test --workdir DIR              one with held-out images, on the test set
-  dh2l train --export FILE --workdir DIR       writes its weights as torchvision's
+  dh2l train --export FILE --workdir DIR       writes its weights in safetensors
   dh2l train --tyro-write-completion bash FILE completes its options in a shell, once FILE is read
 
 Exit codes: 0 finished, 2 bad input, 3 NaN or infinity in training, 4 something can't be written,
@@ -238,15 +238,14 @@ def use_finished(given: Arguments, console: Console) -> None:
 
 def describe(experiment: Experiment, console: Console) -> None:
     """One line on what is about to run."""
+    from dh2l_jax.training.run.console import line_printer
     from dh2l_jax.training.run.records import versions
 
     config, dataset = experiment.config, experiment.dataset
-    console.print(
+    line_printer(console)(
         f"{config.model.name}, {config.model.head} head on {dataset.hierarchy}, {dataset.name}: "
         f"{len(dataset.train_labels):,} training images, {config.epochs} × "
-        f"{experiment.steps_per_epoch} steps of {config.batch_size}; {versions()['devices']}",
-        soft_wrap=True,
-        markup=False,
+        f"{experiment.steps_per_epoch} steps of {config.batch_size}; {versions()['devices']}"
     )
 
 
@@ -256,7 +255,7 @@ def show_result(workdir: Path, console: Console) -> None:
     Raises:
       ValueError: its result is damaged.
     """
-    from dh2l_jax.training.run.console import print_scores
+    from dh2l_jax.training.run.console import line_printer, print_scores
     from dh2l_jax.training.run.folder import RESULT
 
     path = workdir / RESULT
@@ -266,13 +265,14 @@ def show_result(workdir: Path, console: Console) -> None:
         raise ValueError(
             f"{path} is damaged: {error!r:.80}: remove it, and the run makes it anew"
         ) from error
-    console.print(f"finished already; results in {workdir}/", soft_wrap=True, markup=False)
+    line_printer(console)(f"finished already; results in {workdir}/")
 
 
 def show_next_steps(
     workdir: Path, result: dict[str, Any], console: Console, command: str, given: Arguments
 ) -> None:
     """Where the results are, and what to try next."""
+    from dh2l_jax.training.run.console import line_printer
     from dh2l_jax.training.run.folder import CONFIG, METRICS, RESULT
 
     again = same_run_elsewhere(given, command)
@@ -284,7 +284,9 @@ def show_next_steps(
         f"  {again} --variant l2      weight decay alone, the baseline",
         f"  {again} --set reg.fc_metric=d_cos_hm --set seed=1      another metric, another seed",
     ]
-    console.print("\n".join(lines), soft_wrap=True, markup=False)
+    print_line = line_printer(console)
+    for line in lines:
+        print_line(line)
 
 
 def same_run_elsewhere(given: Arguments, command: str) -> str:

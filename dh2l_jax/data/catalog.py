@@ -13,6 +13,7 @@ import hashlib
 import io
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +42,8 @@ def load(
     csv: str | Path | None = None,
     tree: str = "",
     resize: int = 0,
+    background: str = "white",
+    on_bad_image: str = "refuse",
     cache_dir: str | Path | None = None,
     progress: bool = False,
 ) -> Dataset:
@@ -56,6 +59,8 @@ def load(
       tree: a taxonomy of the same classes instead of the data set's own, such as
         "cifar100_five_level", or "flat" for none.
       resize: shorter side in pixels; 0 to keep the images' sizes.
+      background: of "folder", the colour behind transparent pixels, a name or #rrggbb.
+      on_bad_image: of "folder", "refuse", or "skip" to leave out what cannot be decoded.
       cache_dir: where decoded images are kept, see `cache.open_cached`.
       progress: show a bar on a terminal while images are decoded.
 
@@ -67,23 +72,29 @@ def load(
     >>> dataset.train_images.shape, dataset.test_images.shape, dataset.hierarchy
     ((6000, 28, 28, 1), (2000, 28, 28, 1), Hierarchy({2, 6, 10}))
     """
-    dataset = _load(name, data_dir, csv, resize, cache_dir, progress=progress)
+    own = {"csv": csv, "background": background, "on_bad_image": on_bad_image}
+    dataset = _load(name, data_dir, own, resize, cache_dir, progress=progress)
     return _with_tree(dataset, tree) if tree else dataset
 
 
 def _load(
     name: str,
     data_dir: str | Path | None,
-    csv: str | Path | None,
+    own: dict[str, Any],
     resize: int,
     cache_dir: str | Path | None,
     *,
     progress: bool,
 ) -> Dataset:
+    """`own` are the options of a folder of images, which no other data set takes."""
     if name not in DATASETS:
         raise ValueError(unknown_name("data set", name, DATASETS))
-    if csv is not None and name != "folder":
-        raise ValueError(f"{name} has its own tree and takes no csv, found {str(csv)!r}")
+    for option, default in {"csv": None, "background": "white", "on_bad_image": "refuse"}.items():
+        if name != "folder" and own[option] != default:
+            raise ValueError(
+                f"{name} is no folder of own images and takes no {option}, found "
+                f"{str(own[option])!r}"
+            )
     folder = None if data_dir is None else Path(data_dir).expanduser()
     if resize and name.startswith("fashion_mnist"):
         raise ValueError(f"{name} has images of one size and takes no resize, found {resize}")
@@ -91,9 +102,18 @@ def _load(
         return _load_mini(folder)
     if name == "fashion_mnist" and folder and not (folder / name).is_dir():
         return _load_idx(folder)
-    source = _open_source(name, folder, csv)
-    splits = open_cached(source, cache_dir, resize=resize, progress=progress)
-    return Dataset.from_splits(source.name, splits["train"], splits["test"], source.hierarchy)
+    source = _open_source(name, folder, own.pop("csv"))
+    train, test = open_cached(source, cache_dir, resize=resize, progress=progress, **own).values()
+    return Dataset(
+        source.name,
+        train.images,
+        train.labels,
+        test.images,
+        test.labels,
+        source.hierarchy,
+        known_digests=(train.digests, test.digests),
+        first_new=train.first_new or test.first_new,
+    )
 
 
 def _with_tree(dataset: Dataset, tree: str) -> Dataset:

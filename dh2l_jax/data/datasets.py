@@ -11,7 +11,14 @@ import functools
 
 import numpy as np
 
-from dh2l_jax.data.store.images import Images, RaggedImages, channels, pixel_counts, take
+from dh2l_jax.data.store.images import (
+    Images,
+    RaggedImages,
+    channels,
+    digests,
+    pixel_counts,
+    take,
+)
 from dh2l_jax.hierarchy import Hierarchy
 
 __all__ = ["Dataset", "Split", "balanced_indices", "hold_out", "subsample"]
@@ -32,6 +39,9 @@ class Dataset:
       test_labels: (m,) int32.
       hierarchy: the tree of classes; a flat one where no tree is known.
       normalization: `mean` and `std`; None for those of the training images.
+      known_digests: `digests`, where a cache has them; None where they are not known yet.
+      first_new: the first image of which an earlier version decoded other pixels, see
+        `decode.VERSION`; empty if there is none.
 
     Raises:
       ValueError: an array has another shape or dtype, or a label is not a leaf.
@@ -44,6 +54,10 @@ class Dataset:
     test_labels: np.ndarray = dataclasses.field(repr=False)
     hierarchy: Hierarchy
     normalization: tuple[np.ndarray, np.ndarray] | None = None
+    known_digests: tuple[np.ndarray, np.ndarray] | None = dataclasses.field(
+        default=None, repr=False
+    )
+    first_new: str = ""
 
     def __post_init__(self) -> None:
         arrays = {
@@ -76,6 +90,11 @@ class Dataset:
         values = np.array(self.normalization or _channel_statistics(self.train_images), np.float32)
         values.flags.writeable = False
         return values
+
+    @functools.cached_property
+    def digests(self) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) and (m,) uint64: a hash of the shape and pixels of each training and test image."""
+        return self.known_digests or (digests(self.train_images), digests(self.test_images))
 
     @property
     def image_shape(self) -> tuple[int | None, int | None, int]:

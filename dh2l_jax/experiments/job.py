@@ -7,12 +7,14 @@ import sys
 import time
 from pathlib import Path
 
+from dh2l_jax.checks import one_line
 from dh2l_jax.experiments.plan.settings import Setting
 from dh2l_jax.experiments.plan.tables import Table, count_runs
 from dh2l_jax.experiments.reports import csv, figures, markdown
 from dh2l_jax.experiments.reports.markdown import Protocol
 from dh2l_jax.experiments.runner import Runner, SettingResult
 from dh2l_jax.experiments.summary import summarize
+from dh2l_jax.files import write_atomically
 
 __all__ = ["Progress", "TableJob"]
 
@@ -44,7 +46,7 @@ class TableJob:
                 + (f"; candidates {weights}" if weights else "")
             )
         total = count_runs(self.wanted, seeds)
-        print(f"{total} runs, {done} done; reports in {self.path}.md, .csv, .png")
+        print(one_line(f"{total} runs, {done} done; reports in {self.path}.md, .csv, .png"))
 
     def check(self) -> None:
         """Raises what would stop runs before their first step, once for each network."""
@@ -63,13 +65,13 @@ class TableJob:
             interrupted = True
         self._write_texts()
         self._draw()
-        print(f"results in {self.path}.md and .csv")
+        print(one_line(f"results in {self.path}.md and .csv"))
         if interrupted:
             print("interrupted: the same command goes on where it stopped", file=sys.stderr)
             return 130
         failures = sum(len(self.results[setting].failures) for setting in self.wanted)
         if failures:
-            print(f"{failures} runs failed: {self.path}.md says why", file=sys.stderr)
+            print(one_line(f"{failures} runs failed: {self.path}.md says why"), file=sys.stderr)
         return 1 if failures else 0
 
     def _shown(self) -> Table:
@@ -89,7 +91,7 @@ class TableJob:
             ".csv": csv.csv_text(table, summaries),
         }
         for suffix, text in texts.items():
-            _with_suffix(self.path, suffix).write_text(text, encoding="utf-8")
+            write_atomically(_with_suffix(self.path, suffix), text.encode())
 
     def _draw(self) -> None:
         table, path = self._shown(), _with_suffix(self.path, ".png")
@@ -98,7 +100,7 @@ class TableJob:
                 table, summarize(table, self.results), markdown.title(table, self.protocol), path
             )
         except ImportError as error:
-            print(f"{path} is not drawn: {error}", file=sys.stderr)
+            print(one_line(f"{path} is not drawn: {error}"), file=sys.stderr)
 
 
 def _with_suffix(path: Path, suffix: str) -> Path:
@@ -124,7 +126,7 @@ class Progress:
         number = min(self.done + self._trained, self._total)
         pace = (time.perf_counter() - self._start) / self._trained
         left = _duration(pace * (self._total - number))
-        print(f"[{number}/{self._total}] {line}; {left} left", flush=True)
+        print(one_line(f"[{number}/{self._total}] {line}; {left} left"), flush=True)
 
 
 def _duration(seconds: float) -> str:

@@ -16,7 +16,8 @@ def read_class_list(path: Path) -> list[tuple[int, tuple[str, ...]]]:
     """(line number, cells) of every class, in the order of the file; blank lines are skipped.
 
     Raises:
-      ValueError: no such table, or a name with two parents; names the file, the line and the node.
+      ValueError: no such table, or a name with two parents or at two levels; names the file, the
+        line and the node.
       OSError: the file cannot be read.
     """
     try:
@@ -41,8 +42,24 @@ def read_class_list(path: Path) -> list[tuple[int, tuple[str, ...]]]:
             )
         if not all(row):
             raise ValueError(f"{path}, line {number}: class {row[0]!r} has a blank name")
+    _check_one_level(path, lines[0][1], lines[1:])
     _check_one_parent(path, lines[1:])
     return lines[1:]
+
+
+def _check_one_level(
+    path: Path, header: Sequence[str], rows: Sequence[tuple[int, tuple[str, ...]]]
+) -> None:
+    """A name in two columns would be the ancestor of itself, or a class above another."""
+    seen: dict[str, tuple[int, int]] = {}
+    for number, cells in rows:
+        for column, name in enumerate(cells):
+            first, known = seen.setdefault(name, (number, column))
+            if known != column:
+                raise ValueError(
+                    f"{path}, line {number}: {name!r} is a {header[column]} here and a "
+                    f"{header[known]} on line {first}: a name stands at one level of the tree"
+                )
 
 
 def _check_one_parent(path: Path, rows: Sequence[tuple[int, tuple[str, ...]]]) -> None:

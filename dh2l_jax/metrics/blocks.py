@@ -39,6 +39,7 @@ __all__ = [
     "off_diagonal",
     "over_blocks",
     "pair_count",
+    "pairs_in_step",
     "product",
     "pull_codes",
     "pull_symmetric",
@@ -133,6 +134,13 @@ def pull_codes(metric: Metric, U: jax.Array, dS: jax.Array) -> jax.Array:
         return dS  # the estimator passes all of it: no entry of a unit vector is beyond ±1
     code = functools.partial(encode, code=metric.code, threshold=metric.threshold)
     return jax.vjp(code, U)[1](dS)[0]
+
+
+def pairs_in_step(metric: Metric, left: Features, right: Features) -> tuple[jax.Array, jax.Array]:
+    """(c, h), both (n,), of row i of `left` with row i of `right`."""
+    dot = jax.vmap(functools.partial(jnp.dot, precision=lax.Precision.HIGHEST))
+    h = dot(left.S, right.S) / code_length(left.U.shape[1], metric.threshold)
+    return dot(left.U, right.U), snap(h)
 
 
 def product(a: jax.Array, b: jax.Array) -> jax.Array:

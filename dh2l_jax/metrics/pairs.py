@@ -20,12 +20,14 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from dh2l_jax.checks import rows
+from dh2l_jax.checks import rows, unknown_name
 from dh2l_jax.metrics.blocks import Cotangent, Rows, pair_count
+from dh2l_jax.metrics.maxima import Maxima, largest
 from dh2l_jax.metrics.profile import (
     Metric,
     MetricLike,
     energy_of_opposites,
+    exponential,
     half_space_metric,
     split_affine,
 )
@@ -39,6 +41,8 @@ from dh2l_jax.metrics.table import METRICS, get_metric
 from dh2l_jax.numerics import inverse_norm
 
 __all__ = ["explain", "grouped_energy", "mean_energy", "pairwise", "stacked_energy"]
+
+REDUCTIONS = ("mean", "log_mean_exp", "max", "row_max")
 
 PairFn = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -108,6 +112,10 @@ def _of_pairs(plan: Plan, W: jax.Array, where: jax.Array) -> Cotangent:
     return plan(Rows(W, inverse_norm(W), where))
 
 
+def _of_maxima(what: Maxima, W: jax.Array, where: jax.Array) -> Cotangent:
+    return largest(what, Rows(W, inverse_norm(W), where))
+
+
 def _of_groups(metric: Metric, W: jax.Array, groups: Groups) -> Cotangent:
     return grouped_sum(metric, Rows(W, inverse_norm(W), groups.weights > 0), groups)
 
@@ -132,6 +140,7 @@ class _Options(TypedDict, total=False):
     method: Method
     block: int
     half_space: bool
+    reduction: str
     mesh: Mesh | None
     axis: str
 
@@ -160,6 +169,7 @@ def mean_energy(
     method: Method = "auto",
     block: int = Tiled.block,
     half_space: bool = False,
+    reduction: str = "mean",
     mesh: Mesh | None = None,
     axis: str = "data",
     explain: bool = False,
@@ -179,6 +189,8 @@ def mean_energy(
         size, see `explain`.
       block: rows of a tile, at most.
       half_space: the mean over all pairs of W ∪ −W, so that opposite vectors repel too.
+      reduction: "mean" of e over pairs; "log_mean_exp", log mean exp(e); "max" of all pairs; or
+        "row_max", the mean over rows of the largest e with another row.
       mesh: rows are spread over an axis of these devices, none of which ever holds all of them.
       axis: name of that axis.
       explain: say also how it was computed, and why.
@@ -187,8 +199,8 @@ def mean_energy(
       Scalar, at least float32; with `explain` (scalar, text).
 
     Raises:
-      ValueError: W is not a matrix, `where` has another length, unknown metric, method or axis,
-        "closed" for a metric that is not affine.
+      ValueError: W is not a matrix, `where` has another length, unknown metric, method, reduction
+        or axis, "closed" for a metric that is not affine, a maximum over a mesh.
       TypeError: `where` is not boolean.
 
     >>> W = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
@@ -201,11 +213,26 @@ def mean_energy(
     """
     W, where = rows(W, where)
     metric, n = get_metric(metric), W.shape[0]
+    if reduction not in REDUCTIONS:
+        raise ValueError(unknown_name("reduction", reduction, REDUCTIONS))
+    if reduction in ("max", "row_max"):
+        if mesh is not None:
+            raise ValueError(f"rows on a mesh have no {reduction} yet: leave out mesh")
+        what = Maxima(metric, reduction == "row_max", half_space, block)
+        value = _sum(_of_maxima, what, W, where) if n else jnp.zeros((), W.dtype)
+        return (
+            (value, f"{reduction}: tiles of {block} rows, then {n:,} pairs") if explain else value
+        )
+    if reduction == "log_mean_exp":
+        metric, most = exponential(metric)
     plan = _plan(metric, n, method, half_space, block=block, mesh=mesh, axis=axis)
     total = _sum(_of_pairs, plan._replace(why=""), W, where) if n > 1 else jnp.zeros((), W.dtype)
     if half_space:
         total += energy_of_opposites(metric, W.dtype) * jnp.sum(where, dtype=W.dtype)
-    mean = total / jnp.maximum(pair_count(where, W.dtype, half_space=half_space), 1)
+    count = pair_count(where, W.dtype, half_space=half_space)
+    mean = total / jnp.maximum(count, 1)
+    if reduction == "log_mean_exp":
+        mean = jnp.where(count > 0, jnp.log(jnp.where(count > 0, mean, 1)) + most, 0)
     return (mean, plan.why) if explain else mean
 
 
@@ -257,30 +284,37 @@ def grouped_energy(
 
 
 def stacked_energy(
-    stacks: Sequence[jax.Array], metric: MetricLike, *, method: Method, half_space: bool
+    stacks: Sequence[jax.Array],
+    metric: MetricLike,
+    *,
+    method: Method,
+    half_space: bool,
+    weights: Sequence[float] | None = None,
 ) -> jax.Array:
     """Σ of the mean energies of all matrices of stacks (matrices, n, d); options as `mean_energy`.
 
-    The matrices of few rows are summed together, so that they share a program.
+    The matrices of few rows are summed together, so that they share a program. Each stack may have
+    a weight.
 
     >>> stacks = [jnp.ones((2, 3, 4)), jnp.ones((1, 2, 5))]
     >>> round(float(stacked_energy(stacks, "cosine", method="auto", half_space=False)), 4)
     3.0
     """
-    metric, small = get_metric(metric), []
+    metric, small = get_metric(metric), {}
+    weights = [1.0] * len(stacks) if weights is None else weights
     total = jnp.zeros((), jnp.result_type(jnp.float32, *stacks))
     of_each = functools.partial(mean_energy, metric=metric, method=method, half_space=half_space)
     pairs = half_space_metric(metric) if half_space else metric
-    for W in stacks:
+    for k, (W, weight) in enumerate(zip(stacks, weights, strict=True)):
         count, n = W.shape[:2]
         if 1 < n < SPLIT_FROM and isinstance(_plan(metric, n, method, half_space).way, Dense):
-            small.append(W)
+            small[k] = W
             if half_space:
-                total += count * energy_of_opposites(metric, W.dtype) / (2 * n - 1)
+                total += weight * count * energy_of_opposites(metric, W.dtype) / (2 * n - 1)
         else:
-            total += jnp.sum(jax.vmap(of_each)(W))
+            total += weight * jnp.sum(jax.vmap(of_each)(W))
     if not small:
         return total
-    vectors = [W.shape[1] * (2 if half_space else 1) for W in small]
-    scales = tuple(2 / (n * (n - 1)) for n in vectors)
-    return total + _sum(_of_stacks, (pairs, scales), small)
+    vectors = {k: W.shape[1] * (2 if half_space else 1) for k, W in small.items()}
+    scales = tuple(weights[k] * 2 / (n * (n - 1)) for k, n in vectors.items())
+    return total + _sum(_of_stacks, (pairs, scales), list(small.values()))

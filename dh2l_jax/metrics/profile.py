@@ -24,6 +24,8 @@ __all__ = [
     "Profile",
     "Used",
     "energy_of_opposites",
+    "exponential",
+    "grows_with_c",
     "half_space_metric",
     "similarities_used",
     "split_affine",
@@ -63,6 +65,8 @@ class Metric:
 MetricLike = str | Metric | Profile
 
 Affine = tuple[float, float, float]
+
+MAX_EXPONENT = 85  # exp(−85) is the last that float32 holds in full
 
 
 # What a profile depends on.
@@ -173,6 +177,43 @@ def _at_zero(energy: Profile) -> Affine:
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):  # slopes as exact as rows may be
         k, (a, b) = jax.jit(jax.value_and_grad(energy, (0, 1)))(0.0, 0.0)
         return float(a), float(b), float(k)
+
+
+@functools.lru_cache(maxsize=256)
+def grows_with_c(profile: Profile) -> bool:
+    """Whether a profile depends on c alone and never falls, at 257 places of [−1, 1].
+
+    >>> grows_with_c(lambda c, h: jnp.exp(c)), grows_with_c(lambda c, h: c * c)
+    (True, False)
+    """
+    if similarities_used(profile) != Used(c=True, h=False):
+        return False
+    with jax.ensure_compile_time_eval():
+        c = jnp.linspace(-1.0, 1.0, 257)
+        return bool(jnp.all(jnp.diff(jax.jit(profile)(c, jnp.zeros_like(c))) >= 0))
+
+
+@functools.lru_cache(maxsize=256)
+def exponential(metric: Metric) -> tuple[Metric, float]:
+    """exp(e − m), and m, the largest e on the square of (c, h), which a log takes back.
+
+    Raises:
+      ValueError: energies differ by so much that the exponentials of most would be 0.
+    """
+    with jax.ensure_compile_time_eval():
+        c, h = jnp.meshgrid(jnp.linspace(-1.0, 1.0, 65), jnp.linspace(-1.0, 1.0, 65))
+        e = jax.jit(metric.energy)(c, h)
+        least, most = float(jnp.min(e)), float(jnp.max(e))
+    if not most - least <= MAX_EXPONENT:
+        raise ValueError(
+            f"log_mean_exp takes energies that differ by at most {MAX_EXPONENT}, found "
+            f"{least:.4g} to {most:.4g} of {metric.name!r}"
+        )
+
+    def energy(c: jax.Array, h: jax.Array) -> jax.Array:
+        return jnp.exp(metric.energy(c, h) - most)
+
+    return dataclasses.replace(metric, energy=energy, affine=None), most
 
 
 def energy_of_opposites(metric: Metric, dtype: DTypeLike) -> jax.Array:

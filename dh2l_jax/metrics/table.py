@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
-from dh2l_jax.checks import unknown_name
+from dh2l_jax.checks import name_and_options, unknown_name
 from dh2l_jax.metrics.profile import Metric, MetricLike, Profile
 from dh2l_jax.metrics.similarity import (
     code_similarity,
@@ -30,6 +32,7 @@ from dh2l_jax.metrics.similarity import (
 from dh2l_jax.numerics import (
     CLAMPS,
     CLIP,
+    angle_of_gap,
     clip,
     clipped_arccos,
     cos_pi,
@@ -39,7 +42,7 @@ from dh2l_jax.numerics import (
     sin_pi,
 )
 
-__all__ = ["METRICS", "distance", "energy", "get_metric"]
+__all__ = ["FAMILIES", "METRICS", "distance", "energy", "get_metric"]
 
 
 # Profiles. a, b: two angles or two similarities in [0, 1].
@@ -170,6 +173,76 @@ def _mean_metrics(mean: str, prime: bool, clamp: str) -> list[Metric]:
     return metrics
 
 
+# The field's metrics, on the gap t = 1 − c, clipped where it has no digits left: chord² = 2t.
+
+GAP = 1e-5
+
+
+def _gap(c: jax.Array, clamp: str) -> jax.Array:
+    """max(1 − c, 1e−5); below, the gradient is 0 ("hard") or passes ("straight_through")."""
+    t = 1 - c
+    clipped = jnp.where(t > GAP, t, GAP)
+    return clipped if clamp == "hard" else t + lax.stop_gradient(clipped - t)
+
+
+def _chord(t: jax.Array) -> jax.Array:
+    return safe_sqrt(2 * t)
+
+
+def _mhe(kind: str, s: int) -> Callable[[str], Metric]:
+    """The Riesz energy z⁻ˢ, or −log z for s = 0, of a chord or an angle z."""
+    of, z = (_chord, "‖û_i−û_j‖") if kind == "s" else (angle_of_gap, "arccos")
+
+    def metric(clamp: str) -> Metric:
+        def energy(c: jax.Array, h: jax.Array) -> jax.Array:
+            z = of(_gap(c, clamp))
+            return z**-s if s else -jnp.log(z)
+
+        symbol = f"{z}^−{s}" if s else f"−log {z}"
+        return Metric(f"mhe_{kind}{s}", symbol, "Liu 2018", lambda c, h: of(1 - c), energy)
+
+    return metric
+
+
+def _of_energy(name: str, symbol: str, source: str, energy: Profile) -> Metric:
+    """A metric whose distance is what its energy lacks to 1."""
+    return Metric(name, symbol, source, _one_minus(energy), energy)
+
+
+def _gaussian(clamp: str, t: float = 2.0) -> Metric:
+    del clamp
+    symbol = "exp(−t ‖û_i−û_j‖²)"
+    return _of_energy("gaussian", symbol, "Wang 2020", lambda c, h: jnp.exp(-2 * t * (1 - c)))
+
+
+def _angular_hinge(clamp: str, tau: float = 0.0) -> Metric:
+    del clamp
+    symbol = "max(0, |c| − τ)"
+    energy = lambda c, h: jnp.maximum(jnp.abs(c) - tau, 0)  # noqa: E731 (a profile)
+    return _of_energy("angular_hinge", symbol, "Xie 2017", energy)
+
+
+def _uniformface(clamp: str) -> Metric:
+    energy = lambda c, h: 1 / (_chord(jnp.maximum(1 - c, 0)) + 1)  # noqa: E731 (a profile)
+    del clamp
+    return _of_energy("uniformface", "1/(‖û_i−û_j‖ + 1)", "Duan 2019", energy)
+
+
+FAMILIES: Mapping[str, Callable[..., Metric]] = types.MappingProxyType(
+    {f"mhe_{kind}{s}": _mhe(kind, s) for kind in "sa" for s in range(3)}
+    | {
+        "abs_cosine": lambda clamp: _of_energy(
+            "abs_cosine", "|c|", "Keras", lambda c, h: jnp.abs(c)
+        ),
+        "cosine2": lambda clamp: _of_energy("cosine2", "c²", "coherence", lambda c, h: c * c),
+        "gaussian": _gaussian,
+        "angular_hinge": _angular_hinge,
+        "uniformface": _uniformface,
+    }
+)
+"""The field's metrics by name: (clamp, options) → metric."""
+
+
 _TABLES = {clamp: _metrics(clamp) for clamp in CLAMPS}
 
 METRICS: Mapping[str, Metric] = types.MappingProxyType(_TABLES["hard"])
@@ -186,8 +259,9 @@ def get_metric(
     """The metric of a name, with options; any profile f(c, h) is taken where a name is.
 
     Args:
-      name: a key of `METRICS`, a `Metric`, or a callable f(c, h), which then serves as both the
-        distance and the energy; it returns floats and closes over no value that jit traces.
+      name: a key of `METRICS` or of the field's `FAMILIES`, with options in the text where it takes
+        some, "gaussian(t=2)"; a `Metric`; or a callable f(c, h), which then serves as both the
+        distance and the energy, returns floats and closes over no value that jit traces.
       clamp: gradient of the arccos beyond ±0.99: "hard" (none) or "straight_through".
       code: "binary" or "ternary" instead of the metric's own.
       threshold: dead zone of the ternary code, in units of mean|w|.
@@ -202,9 +276,7 @@ def get_metric(
     if clamp not in CLAMPS:
         raise ValueError(unknown_name("clamp", clamp, CLAMPS))
     if isinstance(name, str):
-        if name not in METRICS:
-            raise ValueError(unknown_name("metric", name, METRICS))
-        metric = _TABLES[clamp][name]
+        metric = _named(name, clamp)
     elif isinstance(name, Metric):
         metric = name
     elif callable(name):
@@ -215,6 +287,21 @@ def get_metric(
             f"of type {type(name).__name__}"
         )
     return _with_code(metric, code, threshold)
+
+
+@functools.cache
+def _named(text: str, clamp: str) -> Metric:
+    name, options = name_and_options(text)
+    if name not in METRICS and name not in FAMILIES:
+        raise ValueError(unknown_name("metric", name, (*METRICS, *FAMILIES)))
+    if name in METRICS and not options:
+        return _TABLES[clamp][name]
+    make = FAMILIES.get(name, lambda clamp: _TABLES[clamp][name])
+    known = list(inspect.signature(make).parameters)[1:]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"metric {name}: {unknown_name('option', option, known)}")
+    return dataclasses.replace(make(clamp, **options), name=text)
 
 
 @functools.cache

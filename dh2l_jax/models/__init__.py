@@ -1,4 +1,10 @@
-"""Networks in Flax Linen: ResNets with a plain or a hierarchical head."""
+"""Networks in Flax Linen: ResNets with a plain or a hierarchical head; `models.nnx` has NNX heads.
+
+NNX is loaded when `models.nnx` is first asked for.
+"""
+
+import importlib
+from types import ModuleType
 
 from dh2l_jax.models.factory import CIFAR, MODELS, TORCHVISION, create
 from dh2l_jax.models.heads import HierarchicalHead, dense_kernel
@@ -17,3 +23,9 @@ __all__ = [
     "create",
     "dense_kernel",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name == "nnx":
+        return importlib.import_module("dh2l_jax.models.nnx")
+    raise AttributeError(f"module 'dh2l_jax.models' has no attribute {name!r}")

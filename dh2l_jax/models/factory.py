@@ -8,7 +8,7 @@ from flax.typing import Dtype
 
 from dh2l_jax.checks import unknown_name
 from dh2l_jax.hierarchy import Hierarchy
-from dh2l_jax.models.heads import HierarchicalHead
+from dh2l_jax.models.heads import HierarchicalHead, plain_init
 from dh2l_jax.models.layers import Network
 from dh2l_jax.models.resnet_cifar import CifarResNet
 from dh2l_jax.models.resnet_torchvision import BLOCKS, TorchvisionResNet
@@ -84,6 +84,4 @@ def create(
 def _plain_head(num_classes: int) -> nn.Dense:
     if num_classes < 1:
         raise ValueError(f"num_classes must be ≥ 1, found {num_classes}")
-    # N(0, 1/d), the variance of w_s − w_c in the hierarchical head.
-    init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
-    return nn.Dense(num_classes, use_bias=False, kernel_init=init)
+    return nn.Dense(num_classes, use_bias=False, kernel_init=plain_init)

@@ -6,14 +6,23 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
-from dh2l_jax.checks import unknown_name
 from dh2l_jax.hierarchy import Hierarchy
-from dh2l_jax.spheres import CENTERS, EPSILON, LOGITS, logit_vectors, sphere_levels
+from dh2l_jax.spheres import (
+    EPSILON,
+    check_options,
+    head_logits,
+    head_shapes,
+    logit_vectors,
+    sphere_levels,
+    vector_init,
+)
 
-__all__ = ["HierarchicalHead", "dense_kernel"]
+__all__ = ["HierarchicalHead", "dense_kernel", "plain_init"]
+
+# N(0, 1/d), the variance of w_s − w_c in the hierarchical head.
+plain_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 
 class HierarchicalHead(nn.Module):
@@ -37,6 +46,7 @@ class HierarchicalHead(nn.Module):
     Raises:
       ValueError: unknown `center` or `logits`.
 
+    >>> import jax.numpy as jnp
     >>> head = HierarchicalHead(Hierarchy.two_level([0, 0, 1]))
     >>> params = head.init(jax.random.key(0), jnp.zeros((1, 8)))["params"]
     >>> {name: value.shape for name, value in params.items()}
@@ -52,40 +62,20 @@ class HierarchicalHead(nn.Module):
     inner_surfaces: bool = False
 
     def __post_init__(self) -> None:
-        if self.center not in CENTERS:
-            raise ValueError(unknown_name("center", self.center, CENTERS))
-        if self.logits not in LOGITS:
-            raise ValueError(unknown_name("logits", self.logits, LOGITS))
+        check_options(self.center, self.logits)
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps features (..., d) to logits (..., C)."""
-        params = {
-            name: self.param(name, self._init, (size, x.shape[-1]), jnp.float32)
-            for name, size in self._sizes().items()
-        }
-        levels = sphere_levels(
-            params, self.hierarchy, center=self.center, epsilon=self.epsilon, logits=self.logits
+        tree, init = self.hierarchy, vector_init(self.hierarchy)
+        shapes = head_shapes(
+            tree, x.shape[-1], center=self.center, inner_surfaces=self.inner_surfaces
         )
-        return jnp.dot(x, logit_vectors(levels, self.hierarchy, logits=self.logits).T)
-
-    def _sizes(self) -> dict[str, int]:
-        """Names and numbers of vectors of the parameters."""
-        tree, last = self.hierarchy, self.hierarchy.num_levels
-        inner = self.inner_surfaces or self.center == "epsilon"
-        sizes = {
-            f"surface_{level}": tree.size(level)
-            for level in range(1, last + 1)
-            if inner or level == last
-        }
-        if self.center == "free":
-            sizes |= {f"center_{level}": tree.size(level - 1) for level in range(2, last + 1)}
-        return sizes
-
-    def _init(self, key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
-        factors = 1 if self.hierarchy.num_levels == 1 else 2
-        return jax.random.normal(key, shape, dtype) * (factors * shape[-1]) ** -0.5
+        params = {name: self.param(name, init, shape) for name, shape in shapes.items()}
+        return head_logits(
+            params, x, tree, center=self.center, epsilon=self.epsilon, logits=self.logits
+        )
 
 
 def dense_kernel(
@@ -99,7 +89,8 @@ def dense_kernel(
     """The trained head as one plain bias-free Dense kernel: x @ kernel gives the same logits.
 
     Args:
-      params: the head's parameters, or a model's with the head under "head", or all variables.
+      params: the head's parameters, or a model's with the head under "head", or all variables; of
+        an NNX head or model its `nnx.state(…, nnx.Param)`.
       hierarchy: the tree.
       center: as the head was made; None tells it from the parameters.
       epsilon: as the head was made.
@@ -111,6 +102,7 @@ def dense_kernel(
     Raises:
       ValueError: the parameters do not fit the tree or the options.
 
+    >>> import jax.numpy as jnp
     >>> tree = Hierarchy.two_level([0, 0, 1])
     >>> head = HierarchicalHead(tree)
     >>> params = head.init(jax.random.key(0), jnp.zeros((1, 8)))

@@ -2,15 +2,22 @@
 
 from dh2l_jax.regularizers.energies import center_energy, classes_present, group_energy
 from dh2l_jax.regularizers.field.orthogonal import orthogonality
+from dh2l_jax.regularizers.params.diversity import diversity
 from dh2l_jax.regularizers.params.kernels import kernel_matrices, weight_energy
+from dh2l_jax.regularizers.params.plan import Plan, plan
+from dh2l_jax.regularizers.params.rules import rules
 from dh2l_jax.regularizers.tree import hierarchical
 
 __all__ = [
+    "Plan",
     "center_energy",
     "classes_present",
+    "diversity",
     "group_energy",
     "hierarchical",
     "kernel_matrices",
     "orthogonality",
+    "plan",
+    "rules",
     "weight_energy",
 ]

@@ -3,12 +3,102 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
-__all__ = ["add_gradient_of"]
+from dh2l_jax.checks import unknown_name
+from dh2l_jax.regularizers.params.leaves import named, path_text
+from dh2l_jax.regularizers.params.plan import Plan
+
+__all__ = ["RegularizationState", "add_gradient_of", "add_regularization"]
+
+
+class RegularizationState(NamedTuple):
+    """For logging: what the last update added.
+
+    Attributes:
+      count: () int32, updates so far, which a schedule is asked with.
+      weight: () λ of the last update.
+      value: () R of the last update, before λ.
+    """
+
+    count: ArrayLike
+    weight: jax.Array
+    value: jax.Array
+
+
+def add_regularization(
+    plan: Plan, weight: float | optax.Schedule = 1.0, decoupled: bool = False
+) -> optax.GradientTransformation:
+    """Adds λ∇R of a plan to the updates: one link of any optax chain.
+
+    Before momentum or Adam the link is a term λR of the loss. After the preconditioner and before
+    the learning rate, where AdamW has its decay, moments do not see it: a step then moves by −ηλ∇R,
+    however large the gradients of the loss are. What is added is the same at both places.
+
+    Parameters that `optax.masked` or `multi_transform` keep from the link take no part in R.
+
+    Args:
+      plan: what R looks at.
+      weight: λ, or a schedule of it by the number of updates.
+      decoupled: says that the link stands after the preconditioner; it is then not to be found
+        first in a chain, and no loss needs its value.
+
+    Raises:
+      ValueError: on update, a layer of the plan is not among the parameters.
+
+    >>> import dh2l_jax as dh2l
+    >>> params = {"kernel": jnp.eye(4, 3)}
+    >>> link = add_regularization(dh2l.plan(params), optax.linear_schedule(0.0, 0.1, 100))
+    >>> tx = optax.chain(link, optax.adam(1e-3))
+    >>> updates, (state, _) = tx.update(params, tx.init(params), params)
+    >>> int(state.count), round(float(state.value), 4)
+    (1, 0.75)
+    """
+
+    def init(params: Any) -> RegularizationState:
+        value = jax.eval_shape(_among(plan, params).value, params)
+        zero = jnp.zeros((), value.dtype)
+        return RegularizationState(jnp.zeros((), jnp.int32), zero, zero)
+
+    def update(updates: Any, state: Any, params: Any = None):
+        if params is None:
+            raise ValueError("the parameters are needed: call update(gradients, state, params)")
+        present = _among(plan, params)
+        leaves = present.leaves(dict(named(params)))
+        value, slopes = jax.value_and_grad(present.value)(leaves)
+        now = jnp.asarray(weight(state.count) if callable(weight) else weight, value.dtype)
+        sums = [
+            leaf + (now * slopes[path]).astype(leaf.dtype) if path in slopes else leaf
+            for path, leaf in named(updates)
+        ]
+        updates = jax.tree.unflatten(jax.tree.structure(updates), sums)
+        return updates, RegularizationState(optax.safe_increment(state.count), now, value)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _among(plan: Plan, params: Any) -> Plan:
+    """The plan without what optax masks."""
+    masked = [
+        path_text(path)
+        for path, node in jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_masked)
+        if _is_masked(node)
+    ]
+    present = {path for path, _ in named(params)}
+    for layer in plan.layers:
+        hidden = any(f"{layer.path}/".startswith(f"{path}/") for path in masked)
+        if layer.path not in present and not hidden:
+            raise ValueError(unknown_name("leaf of the plan", layer.path, present))
+    return plan.among(present)
+
+
+def _is_masked(node: Any) -> bool:
+    return node is None or isinstance(node, optax.MaskedNode)
 
 
 def add_gradient_of(regularizer: Callable[[Any], jax.Array]) -> optax.GradientTransformation:
@@ -16,7 +106,6 @@ def add_gradient_of(regularizer: Callable[[Any], jax.Array]) -> optax.GradientTr
 
     Put it where a loss term's gradient would enter, before momentum or Adam.
 
-    >>> import jax.numpy as jnp
     >>> import dh2l_jax as dh2l
     >>> link = add_gradient_of(lambda params: 0.1 * dh2l.weight_energy(params, "d_am_cos"))
     >>> tx = optax.chain(link, optax.adam(1e-3))

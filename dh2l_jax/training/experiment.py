@@ -19,7 +19,7 @@ from dh2l_jax.models import Network, create
 from dh2l_jax.training.config import Config
 from dh2l_jax.training.config.conflicts import refuse_conflicts, refuse_conflicts_with_tree
 from dh2l_jax.training.step import optim
-from dh2l_jax.training.step.objective import make_regularizer
+from dh2l_jax.training.step.objective import energy_plan, make_regularizer
 from dh2l_jax.training.step.state import TrainState, init_state
 
 __all__ = ["Experiment", "build"]
@@ -137,7 +137,10 @@ def build(
     check_sizes(dataset.test_images, experiment.crop)
     if training:
         _check_pad(config.data.pad, min(experiment.crop))
-        experiment.init(abstract=True)  # refuses images or weights that do not fit the network
+        # Refuses images or weights that do not fit the network, and rules that do not.
+        state = experiment.init(abstract=True)
+        if config.reg.rules:
+            energy_plan(state.params, config.reg)
     return experiment
 
 
@@ -180,6 +183,8 @@ def _dataset(config: Config, split: str, progress: bool) -> Dataset:
         csv=data.csv or None,
         tree=data.tree,
         resize=data.resize,
+        background=data.background,
+        on_bad_image=data.on_bad_image,
         cache_dir=data.cache_dir or None,
         progress=progress,
     )

@@ -124,11 +124,11 @@ def _train_step(
 ) -> profiling.Step:
     """The train step, one call of which is recorded if there is a folder for its profile."""
     config, dataset = experiment.config, experiment.dataset
-    objective = make_objective(experiment.model, dataset.hierarchy, config.reg)
+    total = config.epochs * experiment.steps_per_epoch
+    objective = make_objective(experiment.model, dataset.hierarchy, config.reg, steps=total)
     jitted = make_train_step(objective, experiment.tx, dataset, feed)
     if profile is None:
         return profiling.annotate(jitted)
-    total = config.epochs * experiment.steps_per_epoch
     return profiling.record(jitted, min(done + profiling.PROFILED, total), profile, print_line)
 
 

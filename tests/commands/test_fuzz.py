@@ -327,7 +327,7 @@ class Examples:
 
 
 PIXELS = bytes(range(18))
-INDEX = np.array([[0, 2, 3, 0], [6, 2, 3, 1], [12, 2, 3, 2]], "<i8")
+INDEX = np.array([[0, 2, 3, 0, 5], [6, 2, 3, 1, 5], [12, 2, 3, 2, 5]], "<i8")
 SOURCE = Source("grey", "1", Hierarchy.flat(3), Examples(), Examples(), channels=1)
 
 
@@ -341,7 +341,10 @@ def write_cache(path, parts, digests=None):
             (path / f"{split}.{part}").write_bytes(data)
             digest = hashlib.sha256((digests or parts)[part]).hexdigest()
             entries[f"{split}.{part}"] = {"bytes": len(data), "sha256": digest}
-    (path / cache.MANIFEST).write_text(json.dumps({"files": entries}))
+    splits = {split: {"left_out": [], "first_new": ""} for split in ("train", "test")}
+    manifest = {"files": entries, "splits": splits}
+    manifest["sha256"] = cache._own_digest(manifest)
+    (path / cache.MANIFEST).write_text(json.dumps(manifest))
 
 
 GOOD = {"pixels": PIXELS, "index": INDEX.tobytes()}
@@ -371,19 +374,19 @@ numbers = st.sampled_from([0, 1, 2, 3, 6, 12, 17, 18, -1, -(2**63), 2**63 - 1, 2
 
 
 @fuzz
-@given(st.lists(st.tuples(*[numbers] * 4), max_size=4), st.sampled_from([PIXELS, b"", b"12"]))
-@example([(2**63 - 1, 2, 3, 0), (0, 1, 1, 0)], PIXELS)
-@example([(0, 1, 3, 0), (6, 1, 3, 1), (12, 1, 3, 2)], PIXELS)
-@example([(0, 2**32 + 2, 3, 0), (6, 2, 2, 1)], PIXELS)
+@given(st.lists(st.tuples(*[numbers] * 5), max_size=4), st.sampled_from([PIXELS, b"", b"12"]))
+@example([(2**63 - 1, 2, 3, 0, 0), (0, 1, 1, 0, 0)], PIXELS)
+@example([(0, 1, 3, 0, 0), (6, 1, 3, 1, 0), (12, 1, 3, 2, 0)], PIXELS)
+@example([(0, 2**32 + 2, 3, 0, 0), (6, 2, 2, 1, 0)], PIXELS)
 def test_a_cache_with_checksums_that_fit_but_nonsense_in_it(folder, rows, pixels):
-    index = np.array(rows, "<i8").reshape(-1, 4)
+    index = np.array(rows, "<i8").reshape(-1, 5)
     write_cache(folder / "cache", {"pixels": pixels, "index": index.tobytes()})
     found = outcome(cache._read, folder / "cache", SOURCE)
     if isinstance(found, Exception):
         return
-    images, labels = found["train"]
+    images, labels, *_ = found["train"]
     assert len(images) == len(labels) == len(rows)
-    for image, (start, height, width, _) in zip(images, rows, strict=True):
+    for image, (start, height, width, *_) in zip(images, rows, strict=True):
         assert image.shape == (height, width, 1)
         expected = pixels[start : start + height * width]
         assert image.tobytes() == expected
@@ -404,6 +407,6 @@ def test_a_cache_that_is_damaged_is_made_anew(folder, caplog):
     for data in (b"[" * 100_000, b"{}", b""):
         (path / cache.MANIFEST).write_bytes(data)
         with caplog.at_level(logging.WARNING), contextlib.suppress(StopIteration):
-            images, _ = cache.open_cached(source, folder / "caches")["train"]
+            images, *_ = cache.open_cached(source, folder / "caches")["train"]
         assert images[2].tobytes() == PIXELS[:6]
         assert caplog.messages[-1].endswith("its images are decoded again")

@@ -176,7 +176,9 @@ def test_data_dir_is_needed_or_refused(tmp_path):
         load("cifar100", data_dir=tmp_path)
     with pytest.raises(ValueError, match="folder needs data_dir"):
         load("folder")
-    with pytest.raises(ValueError, match="cifar10 has its own tree and takes no csv, found 'x'"):
+    with pytest.raises(
+        ValueError, match="cifar10 is no folder of own images and takes no csv, found 'x'"
+    ):
         load("cifar10", csv="x")
     with pytest.raises(ValueError, match="images of one size and takes no resize, found 40"):
         load("fashion_mnist", data_dir=tmp_path, resize=40)

@@ -10,9 +10,10 @@ from support import archives
 
 import train
 from dh2l_jax.commands.data import main as data_main
+from dh2l_jax.data.store.images import digests
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.training import loop
-from dh2l_jax.training.config import from_dict
+from dh2l_jax.training.config import from_dict, override
 
 SMALL = ["model.name=resnet8", "epochs=1", "batch_size=4", "eval_batch_size=4", "data.crop=24"]
 SMALL += ["reg.lambda_e=0"]  # E on the convolutions takes long to compile, whatever the data
@@ -119,9 +120,42 @@ def test_own_images_learn_what_is_in_them(tmp_path, capsys):
     assert result["best"]["accuracy"][1] >= result["accuracy"][1]
 
 
+def test_own_images_as_people_have_them(tmp_path, caplog):
+    """On a side, transparent, damaged: `build` sees what `decode` makes of them."""
+    root, exif = tmp_path / "images", Image.Exif()
+    exif[0x0112] = 6
+    for name in "ab":
+        (root / "train" / name).mkdir(parents=True)
+        (root / "test" / name).mkdir(parents=True)
+        for number, split in enumerate(("train", "train", "test")):
+            noise = np.random.default_rng(number).integers(0, 256, (24, 30, 3), np.uint8)
+            Image.fromarray(noise).save(root / split / name / f"{number}.png", exif=exif)
+    Image.new("RGBA", (24, 30)).save(root / "test" / "a" / "0.webp", lossless=True)
+    (root / "train" / "b" / "3.gif").write_bytes(b"GIF89a")
+    base = {"data": {"name": "folder", "data_dir": str(root), "cache_dir": str(tmp_path / "c")}}
+    base |= {"batch_size": 2, "eval_batch_size": 2, "model": {"name": "resnet8", "head": "plain"}}
+    base["reg"] = dict.fromkeys(("lambda_l", "lambda_o"), 0.0)
+    config = override(from_dict(base), "data.background=#ff8000")
+    with pytest.raises(ValueError, match=r"^train/b/3\.gif: expected a whole image, found"):
+        loop.build(config)
+    with caplog.at_level("WARNING"):
+        dataset = loop.build(override(config, "data.on_bad_image=skip")).dataset
+    assert "leaves out images that cannot be read, 1: train/b/3.gif;" in caplog.text
+    assert dataset.image_shape == (30, 24, 3)
+    assert dataset.train_labels.tolist() == [0, 0, 1, 1]
+    assert np.all(dataset.test_images[0] == [255, 128, 0])
+    upright = np.rot90(np.random.default_rng(1).integers(0, 256, (24, 30, 3), np.uint8), -1)
+    np.testing.assert_array_equal(dataset.train_images[1], upright)
+    assert dataset.first_new == "train/a/0.png"
+    train, test = dataset.digests
+    np.testing.assert_array_equal(train, digests(dataset.train_images))
+    np.testing.assert_array_equal(test, digests(dataset.test_images))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["data.background=blak"], "must be a colour such as white or #ff8000, found 'blak'"),
         (["data.crop=0"], "differ in size: set data.crop"),
         (["data.crop=40"], "smallest image is 24 × 30, expected at least the crop, 40 × 40"),
         (["model.pretrained=/nowhere/resnet18-f37072fd.pth"], "/nowhere/resnet18-f37072fd.pth"),

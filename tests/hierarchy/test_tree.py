@@ -219,6 +219,22 @@ def test_commas_in_quotes_and_accents(tmp_path):
             "class,parent,grandparent\na,x,t\nb,x,u\n",
             r"(line 3|:3).*'x'|'x'.*(line 3|:3)",
         ),
+        (
+            "class,parent\ncat,cat\n",
+            r"line 2: 'cat' is a parent here and a class on line 2: a name",
+        ),
+        (
+            "class,parent,grandparent\ncat,dog,cat\ndog,cat,dog\n",
+            r"line 2: 'cat' is a grandparent here and a class on line 2",
+        ),
+        (
+            "class,parent,grandparent\na,x,y\nb,y,x\n",
+            r"line 3: 'y' is a parent here and a grandparent on line 2",
+        ),
+        (
+            "class,parent\ncat,pet\ntabby,cat\n",
+            r"line 3: 'cat' is a parent here and a class on line 2",
+        ),
     ],
     ids=[
         "empty file",
@@ -230,6 +246,10 @@ def test_commas_in_quotes_and_accents(tmp_path):
         "blank class",
         "blank parent",
         "two parents",
+        "its own parent",
+        "its own grandparent",
+        "a circle of groups",
+        "a class above another",
     ],
 )
 def test_bad_files_name_the_file_and_the_line(tmp_path, text, words):

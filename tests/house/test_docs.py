@@ -15,7 +15,7 @@ import jax
 import pytest
 
 import dh2l_jax
-from dh2l_jax.commands import arguments, data, tables, train
+from dh2l_jax.commands import arguments, data, diversity, tables, train
 from dh2l_jax.training.config import Config
 from dh2l_jax.training.config.options import flat
 
@@ -24,6 +24,7 @@ MODULES = [m.name for m in pkgutil.walk_packages(dh2l_jax.__path__, "dh2l_jax.")
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 TEXTS = dict(zip(NAMES, (page.read_text("utf-8") for page in PAGES), strict=True))
+NOTEBOOKS = sorted((ROOT / "docs/examples").glob("*.ipynb"))
 PYTHON = re.compile(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", re.DOTALL)
 BASH = re.compile(r"```bash\n(.*?)```", re.DOTALL)
 
@@ -44,6 +45,14 @@ def test_code_of_a_page_prints_what_it_says(name, tmp_path, monkeypatch):
         assert printed.getvalue() == expected, code
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_prints_what_it_shows(path, tmp_path, monkeypatch):
+    page = _script("docs/hooks.py").notebook_page(path)
+    monkeypatch.setitem(TEXTS, path.stem, page)
+    test_code_of_a_page_prints_what_it_says(path.stem, tmp_path, monkeypatch)
+    assert page.count("```python") == len(PYTHON.findall(page)) >= 4
+
+
 def test_commands_of_the_pages_have_options_and_values_that_exist(monkeypatch):
     monkeypatch.chdir(ROOT)
     for command, *words in (command for text in TEXTS.values() for command in _commands(text)):
@@ -52,6 +61,8 @@ def test_commands_of_the_pages_have_options_and_values_that_exist(monkeypatch):
             train.read_config(arguments.parse(words, "dh2l train"))
         elif command == "tables":
             tables.parse_arguments(words)
+        elif command == "diversity":
+            diversity.parse_arguments(words)
         else:
             assert (command == "data" and words[0] in data.COMMANDS) or command == "--help"
 

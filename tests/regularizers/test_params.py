@@ -17,7 +17,7 @@ def network():
     make = lambda *shape: jnp.asarray(r.normal(size=shape), jnp.float32)  # noqa: E731
     return {
         "stem": {"conv": {"kernel": make(3, 3, 2, 4), "bias": make(4)}},
-        "block_1": {"conv_1": {"kernel": make(1, 3, 4, 4)}, "norm_1": {"scale": make(4)}},
+        "block_1": {"conv_1": {"kernel": make(3, 3, 4, 4)}, "norm_1": {"scale": make(4)}},
         "head": {"kernel": make(4, 5), "bias": make(5)},
     }
 

@@ -12,12 +12,12 @@ from dh2l_jax.data.folders.scan import open_folder, scan
 Image = pytest.importorskip("PIL.Image", reason="needs the extra `data`")
 
 
-def picture(number=0, *, size=(40, 36), mode="RGB", suffix=".png"):
+def picture(number=0, *, size=(40, 36), mode="RGB", suffix=".png", **options):
     """An encoded image; another number is another image."""
     pixels = np.random.default_rng(number).integers(0, 256, (*size[::-1], 3), np.uint8)
     file = io.BytesIO()
-    formats = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
-    Image.fromarray(pixels).convert(mode).save(file, formats[suffix])
+    formats = {".jpg": "JPEG", ".jfif": "JPEG", ".tif": "TIFF"}
+    Image.fromarray(pixels).convert(mode).save(file, formats.get(suffix, suffix[1:]), **options)
     return file.getvalue()
 
 
@@ -81,3 +81,17 @@ CSV += "herring_gull,gulls,birds\n"
 
 
 FILE = "train/gulls/ivory_gull/0.png"
+
+
+def encoded(pixels, kind="PNG", **options):
+    """The file of an array, or of an image of Pillow's."""
+    file = io.BytesIO()
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def noise(height, width, seed=0, channels=3):
+    """(h, w, c) uint8, or (h, w) for one channel."""
+    shape = (height, width, channels)[: 2 + (channels > 1)]
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)

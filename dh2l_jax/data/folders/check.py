@@ -1,35 +1,47 @@
 """What is wrong with a folder of images: `dh2l data check FOLDER [--csv FILE]`.
 
-`inspect` looks at everything that training would read, and decodes each image as the cache does;
-`show` prints what it found.
+`inspect` looks at everything that training would read, and decodes each image as the cache does.
+What it found is shown to people by `show`, a finding a line by `lines`, to programs by `as_json`.
 """
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import dataclasses
-import hashlib
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dh2l_jax.checks import one_line
 from dh2l_jax.data.folders.scan import Scan, scan
-from dh2l_jax.data.folders.walk import Finding, as_findings, one_line
+from dh2l_jax.data.folders.walk import Finding, as_findings
+from dh2l_jax.data.store.images import digest
 from dh2l_jax.data.store.source import Examples
 from dh2l_jax.hierarchy import Hierarchy
 
-__all__ = ["LISTED", "SMALL", "FolderReport", "inspect", "show"]
+if TYPE_CHECKING:
+    from dh2l_jax.data.store.decode import Decoded
+
+__all__ = ["LISTED", "LONG", "SMALL", "FolderReport", "as_json", "inspect", "lines", "show"]
 
 SMALL = 32
 """Pixels; a shorter side below that of CIFAR's images is remarked on."""
 
+LONG = 10
+"""A longer side above so many times the shorter is remarked on: a crop sees little of it."""
+
 LISTED = 20
-"""Files or classes of a kind that are named; the others are counted."""
+"""On a terminal, files or classes of a kind that are named; the others are counted."""
+
+SAME_PICTURE = "the same picture in two classes"
 
 _SMALLEST = 5  # rows in the table of the smallest classes
 _CHUNK = 1024  # images that are handed to the threads at a time
@@ -64,6 +76,7 @@ def inspect(
     path: str | Path,
     *,
     classes_csv: str | Path | None = None,
+    resize: int = 0,
     on_image: Callable[[int, int], object] = lambda done, total: None,
 ) -> FolderReport:
     """Looks for everything that is wrong with a folder of images.
@@ -74,6 +87,7 @@ def inspect(
     Args:
       path: the folder, see `dh2l_jax.data.folders.scan`.
       classes_csv: see `open_folder`.
+      resize: to look at the images as training with this `data.resize` will.
       on_image: is called after each image with the numbers of images looked at and of all.
 
     Raises:
@@ -81,7 +95,7 @@ def inspect(
       OSError: the folder or the CSV file is missing.
     """
     found = scan(path, classes_csv=classes_csv)
-    problems, remarks = _look_at_images(found, on_image)
+    problems, remarks = _look_at_images(found, resize, on_image)
     train, test = (
         np.bincount(examples.labels, minlength=len(found.classes))
         for examples in (found.train, found.test)
@@ -99,57 +113,115 @@ def inspect(
 
 
 def _look_at_images(
-    found: Scan, on_image: Callable[[int, int], object]
+    found: Scan, resize: int, on_image: Callable[[int, int], object]
 ) -> tuple[tuple[Finding, ...], tuple[Finding, ...]]:
     """Problems and remarks of the images themselves."""
-    bad, twice, small = [], [], []
-    train_index: dict[bytes, int] = {}
-    done, total = 0, len(found.train) + len(found.test)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, about oddities that do no harm
-        for examples in (found.train, found.test):
-            for index, (side, digest, error) in enumerate(_decode(examples)):
-                name = examples.describe(index)
-                done += 1
-                on_image(done, total)
-                if error:
-                    bad.append(one_line(f"{name}: {error}"))
-                    continue
-                if side < SMALL:
-                    small.append(f"{name}: {side} pixels")
-                if examples is found.train:
-                    train_index.setdefault(digest, index)
-                elif digest in train_index:
-                    twice.append(f"{name} is {found.train.describe(train_index[digest])}")
+    bad, twice = [], []
+    remarks: dict[str, list[str]] = collections.defaultdict(list)
+    seen: dict[bytes, list[int]] = {}  # by content, the first image of each split and class
+    first_of_test, labels = len(found.train), [*found.train.labels, *found.test.labels]
+
+    def name(number: int) -> str:
+        is_test = number >= first_of_test
+        examples = found.test if is_test else found.train
+        return examples.describe(number - first_of_test * is_test)
+
+    for number, (image, content) in enumerate(_decoded(found, resize)):
+        on_image(number + 1, len(labels))
+        if isinstance(image, str):
+            bad.append(one_line(f"{name(number)}: {image}"))
+            continue
+        for what, detail in _remarks(image):
+            remarks[what].append(name(number) + detail)
+        is_known = False
+        for other in seen.setdefault(content, []):
+            both_splits = (other < first_of_test) != (number < first_of_test)
+            if both_splits:
+                twice.append(f"{name(number)} is {name(other)}")
+            if labels[other] != labels[number]:
+                remarks[SAME_PICTURE].append(f"{name(number)} is {name(other)}")
+            is_known |= not both_splits and labels[other] == labels[number]
+        if not is_known:
+            seen[content].append(number)
     problems = {"images that cannot be read": bad, "images both for training and the test": twice}
-    remarks = {f"images with a side below {SMALL} pixels": small}
     return as_findings(problems), as_findings(remarks)
 
 
-def _decode(examples: Examples) -> Iterator[tuple[int, bytes, str]]:
-    """Of each image the shorter side and a hash of the file, or else what is wrong; in order."""
-    from dh2l_jax.data.store.decode import decode  # needs Pillow
+def _remarks(image: Decoded) -> Iterator[tuple[str, str]]:
+    """(what, detail) of an image that a user may not have meant."""
+    height, width = image.pixels.shape[:2]
+    shorter, longer = sorted((height, width))
+    if shorter < SMALL:
+        yield f"images with a side below {SMALL} pixels", f": {shorter} pixels"
+    if longer > LONG * shorter:
+        yield f"images with a side over {LONG} times the other", f": {width} × {height} pixels"
+    if image.is_turned:
+        yield "images turned upright, as their EXIF data ask", ""
+    if image.is_transparent:
+        yield "images with transparent pixels, which become those of data.background", ""
 
-    def look(index: int) -> tuple[int, bytes, str]:
+
+def _decoded(found: Scan, resize: int) -> Iterator[tuple[Decoded | str, bytes]]:
+    """Of each image of both splits, in order, what is in it, or else what is wrong; a digest."""
+    from dh2l_jax.data.store.decode import decode_traced, scaled_size  # needs Pillow
+
+    def look(examples: Examples, index: int) -> tuple[Decoded | str, bytes]:
         try:
-            encoded, _ = examples[index]
-            side = min(decode(encoded).shape[:2])
+            image = decode_traced(examples[index][0])
+            scaled_size(image.pixels.shape[1::-1], resize)
         except OSError as error:
-            return 0, b"", str(error.strerror)
+            return str(error.strerror), b""
         except ValueError as error:
-            return 0, b"", str(error)
-        return side, hashlib.blake2b(encoded, digest_size=16).digest(), ""
+            return str(error), b""
+        # The pixels of a chunk would fill the memory: their shape is enough from here on.
+        shape = np.broadcast_to(np.uint8(0), image.pixels.shape)
+        return image._replace(pixels=shape), digest(image.pixels)
 
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        for start in range(0, len(examples), _CHUNK):
-            yield from pool.map(look, range(start, min(start + _CHUNK, len(examples))))
+    with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor() as pool:
+        warnings.simplefilter("ignore")  # Pillow's, about oddities that do no harm
+        for examples in (found.train, found.test):
+            for start in range(0, len(examples), _CHUNK):
+                numbers = range(start, min(start + _CHUNK, len(examples)))
+                yield from pool.map(functools.partial(look, examples), numbers)
 
 
 # What is printed.
 
 
+def lines(report: FolderReport) -> list[str]:
+    """Everything in a report, a finding a line: for programs that read lines, and for files."""
+    kinds = (("remark", report.remarks), ("problem", report.problems))
+    return [
+        f"{one_line(str(report.root))}: {report.layout}",
+        *(
+            f"{split}: {counts.sum()} images in {np.count_nonzero(counts)} classes"
+            for split, counts in (("training", report.train), ("test", report.test))
+        ),
+        *(
+            f"{kind}: {finding.what}: {where}"
+            for kind, findings in kinds
+            for finding in findings
+            for where in finding.where
+        ),
+    ]
+
+
+def as_json(report: FolderReport) -> dict[str, Any]:
+    """Everything in a report, as values of JSON; names of classes are exact."""
+    return {
+        "folder": str(report.root),
+        "layout": report.layout,
+        "classes": [
+            {"path": path, "train": int(train), "test": int(test)}
+            for path, train, test in zip(report.classes, report.train, report.test, strict=True)
+        ],
+        "problems": [dataclasses.asdict(finding) for finding in report.problems],
+        "remarks": [dataclasses.asdict(finding) for finding in report.remarks],
+    }
+
+
 def show(report: FolderReport, console: Console) -> None:
-    """Prints a report; problems come last, where the eye rests."""
+    """Prints a report on a terminal; problems come last, where the eye rests."""
     console.print(Text(f"{one_line(str(report.root))}: {report.layout}", style="bold"))
     if report.hierarchy is not None:
         console.print(_tree_table(report.hierarchy))
@@ -162,7 +234,8 @@ def show(report: FolderReport, console: Console) -> None:
             for where in finding.where[:LISTED]:
                 console.print(Text(f"  {where}", overflow="fold"))
             if len(finding.where) > LISTED:
-                console.print(f"  and {len(finding.where) - LISTED} more")
+                more = len(finding.where) - LISTED
+                console.print(f"  and {more} more, which --json FILE lists")
 
 
 def _tree_table(tree: Hierarchy) -> Table:

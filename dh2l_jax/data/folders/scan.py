@@ -1,7 +1,7 @@
 """A folder of images → `Source`: the folders are the classes, those above them the tree.
 
     birds/train/gulls/ivory_gull/1.jpg       any depth, the same for all classes
-    birds/test/gulls/ivory_gull/2.png        or val/, valid/; without it, a fixed split of train/
+    birds/test/gulls/ivory_gull/2.webp       or val/, valid/; without it, a fixed split of train/
     birds/gulls/ivory_gull/1.jpg             without train/, a fixed split of everything
     birds/ivory_gull/1.jpg, birds/classes.csv    flat, the tree from `class,parent[,grandparent]`
 
@@ -16,7 +16,7 @@ import dataclasses
 import difflib
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +183,7 @@ def scan(
     folders = [folder for split, top in tops.items() for folder in walk(split, top, findings)]
     classes = _class_folders(folders, findings, flat=csv is not None)
     classes, tree = _from_csv(csv, classes, findings) if csv else _from_folders(classes, findings)
+    _note_similar_names(tree.node_names if tree else zip(*classes, strict=True), findings)
     by_chance = None if "test" in tops else (test_fraction, seed)
     train, test = _examples(root, classes, by_chance)
     _check_counts(classes, train, test, findings)
@@ -278,6 +279,18 @@ def _note_twofold_names(classes: _Classes, findings: Findings) -> None:
                 findings.remark("names of groups that stand under several parents", where)
 
 
+def _note_similar_names(levels: Iterable[Sequence[str]], findings: Findings) -> None:
+    """Two names that people would not tell apart are often one class, written in two ways."""
+    for names in levels:
+        alike: dict[str, dict[str, None]] = collections.defaultdict(dict)
+        for name in names:
+            alike["".join(name.casefold().split())][name] = None
+        for found in alike.values():
+            if len(found) > 1:
+                where = " and ".join(map(repr, found))
+                findings.remark("names that differ only in case or blanks", where)
+
+
 def _from_csv(
     csv: Path, classes: _Classes, findings: Findings
 ) -> tuple[_Classes, Hierarchy | None]:
@@ -324,7 +337,7 @@ def _check_counts(
         elif not tests:
             findings.remark("classes without test images", "/".join(path))
     if not len(train):
-        findings.problem("no training images", "expected <class>/*.jpg or *.png, at any depth")
+        findings.problem("no training images", "expected <class>/*.jpg, at any depth")
     elif not len(test):
         findings.problem("no test images", "no class has two images, or the test's folder is empty")
 

@@ -14,6 +14,8 @@ import stat
 import unicodedata
 from pathlib import Path, PurePath
 
+from dh2l_jax.checks import one_line
+
 __all__ = [
     "SUFFIXES",
     "Finding",
@@ -21,17 +23,16 @@ __all__ = [
     "Folder",
     "as_findings",
     "composed",
-    "one_line",
     "shown",
     "split_folders",
     "walk",
 ]
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 _TEST_NAMES = ("test", "val", "valid", "validation")
 _Entry = os.DirEntry[str]
-_LEFT_BEHIND = {"__macosx", "thumbs.db", "desktop.ini"}
+_LEFT_BEHIND = {"__macosx", "thumbs.db", "desktop.ini", "@eadir"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,15 +141,6 @@ def walk(split: str, top: Path, findings: Findings) -> list[Folder]:
 def shown(path: Path, root: Path) -> str:
     """A path below the root as messages show it."""
     return one_line(path.relative_to(root).as_posix())
-
-
-def one_line(text: str) -> str:
-    r"""The text as messages show it, so that no name can break a line or steer a terminal.
-
-    >>> one_line("Möwe 1"), one_line("two\nlines")
-    ('Möwe 1', "'two\\nlines'")
-    """
-    return text if text.isprintable() else repr(text)
 
 
 def composed(name: str) -> str:

@@ -10,6 +10,7 @@ from dh2l_jax.experiments.runs import RunResult
 from dh2l_jax.experiments.statistics import mean_and_deviation
 from dh2l_jax.experiments.summary import Summary
 from dh2l_jax.training.run.folder import BEST, LAST
+from dh2l_jax.training.run.records import spreadsheet_cell
 
 __all__ = ["csv_text"]
 
@@ -17,7 +18,10 @@ __all__ = ["csv_text"]
 def csv_text(table: Table, summaries: list[Summary]) -> str:
     """A line for each run of each cell, candidates that were not chosen too; accuracies in %."""
     records = [
-        {**_cell_values(table, summary), **_run_values(summary, result)}
+        {
+            name: spreadsheet_cell(value)
+            for name, value in (_cell_values(table, summary) | _run_values(summary, result)).items()
+        }
         for summary in summaries
         for result in summary.result.runs
     ]

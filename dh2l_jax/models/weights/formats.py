@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -104,9 +105,14 @@ def _download(address: str) -> Path:
     except ImportError:
         raise ImportError("no huggingface_hub: pip install 'dh2l_jax[hub]'") from None
     repository, revision = f"{match['owner']}/{match['name']}", match["revision"]
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)  # what it warns of before it gives up is in the error too
     try:
         file = hf_hub_download(repository, "model.safetensors", revision=revision, token=False)
     except Exception as error:  # of the network, the server, the cache or the repository's name
         reason = " ".join(str(error).split())[:300]
         raise OSError(f"{address}: not downloaded: {reason!r}") from error
+    finally:
+        log.setLevel(level)
     return Path(file)

@@ -1,17 +1,21 @@
-"""A params tree → named (fan_out, fan_in) matrices by rules on the path, and their energy."""
+"""A params tree → named (fan_out, fan_in) matrices by patterns on the path, and their energy."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from dh2l_jax.checks import as_float, unknown_name
-from dh2l_jax.metrics import MetricLike
+from dh2l_jax.metrics import MetricLike, get_metric
 from dh2l_jax.metrics.pairs import stacked_energy
+from dh2l_jax.regularizers.params.axes import parse
+from dh2l_jax.regularizers.params.layouts.models import known_leaves
+from dh2l_jax.regularizers.params.layouts.names import ask
+from dh2l_jax.regularizers.params.rules import Rule
 
 __all__ = ["kernel_matrices", "weight_energy"]
 
@@ -24,16 +28,18 @@ def kernel_matrices(
     """The weight vectors of every layer: path → (fan_out, fan_in), in the order of the tree.
 
     A convolution kernel (kh, kw, cin, cout) gives cout vectors of kh·kw·cin, a dense kernel
-    (in, out) gives out vectors of in. Leaves with fewer than two axes (biases, BatchNorm) never
-    take part.
+    (in, out) gives out vectors of in. Biases and normalisations never take part. What can be read
+    in several ways is for `dh2l.plan`, which takes rules; scanned layers and grouped convolutions
+    of a module of NNX or Equinox are batches (..., fan_out, fan_in).
 
     Args:
-      params: any pytree of arrays.
+      params: any pytree of arrays, or a module of Flax NNX or Equinox.
       include: regular expressions, searched for in the path ("block_1_1/conv_1/kernel").
       exclude: regular expressions of paths to leave out.
 
     Raises:
-      ValueError: a pattern matches no leaf (the nearest path is named).
+      ValueError: a pattern matches no leaf (the nearest path is named), or a leaf can be read in
+        several ways.
 
     >>> params = {"conv": {"kernel": jnp.ones((3, 3, 8, 16)), "bias": jnp.ones(16)}}
     >>> {path: matrix.shape for path, matrix in kernel_matrices(params).items()}
@@ -41,16 +47,20 @@ def kernel_matrices(
 
     Reference: DH²L, §3.1 (E of a layer).
     """
-    leaves = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-        if jnp.ndim(leaf) >= 2
-    }
+    leaves = {k: leaf for k, leaf in known_leaves(params).items() if not leaf.known.left_out}
     chosen = _matching(leaves, include) - _matching(leaves, exclude)
-    return {path: _vectors(leaf) for path, leaf in leaves.items() if path in chosen}
+    rule = Rule("", get_metric("d_am_cos"))
+    unclear = [(k, leaves[k].array.shape, rule) for k in sorted(chosen) if not leaves[k].known.axes]
+    if unclear:
+        raise ask(unclear)
+    return {
+        path: parse(leaf.known.axes or "").vectors(jnp.asarray(leaf.array))
+        for path, leaf in leaves.items()
+        if path in chosen
+    }
 
 
-def _matching(paths: dict[str, jax.Array], patterns: Patterns) -> set[str]:
+def _matching(paths: Iterable[str], patterns: Patterns) -> set[str]:
     found = set()
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
         hits = {path for path in paths if re.search(pattern, path)}
@@ -58,10 +68,6 @@ def _matching(paths: dict[str, jax.Array], patterns: Patterns) -> set[str]:
             raise ValueError(unknown_name("path pattern", pattern, paths))
         found |= hits
     return found
-
-
-def _vectors(kernel: jax.Array) -> jax.Array:
-    return jnp.reshape(kernel, (-1, kernel.shape[-1])).T
 
 
 def weight_energy(
@@ -88,7 +94,8 @@ def weight_energy(
       half_space: as in `mean_energy`.
 
     Raises:
-      ValueError: a pattern matches nothing, unknown metric or method.
+      ValueError: a pattern matches nothing, a leaf can be read in several ways, unknown metric or
+        method.
 
     >>> params = {"a": {"kernel": jnp.eye(2)}, "b": {"kernel": jnp.ones((2, 2))}}
     >>> round(float(weight_energy(params, "cosine")), 4)
@@ -98,6 +105,6 @@ def weight_energy(
     """
     layers = defaultdict(list)
     for matrix in kernel_matrices(params, include, exclude).values():
-        layers[matrix.shape].append(as_float(matrix))
-    stacks = [jnp.stack(matrices) for matrices in layers.values()]
+        layers[matrix.shape[-2:]].append(as_float(matrix).reshape(-1, *matrix.shape[-2:]))
+    stacks = [jnp.concatenate(matrices) for matrices in layers.values()]
     return stacked_energy(stacks, metric, method=method, half_space=half_space)

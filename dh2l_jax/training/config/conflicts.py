@@ -13,6 +13,8 @@ from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.hierarchy.published import TAXONOMIES
 from dh2l_jax.metrics import get_metric
 from dh2l_jax.models import CIFAR, TORCHVISION, create
+from dh2l_jax.regularizers import rules
+from dh2l_jax.training.config.rule_texts import rules_of
 from dh2l_jax.training.config.sections import (
     Config,
     DataConfig,
@@ -25,6 +27,7 @@ __all__ = ["refuse_conflicts", "refuse_conflicts_with_tree"]
 
 # Terms of a hierarchical head, and those of them that a tree of one level has not.
 TREE_TERMS = ("lambda_l", "lambda_o", "lambda_c1", "lambda_c2", "lambda_c3", "parent_ce_weight")
+CONSTRAINTS = ("lambda_c1", "lambda_c2", "lambda_c3")
 INNER_TERMS = ("lambda_o", "lambda_c2", "lambda_c3", "parent_ce_weight")
 
 
@@ -46,6 +49,7 @@ def refuse_conflicts(config: Config) -> None:
     for problem in (
         *_network(config),
         *_tree(config),
+        *_regularizers(config),
         *_data(config.data),
         *_optim(config),
         *_processes(config.distributed),
@@ -98,6 +102,26 @@ def _tree(config: Config) -> Iterator[str]:
         yield (
             f"model.head=hierarchical needs a tree of two levels or more, {what} has one: set "
             "model.head=plain, or another data.tree"
+        )
+
+
+def _regularizers(config: Config) -> Iterator[str]:
+    reg = config.reg
+    if reg.rules:
+        rules(rules_of(reg.rules))
+        for term in _set_terms(reg, ("lambda_e",)):
+            yield f"reg.rules stand in place of E: leave out reg.{term}, found {reg.lambda_e:g}"
+        for name in ("conv_metric", *(["fc_metric"] if config.model.head == "plain" else [])):
+            if getattr(reg, name) != getattr(type(reg), name):
+                yield (
+                    f"reg.{name} has no effect on reg.rules, which name their own, found "
+                    f"{getattr(reg, name)}: leave it out"
+                )
+    weights = (getattr(reg, name) for name in ("lambda_e", "lambda_l", *CONSTRAINTS))
+    if reg.schedule != "constant" and not (reg.rules or any(weights)):
+        yield (
+            f"reg.schedule={reg.schedule} has no effect where E and R have no weight: leave it "
+            "out, or set reg.lambda_e, reg.lambda_l or reg.rules"
         )
 
 

@@ -59,11 +59,11 @@ def sentences(section: type) -> dict[str, str]:
 def text_of(value: Any) -> str:
     """The text that `replace` makes the value of.
 
-    >>> text_of(True), text_of((0.5, 0.85)), text_of(1e-4)
-    ('true', '0.5,0.85', '0.0001')
+    >>> text_of(True), text_of((0.5, 0.85)), text_of(1e-4), text_of(("a", "b"))
+    ('true', '0.5,0.85', '0.0001', 'a; b')
     """
     if isinstance(value, tuple):
-        return ",".join(map(str, value))
+        return ("; " if value and isinstance(value[0], str) else ",").join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -166,6 +166,8 @@ def _parsed(key: str, text: str, hint: Any) -> Any:
         if hint in (int, float, str):
             return hint(text)
         item = typing.get_args(hint)[0]
+        if item is str:
+            return tuple(part.strip() for part in text.split(";") if part.strip())
         return tuple(item(part) for part in text.strip("()[]").split(",") if part.strip())
     except (KeyError, ValueError):
         raise ValueError(f"{key} must be {_type_name(hint)}, found {_shown(text)}") from None
@@ -189,6 +191,7 @@ def _type_name(hint: Any) -> str:
     names = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
     if dataclasses.is_dataclass(hint):
         return f"a {hint.__name__}"  # pyright: ignore[reportAttributeAccessIssue]
+    names[tuple[str, ...]] = "a list of strings"
     return names.get(hint) or f"a list of numbers, such as {(0.5, 0.85)}"
 
 

@@ -135,6 +135,7 @@ def with_variant(
             conv_metric=conv_metric or reg.conv_metric,
             fc_metric=fc_metric or reg.fc_metric,
             lambda_e=0.0 if name in ("baseline", "l2") else reg.lambda_e,
+            rules=() if name in ("baseline", "l2") else reg.rules,
             lambda_l=reg.lambda_l if name == "E+H" else 0.0,
         ),
         optim=dataclasses.replace(

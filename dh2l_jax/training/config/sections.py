@@ -47,6 +47,8 @@ class DataConfig(Checked):
       resize: shorter side in pixels to which images are scaled; 0 to keep their size.
       crop: side of the square that the network sees, a random one in training and the centre in
         evaluation; 0 for whole images.
+      background: colour behind transparent pixels of own images, a name or #rrggbb.
+      on_bad_image: "refuse" own images that cannot be read, or "skip" them and say which.
       pad: zeros added on each side before the random crop; 0 for none.
       flip: mirror at random.
       fraction: part of the images of each class to use, of training and test alike; for trials.
@@ -61,6 +63,8 @@ class DataConfig(Checked):
     cache_dir: str = ""
     resize: int = field(0, low=0, high=2**13)
     crop: int = field(0, low=0, high=2**13)
+    background: str = "white"
+    on_bad_image: str = field("refuse", choices=("refuse", "skip"))
     pad: int = field(4, low=0, high=2**13)
     flip: bool = True
     fraction: float = field(1.0, above=0, high=1)
@@ -104,11 +108,15 @@ class RegConfig(Checked):
       clamp: gradient of the arccos beyond ±0.99: "hard" or "straight_through".
       half_space: E and R_p of the vectors together with their opposites, w and −w.
       lambda_e: λ_e of E.
+      rules: in place of E, "PATTERN => REGULARIZER * WEIGHT [@ AXES]; ...": the first that is found
+        in a weight's path counts.
       lambda_l: λ_l of R, all levels.
       lambda_o: λ_o of the orthogonality of the centres.
       lambda_c1: λ of the hinge of C1.
       lambda_c2: λ of the hinge of C2.
       lambda_c3: λ of the hinge of C3.
+      schedule: factor of E, `rules` and R over the run: "constant", "linear" or "cosine" (1 to 0),
+        "warmup" (0 to 1 in the first tenth).
       outer_radius: r^(0) of the constraints.
       pairs: centres that make pairs: "siblings" or "all".
       presence: classes that take part in R: "batch" (those of the mini-batch) or "global".
@@ -120,11 +128,13 @@ class RegConfig(Checked):
     clamp: str = field("hard", choices=("hard", "straight_through"))
     half_space: bool = False
     lambda_e: float = field(0.1, low=0)
+    rules: tuple[str, ...] = ()
     lambda_l: float = field(0.1, low=0)
     lambda_o: float = field(1e-4, low=0)
     lambda_c1: float = field(0.0, low=0)
     lambda_c2: float = field(0.0, low=0)
     lambda_c3: float = field(0.0, low=0)
+    schedule: str = field("constant", choices=("constant", "linear", "cosine", "warmup"))
     outer_radius: float = field(1.0, above=0)
     pairs: str = field("siblings", choices=("siblings", "all"))
     presence: str = field("batch", choices=("batch", "global"))

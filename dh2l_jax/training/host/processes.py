@@ -25,6 +25,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from dh2l_jax.checks import one_line
 from dh2l_jax.training.config import DistributedConfig
 
 __all__ = [
@@ -109,6 +110,10 @@ def abandon(code: int) -> NoReturn:
 
     An ordinary exit would wait for them.
     """
+    if several():
+        _on_abort(
+            "", code
+        )  # the line has been said, and an abort may come while others are awaited
     if is_main():
         time.sleep(GRACE)
     sys.stdout.flush()
@@ -190,15 +195,15 @@ def flags(mesh: Mesh) -> Callable[[bool], jax.Array]:
 
 
 def _on_abort(line: str, code: int) -> None:
-    """From now on an abort of the runtime ends the process with this line and this exit code.
+    """From now on an abort of the runtime ends the process with this line, if any, and exit code.
 
     JAX aborts in a thread of its own, where no exception can be raised and none of Python's signal
     handlers is called in time.
     """
-    message = f"{Path(sys.argv[0]).name}: error: {line}\n".encode()
+    said = one_line(f"{Path(sys.argv[0]).name}: error: {line}").encode() + b"\n" if line else b""
 
     def end(_: int) -> None:
-        os.write(2, message)
+        os.write(2, said)
         os._exit(code)
 
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(end)

@@ -38,6 +38,7 @@ __all__ = [
     "NoCheckpoint",
     "Saved",
     "forget_after",
+    "read_params",
     "restore",
     "save",
     "steps",
@@ -147,6 +148,26 @@ def restore(
     progress = on_first(read, _ERRORS)
     arrays = jax.tree.map(_place, arrays_of_first(arrays), template)
     return Saved(TrainState(**arrays), progress)
+
+
+def read_params(
+    workdir: Path, folder: str = LAST, *, print_line: PrintLine | None = None
+) -> dict[str, Any]:
+    """The parameters of the newest intact step, for looking at them: of any model, as NumPy arrays.
+
+    Raises:
+      NoCheckpoint: there is no step.
+      CheckpointError: every step is damaged.
+      OSError: the folder cannot be read.
+    """
+    path = workdir / folder
+    for step in reversed(_steps(path)):
+        if manifest.problem(path / str(step)) is None:
+            with _manager(path) as manager:
+                found = manager.item_metadata(step).get("state")
+            like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), found)
+            return _newest_intact(path, like, print_line or _warn, None)[0]["params"]
+    return _newest_intact(path, {}, print_line or _warn, None)[0]
 
 
 @contextlib.contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from dh2l_jax.checks import one_line
 
 __all__ = [
     "Console",
@@ -28,8 +29,8 @@ def file_console(file: IO[str]) -> Console:
 
 
 def line_printer(console: Console) -> PrintLine:
-    """A function that prints a line as it is: not wrapped, and with no markup looked for in it."""
-    return functools.partial(console.print, soft_wrap=True, markup=False)
+    """A function that prints a line: not wrapped, with no markup or control characters in it."""
+    return lambda line: console.print(one_line(line), soft_wrap=True, markup=False)
 
 
 class Log:

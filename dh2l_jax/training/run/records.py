@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import platform
+import re
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +21,7 @@ __all__ = [
     "append_record",
     "keep_records",
     "read_records",
+    "spreadsheet_cell",
     "versions",
     "write_confusion",
     "write_json",
@@ -27,6 +29,8 @@ __all__ = [
 ]
 
 CONFUSION = "confusion.csv"
+# How a formula begins, as OWASP lists it (CSV injection); the wide forms are those of East Asia.
+_FORMULA = re.compile(r"[\t\r\n]|\s*[=+\-@＝＋－＠]")
 PACKAGES = ("dh2l-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -103,12 +107,27 @@ def versions() -> dict[str, str]:
 
 
 def write_confusion(workdir: Path, scores: dict[str, Any], name: str = CONFUSION) -> None:
-    """Moves the confusion matrix from the scores to a table: true class by predicted class."""
+    """Moves the confusion matrix from the scores to a table: true class by predicted class.
+
+    A JSON file beside it has the names of the classes as they are.
+    """
     rows, names = scores.pop("confusion", None), scores.pop("confusion_names", None)
     if rows is None or names is None:
         return
     text = io.StringIO()
     table = csv.writer(text)
-    table.writerow(["", *names])
-    table.writerows([label, *row] for label, row in zip(names, rows, strict=True))
+    cells = list(map(spreadsheet_cell, names))
+    table.writerow(["", *cells])
+    table.writerows([cell, *row] for cell, row in zip(cells, rows, strict=True))
     write_text(workdir / name, text.getvalue())
+    exact = {"classes": names, "confusion": rows}
+    write_text((workdir / name).with_suffix(".json"), json.dumps(exact, ensure_ascii=False) + "\n")
+
+
+def spreadsheet_cell(value: Any) -> Any:
+    """A cell of a CSV file: text that a spreadsheet would execute gets an apostrophe before it.
+
+    >>> spreadsheet_cell("=1+1"), spreadsheet_cell("a-b"), spreadsheet_cell(-1)
+    ("'=1+1", 'a-b', -1)
+    """
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value

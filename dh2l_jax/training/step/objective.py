@@ -1,6 +1,9 @@
 """The objective J = L + Σ λ·terms, every term under the paper's symbol.
 
-J = L + λ_e R_E + Σ_l λ_l (R_p/l + R_c/l) + λ_o R_o + Σ_k λ_k C_k/l
+J = L + m (λ_e R_E + Σ_l λ_l (R_p/l + R_c/l) + Σ_k λ_k C_k/l) + λ_o R_o
+
+m is the factor of `reg.schedule`, 1 where that is constant. With `reg.rules` their plan takes the
+place of λ_e R_E: R_E is its value, the sum of the layers' parts, each of them under its path.
 """
 
 from __future__ import annotations
@@ -18,47 +21,77 @@ from dh2l_jax.hierarchy.counts import has_nan
 from dh2l_jax.metrics import get_metric
 from dh2l_jax.models import Network
 from dh2l_jax.models.heads import HierarchicalHead
-from dh2l_jax.regularizers import classes_present, hierarchical, orthogonality, weight_energy
+from dh2l_jax.regularizers import (
+    Plan,
+    classes_present,
+    hierarchical,
+    orthogonality,
+    plan,
+    rules,
+    weight_energy,
+)
 from dh2l_jax.spheres import Level, logit_vectors, sphere_levels
 from dh2l_jax.training.config import RegConfig
+from dh2l_jax.training.config.rule_texts import rules_of
 
-__all__ = ["Terms", "head_levels", "make_objective", "make_regularizer"]
+__all__ = ["Terms", "energy_plan", "factor_of", "head_levels", "make_objective", "make_regularizer"]
 
 Terms = dict[str, jax.Array]
 HEAD = r"^head/"
+WARMUP = 0.1  # part of the run in which the factor "warmup" rises
+
+
+def factor_of(schedule: str, steps: int) -> Callable[[jax.Array], jax.Array] | None:
+    """The factor of E and R at each step, counted from 0, of so many; None for a constant 1."""
+    rise = max(1, round(WARMUP * steps))
+    return {
+        "constant": None,
+        "linear": lambda step: 1 - step / steps,
+        "cosine": lambda step: (1 + jnp.cos(jnp.pi * step / steps)) / 2,
+        "warmup": lambda step: jnp.minimum((step + 1) / rise, 1.0),
+    }[schedule]
+
+
+def energy_plan(params: Any, reg: RegConfig) -> Plan:
+    """The plan of `reg.rules`; of the parameters the shapes are looked at alone.
+
+    Raises:
+      ValueError: a rule fits no weight, or does not say what is needed; the line says what to add.
+    """
+    try:
+        return plan(params, rules(rules_of(reg.rules)))
+    except ValueError as error:
+        form = "a rule is written PATTERN => REGULARIZER * WEIGHT @ AXES here"
+        raise ValueError(f"reg.rules: {error}; {form}") from None
 
 
 def make_regularizer(
     head: Any, hierarchy: Hierarchy, reg: RegConfig
 ) -> Callable[..., tuple[jax.Array, Terms]]:
-    """A function (params, where, *, max_present=None, everything=False) → (Σ λ·terms, terms).
+    """A function (params, where, *, max_present, factor, everything) → (Σ λ·terms, terms).
 
-    The terms are not yet weighted. One whose λ is 0 is left out, unless `everything` asks for its
-    value. `where` and `max_present` are those of `hierarchical`.
+    The terms are not yet weighted, but those of `reg.rules`. One whose λ is 0 is left out, unless
+    `everything` asks for its value. `where` and `max_present` are those of `hierarchical`.
     """
-    conv_metric = get_metric(reg.conv_metric, clamp=reg.clamp)
     fc_metric = get_metric(reg.fc_metric, clamp=reg.clamp)
     constraints = {"C1": reg.lambda_c1, "C2": reg.lambda_c2, "C3": reg.lambda_c3}
     in_tree = isinstance(head, HierarchicalHead)
-
-    def energy(params: Any) -> jax.Array:
-        of = functools.partial(weight_energy, params, half_space=reg.half_space)
-        value = of(conv_metric, exclude=() if in_tree else HEAD)
-        return value if in_tree else value + of(fc_metric, include=HEAD)
+    energy = make_energy(reg, in_tree)
 
     def regularizer(
         params: Any,
         where: jax.Array | None,
         *,
         max_present: int | None = None,
+        factor: jax.Array | None = None,
         everything: bool = False,
     ):
         value, terms = jnp.zeros((), jnp.float32), {}
-        if reg.lambda_e or everything:
-            terms["R_E"] = energy(params)
-            value += reg.lambda_e * terms["R_E"]
+        if reg.rules or reg.lambda_e or everything:
+            E, terms = energy(params)
+            value += E
         if not in_tree:
-            return value, terms
+            return scaled(value, factor), terms
         levels = head_levels(params, head)
         if reg.lambda_l or any(constraints.values()) or everything:
             R, R_terms = hierarchical(
@@ -74,6 +107,7 @@ def make_regularizer(
                 outer_radius=reg.outer_radius,
             )
             value, terms = value + R, terms | R_terms
+        value = scaled(value, factor)
         centers = [level.center for level in levels if level.center is not None]
         if centers and (reg.lambda_o or everything):
             terms["R_o"] = sum(map(orthogonality, centers[1:]), start=orthogonality(centers[0]))
@@ -83,17 +117,36 @@ def make_regularizer(
     return regularizer
 
 
-def make_objective(
-    model: Network, hierarchy: Hierarchy, reg: RegConfig
-) -> Callable[..., tuple[jax.Array, tuple[Any, Terms]]]:
-    """A function (params, batch_stats, images, labels) → (J, (batch_stats, terms)).
+def make_energy(reg: RegConfig, in_tree: bool) -> Callable[[Any], tuple[jax.Array, Terms]]:
+    """A function params → λ_e R_E, and R_E with its parts, if `reg.rules` name them."""
+    conv_metric = get_metric(reg.conv_metric, clamp=reg.clamp)
+    fc_metric = get_metric(reg.fc_metric, clamp=reg.clamp)
 
-    `terms` holds J, the cross-entropy L, "hits" (right classes in the batch) and every
-    regulariser before its λ.
+    def energy(params: Any) -> tuple[jax.Array, Terms]:
+        if reg.rules:
+            parts = energy_plan(params, reg).report(params)
+            total = sum(parts.values(), start=jnp.zeros(()))
+            return total, {"R_E": total, **parts}
+        of = functools.partial(weight_energy, params, half_space=reg.half_space)
+        value = of(conv_metric, exclude=() if in_tree else HEAD)
+        value = value if in_tree else value + of(fc_metric, include=HEAD)
+        return reg.lambda_e * value, {"R_E": value}
+
+    return energy
+
+
+def make_objective(
+    model: Network, hierarchy: Hierarchy, reg: RegConfig, *, steps: int = 1
+) -> Callable[..., tuple[jax.Array, tuple[Any, Terms]]]:
+    """A function (params, batch_stats, images, labels, step=0) → (J, (batch_stats, terms)).
+
+    `terms` holds J, the cross-entropy L, "hits" (right classes in the batch), every regulariser
+    before its λ and, where it is not constant, the factor "schedule". `steps` are those of the run.
     """
     head, regularizer = model.head, make_regularizer(model.head, hierarchy, reg)
+    schedule = factor_of(reg.schedule, steps)
 
-    def objective(params, batch_stats, images, labels):
+    def objective(params, batch_stats, images, labels, step=0):
         variables = {"params": params, "batch_stats": batch_stats}
         with jax.named_scope("forward"):
             features, updates = model.apply(
@@ -107,7 +160,10 @@ def make_objective(
             where = max_present = None
             if reg.presence == "batch":
                 where, max_present = classes_present(labels, hierarchy.num_classes), len(labels)
-            R, terms = regularizer(params, where, max_present=max_present)
+            factor = schedule(jnp.asarray(step)) if schedule else None
+            R, terms = regularizer(params, where, max_present=max_present, factor=factor)
+            if factor is not None:
+                terms["schedule"] = factor
         J = L + R
         if reg.parent_ce_weight and isinstance(head, HierarchicalHead):
             L_parent = _parent_cross_entropy(params, head, features, labels)
@@ -119,6 +175,11 @@ def make_objective(
         return J, (batch_stats, {"J": J, "L": L, **terms, "hits": hits})
 
     return objective
+
+
+def scaled(value: jax.Array, factor: jax.Array | None) -> jax.Array:
+    """The value times the factor, if there is one."""
+    return value if factor is None else factor * value
 
 
 def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -1,10 +1,13 @@
 """The report on a folder of images: what it lists, how it looks, how the command ends."""
 
+import io
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from support.folders import FILE, Image, birds, picture, write
 
 from dh2l_jax.commands.data import main
@@ -21,6 +24,13 @@ def report(root, **options):
     )
 
 
+def on_terminal(root):
+    """What a terminal of 80 columns shows."""
+    console = Console(file=io.StringIO(), width=80)
+    check.show(check.inspect(root), console)
+    return console.file.getvalue()
+
+
 def test_the_report_of_a_good_folder(tmp_path, capsys):
     root = birds(tmp_path / "my birds")
     found = check.inspect(root)
@@ -30,11 +40,13 @@ def test_the_report_of_a_good_folder(tmp_path, capsys):
     assert found.test.tolist() == [2, 2, 2]
     assert found.hierarchy == open_folder(root).hierarchy
     assert main(["check", str(root)]) == 0
-    *lines, blank, command = capsys.readouterr().out.splitlines()
-    assert blank == ""
-    assert command == (
-        f"No problems. Next: dh2l train --set data.name=folder --set 'data.data_dir={root}'"
-    )
+    assert capsys.readouterr().out.splitlines() == [
+        f"{root}: train/ and test/",
+        "training: 9 images in 3 classes",
+        "test: 6 images in 3 classes",
+        f"No problems. Next: dh2l train --set data.name=folder --set 'data.data_dir={root}'",
+    ]
+    lines = on_terminal(root).splitlines()
     assert all(len(line) <= 80 for line in lines[1:])
     shown = [line.strip("│ ").replace(" ", "") for line in lines if "│" in line]
     assert "1│2│1–2│gulls,owls" in shown
@@ -47,15 +59,15 @@ def test_the_report_of_a_good_folder(tmp_path, capsys):
 def test_the_next_command_names_the_csv_file(tmp_path, capsys):
     root, csv = write(tmp_path / "i", "a/1.png", "a/2.png"), tmp_path / "c.csv"
     csv.write_text("class,parent\na,b\n")
-    assert main(["check", str(root), "--csv", str(csv)]) == 0
-    assert capsys.readouterr().out.endswith(f" --set data.data_dir={root} --set data.csv={csv}\n")
+    assert main(["check", str(root), "--csv", str(csv), "--resize", "8"]) == 0
+    options = f" --set data.data_dir={root} --set data.csv={csv} --set data.resize=8\n"
+    assert capsys.readouterr().out.endswith(options)
 
 
-def test_the_smallest_classes_come_first(tmp_path, capsys):
+def test_the_smallest_classes_come_first(tmp_path):
     for count, name in enumerate("fedcba", 2):
         write(tmp_path, *(f"train/{name}/{n}.png" for n in range(count)), f"test/{name}/9.png")
-    main(["check", str(tmp_path)])
-    table = capsys.readouterr().out.split("smallest classes")[1]
+    table = on_terminal(tmp_path).split("smallest classes")[1]
     rows = [line.strip("│ ")[0] for line in table.splitlines() if line.startswith("│")]
     assert rows == ["f", "e", "d", "c", "b"]
 
@@ -94,7 +106,7 @@ def test_files_that_vanish_or_are_forbidden(tmp_path, monkeypatch):
     assert report(tmp_path)[0] == {"images that cannot be read": [f"{FILE}: Permission denied"]}
 
 
-@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "I;16", "CMYK"])
+@pytest.mark.parametrize("mode", ["L", "1", "P", "I;16", "CMYK"])
 def test_every_kind_of_image_can_be_read(tmp_path, mode):
     suffix = ".jpg" if mode == "CMYK" else ".png"
     image = Image.new("I;16", (40, 40), 999) if mode == "I;16" else Image.new("RGB", (40, 40))
@@ -107,12 +119,14 @@ def test_the_first_twenty_are_named_the_others_counted(tmp_path, capsys):
     for number in range(100, 125):
         (root / f"train/owls/snowy_owl/{number}.jpg").write_bytes(b"")
     assert len(report(root)[0]["images that cannot be read"]) == 25
-    main(["check", str(root)])
-    shown = capsys.readouterr().out
+    shown = on_terminal(root)
     assert "images that cannot be read: 25" in shown
     assert "snowy_owl/119.jpg" in shown
     assert "snowy_owl/120.jpg" not in shown
-    assert "  and 5 more\n" in shown
+    assert "  and 5 more, which --json FILE lists\n" in shown
+    main(["check", str(root)])
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("problem: images that cannot be read: ") for line in lines) == 25
 
 
 def test_images_in_both_splits(tmp_path):
@@ -124,13 +138,28 @@ def test_images_in_both_splits(tmp_path):
     }
 
 
-def test_images_of_one_size_in_bytes_are_not_the_same(tmp_path):
-    root = birds(tmp_path)
+def test_pictures_are_the_same_by_their_pixels(tmp_path):
+    root, test = birds(tmp_path), "test/gulls/ivory_gull/3.png"
     data = (root / FILE).read_bytes()
     # After the end of a PNG anything may stand.
-    (root / FILE).write_bytes(data + b"1")
-    (root / "test/gulls/ivory_gull/3.png").write_bytes(data + b"2")
-    assert report(root) == ({}, {})
+    (root / test).write_bytes(data + b"2")
+    assert report(root) == ({"images both for training and the test": [f"{test} is {FILE}"]}, {})
+
+
+def test_a_picture_in_two_classes(tmp_path):
+    root = birds(tmp_path)
+    copies = "train/owls/snowy_owl/7.png", "train/owls/snowy_owl/8.webp"
+    (root / copies[0]).symlink_to(root / FILE)
+    Image.open(root / FILE).save(root / copies[1], lossless=True)
+    same = {"the same picture in two classes": [f"{name} is {FILE}" for name in copies]}
+    assert report(root) == ({}, same)
+    copy = "test/owls/snowy_owl/9.png"
+    (root / copy).write_bytes((root / FILE).read_bytes())
+    both = {
+        "images both for training and the test": [f"{copy} is {FILE}", f"{copy} is {copies[0]}"]
+    }
+    same["the same picture in two classes"] += [f"{copy} is {FILE}"]
+    assert report(root) == (both, same)
 
 
 def test_a_copy_within_a_split_is_not_a_problem(tmp_path):
@@ -139,7 +168,70 @@ def test_a_copy_within_a_split_is_not_a_problem(tmp_path):
     assert report(root) == ({}, {})
 
 
-@pytest.mark.parametrize(("size", "small"), [((32, 32), None), ((31, 90), 31), ((90, 1), 1)])
+def saved(pixels, suffix=".png", **options):
+    file = io.BytesIO()
+    pixels.save(file, {".png": "PNG", ".jpg": "JPEG"}[suffix], **options)
+    return file.getvalue()
+
+
+def turned(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return picture(suffix=".jpg", exif=exif)
+
+
+LONG = "images with a side over 10 times the other"
+ODD = {
+    "on its side": (turned(6), {"images turned upright, as their EXIF data ask": FILE}),
+    "upright": (turned(1), {}),
+    "transparent": (
+        saved(Image.new("RGBA", (40, 40))),
+        {"images with transparent pixels, which become those of data.background": FILE},
+    ),
+    "opaque": (saved(Image.new("RGBA", (40, 40), "red")), {}),
+    "long": (picture(size=(40, 401)), {LONG: f"{FILE}: 40 × 401 pixels"}),
+    "less long": (picture(size=(400, 40)), {}),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_odd_images_are_remarked_on(tmp_path, case):
+    data, expected = ODD[case]
+    (birds(tmp_path) / FILE).write_bytes(data)
+    assert report(tmp_path) == ({}, {what: [where] for what, where in expected.items()})
+
+
+def test_images_that_scaling_would_blow_up(tmp_path):
+    (birds(tmp_path) / FILE).write_bytes(saved(Image.new("1", (1, 40_000))))
+    assert LONG in report(tmp_path)[1]
+    assert report(tmp_path)[0] == {}
+    where = f"{FILE}: 72 × 2880000 pixels, scaled from 1 × 40000, more than {2**26}"
+    assert report(tmp_path, resize=72)[0] == {"images that cannot be read": [where]}
+    assert main(["check", str(tmp_path), "--resize", "72"]) == 1
+
+
+def test_everything_as_json(tmp_path, capsys):
+    root = birds(tmp_path / "birds")
+    for number in range(30):
+        (root / f"train/owls/snowy_owl/{number}.jpg").write_bytes(b"")
+    write(root, "train/owls/Snowy Owl/1.png")
+    main(["check", str(root), "--json", str(tmp_path / "report.json")])
+    assert "problem: " in capsys.readouterr().out
+    main(["check", str(root), "--json", "-"])
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads((tmp_path / "report.json").read_text())
+    assert found["folder"] == str(root)
+    assert found["classes"][2] == {"path": ["owls", "Snowy Owl"], "train": 1, "test": 0}
+    (bad,) = found["problems"]
+    assert (bad["what"], len(bad["where"])) == ("images that cannot be read", 30)
+    assert found["remarks"] == [
+        {"what": "classes without test images", "where": ["owls/Snowy Owl"]}
+    ]
+    assert main(["check", str(root), "--json", str(tmp_path / "no" / "report.json")]) == 4
+    assert "report.json cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("size", "small"), [((32, 32), None), ((31, 90), 31), ((90, 9), 9)])
 def test_small_images_are_remarked_on(tmp_path, size, small):
     (birds(tmp_path) / FILE).write_bytes(picture(size=size))
     expected = {"images with a side below 32 pixels": [f"{FILE}: {small} pixels"]} if small else {}
@@ -174,9 +266,11 @@ def test_all_problems_are_listed_together(tmp_path, capsys):
         "images both for training and the test",
     }
     assert main(["check", str(root)]) == 1
-    shown = capsys.readouterr().out
-    assert all(f"{what}: {len(where)}" in shown for what, where in found.items())
-    assert shown.endswith("\n9 kinds of problems: mend them, then check again.\n")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "9 kinds of problems: mend them, then check again."
+    assert [line for line in lines if line.startswith("problem: ")] == [
+        f"problem: {what}: {where}" for what, wheres in found.items() for where in wheres
+    ]
     assert check.inspect(root).hierarchy is None
 
 
@@ -200,7 +294,11 @@ def test_a_bar_on_a_terminal_only(tmp_path, monkeypatch, capsys, terminal):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["no/such/folder"], "found no folder"), ([".", "--csv", "no.csv"], "found no file")],
+    [
+        (["no/such/folder"], "found no folder"),
+        ([".", "--csv", "no.csv"], "found no file"),
+        ([".", "--resize", "-1"], "--resize must be at least 0, found -1"),
+    ],
 )
 def test_bad_arguments_end_with_one_line(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(birds(tmp_path))

@@ -111,7 +111,7 @@ NO_TRAINING_IN, BESIDE = (
     "classes without training images",
     "images beside folders, in no class (how many)",
 )
-NO_TRAINING = {"no training images": ["expected <class>/*.jpg or *.png, at any depth"]}
+NO_TRAINING = {"no training images": ["expected <class>/*.jpg, at any depth"]}
 NO_LINE, NO_FOLDER = (
     "folders without a line in the CSV file",
     "classes of the CSV file without a folder",
@@ -141,6 +141,7 @@ PROBLEMS = {
             "class,parent\na,\n": "line 2: class 'a' has a blank name",
             "class,parent\na,b\na,c\n": "line 3: class 'a' occurs twice",
             "class,parent\na\n": "line 2: class 'a' has 1 columns, expected 2",
+            "class,parent\na,a\n": "line 2: 'a' is a parent here and a class on line 2",
         }.items()
     },
     "two spellings in the csv": (csv_spelt_twice(), {BAD_CSV: ["accents"]}),
@@ -276,7 +277,7 @@ def val_too(root):
 
 def other_suffixes(root):
     write(root, "a/1.png", "a/2.png")
-    for name in ("a/3.WEBP", "a/4.webp", "a/notes"):
+    for name in ("a/3.HEIC", "a/4.heic", "a/notes"):
         (root / name).write_bytes(b"")
 
 
@@ -291,6 +292,15 @@ REMARKS = {
         ),
         {"names of groups that stand under several parents": ["small under x and y"]},
     ),
+    "names that people take for one": (
+        birds_and(*(f"{s}/Gulls/Ivory_ gull/1.png" for s in ("train", "test"))),
+        {
+            "names that differ only in case or blanks": [
+                "'Gulls' and 'gulls'",
+                "'Ivory_ gull' and 'ivory_gull'",
+            ]
+        },
+    ),
     "val beside test": (
         val_too,
         {"folders beside those of the splits, not read": ["annotations", "val"]},
@@ -300,7 +310,7 @@ REMARKS = {
         {
             "files with other suffixes, not read": [
                 "without suffix: 1, the first is a/notes",
-                ".webp: 2, the first is a/3.WEBP",
+                ".heic: 2, the first is a/3.HEIC",
             ]
         },
     ),

@@ -93,16 +93,24 @@ def test_any_depth(tmp_path, depth):
 
 
 def test_suffixes_and_what_is_skipped(tmp_path):
-    names = ("1.jpg", "2.JPG", "3.jpeg", "4.Jpeg", "5.png", "6.PNG")
+    names = ("1.jpg", "2.JPG", "3.Jpeg", "4.jfif", "5.PNG", "6.webp", "7.gif", "8.bmp", "9.Tiff")
     write(tmp_path, *(f"a/{name}" for name in names))
-    skipped = (".DS_Store", "._1.jpg", ".hidden.png", "Thumbs.db", "desktop.ini", ".git/x.png")
+    skipped = (
+        ".DS_Store",
+        "._1.jpg",
+        ".hidden.png",
+        "Thumbs.db",
+        "desktop.ini",
+        ".git/x.png",
+        "@eaDir/x.jpg",
+    )
     for name in (*(f"a/{name}" for name in skipped), "__MACOSX/a/1.png", "README.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     source = open_folder(tmp_path)
     both = files(source.train) | files(source.test)
     assert both.keys() == {f"a/{name}" for name in names}
-    assert SUFFIXES == (".jpg", ".jpeg", ".png")
+    assert {Path(name.lower()).suffix for name in names} | {".jpeg", ".tif"} == set(SUFFIXES)
     assert not remarks(tmp_path)
 
 
@@ -131,8 +139,10 @@ def test_odd_names_stay_in_one_line(tmp_path):
     shown = [*files(source.train), *files(source.test)]
     assert all(name.isprintable() for name in shown)
     console = Console(file=io.StringIO(), width=80)
-    check.show(check.inspect(tmp_path), console)
+    report = check.inspect(tmp_path)
+    check.show(report, console)
     assert "\x1b" not in console.file.getvalue()
+    assert all(line.isprintable() for line in check.lines(report))
 
 
 def test_examples_are_read_from_threads(tmp_path):

@@ -13,14 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 from support import archives
+from support.folders import encoded, noise
 from tensorflow_datasets.core import hashing
 
 from dh2l_jax.commands.data import main
 from dh2l_jax.data.facts import FACTS
 from dh2l_jax.data.prepared import prepare, shuffle
 from dh2l_jax.data.prepared.originals import files as files_module
+from dh2l_jax.data.prepared.originals.images import rgb_image
 from dh2l_jax.data.prepared.read import BUILDERS
+from dh2l_jax.data.store.decode import decode
 from dh2l_jax.hierarchy.published import taxonomy
 
 VERSIONS = {
@@ -458,3 +462,15 @@ def test_a_damaged_shard_is_named(copied):
     train = prepare.open_prepared("cifar100", data).train
     with pytest.raises(ValueError, match=r"train example .* damaged"):
         list(map(train.__getitem__, range(len(train))))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_what_is_prepared_still_says_where_its_top_is(mode):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.fromarray(noise(20, 30)).convert(mode)
+    original = encoded(image, "JPEG", exif=exif)
+    kept, size = rgb_image(original, "1.jpg")
+    assert size == (30, 20)
+    np.testing.assert_array_equal(decode(kept), decode(original))
+    assert decode(kept).shape == (30, 20, 3)

@@ -1,36 +1,27 @@
 """The cache of decoded images: decoded once, checked always, never half-written."""
 
-import io
+import dataclasses
+import hashlib
 import json
 import logging
+import os
+import signal
 import struct
+import subprocess
+import sys
 import threading
-import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
+from support.folders import encoded, noise
 
 import dh2l_jax as dh2l
-from dh2l_jax.data.store import cache
+from dh2l_jax.data.store import cache, filling
 from dh2l_jax.data.store.cache import open_cached
-from dh2l_jax.data.store.decode import decode
-from dh2l_jax.data.store.images import RaggedImages
+from dh2l_jax.data.store.images import RaggedImages, digests
 from dh2l_jax.data.store.source import Source
-
-
-def encoded(pixels, kind="PNG", **options):
-    file = io.BytesIO()
-    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def noise(height, width, seed=0, channels=3):
-    shape = (height, width, channels)[: 2 + (channels > 1)]
-    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
 class Memory:
@@ -65,7 +56,7 @@ def test_decoded_once_and_exact(tmp_path):
     first = source()
     for data in (first, source()):
         splits = open_cached(data, tmp_path)
-        images, labels = splits["train"]
+        images, labels, *_ = splits["train"]
         assert isinstance(images, RaggedImages)
         assert labels.tolist() == [0, 1, 2]
         assert labels.dtype == np.int32
@@ -80,7 +71,7 @@ def test_decoded_once_and_exact(tmp_path):
 
 
 def test_images_of_one_size_are_one_array(tmp_path):
-    images, _ = open_cached(source(sizes=((6, 7),) * 3), tmp_path)["train"]
+    images, _, *_ = open_cached(source(sizes=((6, 7),) * 3), tmp_path)["train"]
     assert images.shape == (3, 6, 7, 3)
     np.testing.assert_array_equal(images[2], noise(6, 7, 2))
 
@@ -90,7 +81,7 @@ def test_images_of_one_size_are_one_array(tmp_path):
 )
 def test_another_source_or_size_is_another_cache(tmp_path, other, resize):
     open_cached(source(), tmp_path)
-    images, _ = open_cached(source(**other), tmp_path, resize=resize)["train"]
+    images, _, *_ = open_cached(source(**other), tmp_path, resize=resize)["train"]
     assert len(list(tmp_path.iterdir())) == 2
     if resize:
         assert images.size.tolist() == [[4, 5], [9, 4], [4, 4]]
@@ -118,11 +109,11 @@ def test_damage_is_noticed_and_mended(tmp_path, caplog, name, damage):
         path.write_bytes(kept[damage])
     again = source()
     with caplog.at_level(logging.WARNING):
-        images, _ = open_cached(again, tmp_path)["train"]
+        images, _, *_ = open_cached(again, tmp_path)["train"]
     np.testing.assert_array_equal(images[1], noise(*SIZES[1], 1))
     assert again.train.reads == 3
     assert "its images are decoded again" in caplog.text
-    assert (name if name != "manifest.json" or damage != "flip" else "train.pixels") in caplog.text
+    assert name in caplog.text
 
 
 def test_every_flipped_bit_of_the_pixels_is_noticed(tmp_path):
@@ -142,8 +133,8 @@ def test_every_flipped_bit_of_the_pixels_is_noticed(tmp_path):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (b"", "expected a JPEG or PNG image, found an empty file"),
-        (b"<!DOCTYPE html>", "expected a JPEG or PNG image, found b'<!DOCTYPE ht'"),
+        (b"", "expected a JPEG, PNG, WEBP, GIF, BMP or TIFF image, found an empty file"),
+        (b"<!DOCTYPE html>\n404", "expected a .* image, found a web page"),
         (encoded(noise(40, 40), "JPEG")[:500], "expected a whole image, found: "),
         (encoded(noise(40, 40))[:900], "expected a whole image, found: "),
     ],
@@ -184,7 +175,7 @@ def test_two_at_once_agree(tmp_path):
     results = []
 
     def run():
-        images, _ = open_cached(source(), tmp_path)["train"]
+        images, _, *_ = open_cached(source(), tmp_path)["train"]
         results.append(np.array(images.pixels))
 
     threads = [threading.Thread(target=run) for _ in range(4)]
@@ -218,48 +209,221 @@ def test_the_manifest_says_what_it_is(tmp_path):
         assert entry["bytes"] == (only(tmp_path) / name).stat().st_size
 
 
-# Decoding.
+# Images that cannot be read.
+
+BAD = b"<!DOCTYPE html>"
 
 
-def test_every_mode_becomes_what_was_asked_for():
-    grey = noise(6, 5, channels=1)
-    three = np.repeat(grey[..., None], 3, axis=2)
-    np.testing.assert_array_equal(decode(encoded(grey)), three)
-    np.testing.assert_array_equal(decode(encoded(grey), channels=1)[..., 0], grey)
-    colour = noise(6, 5)
-    alpha = Image.fromarray(colour).convert("RGBA")
-    np.testing.assert_array_equal(decode(encoded(alpha)), colour)
-    deep = grey.astype(np.uint16) * 257
-    np.testing.assert_array_equal(decode(encoded(deep)), three)
-    cmyk = Image.new("CMYK", (5, 6), (0, 255, 255, 0))
-    red = decode(encoded(cmyk, "JPEG", quality=100))
-    assert np.abs(red.astype(int) - [255, 0, 0]).max() < 6
-    palette = Image.new("P", (5, 6), 1)
-    palette.putpalette([0, 0, 0, 10, 20, 30])
-    assert decode(encoded(palette))[0, 0].tolist() == [10, 20, 30]
+def test_bad_images_are_left_out_and_named(tmp_path, caplog):
+    extra = [BAD, encoded(noise(4, 4, 9)), b"", b"", b""]
+    for data in (source(extra=extra), source(extra=extra)):
+        caplog.clear()
+        split = open_cached(data, tmp_path, on_bad_image="skip")["train"]
+        assert split.labels.tolist() == [0, 1, 2, 0]
+        np.testing.assert_array_equal(split.images[3], noise(4, 4, 9))
+        manifest = only(tmp_path) / "manifest.json"
+        (record,) = caplog.records
+        assert record.getMessage() == (
+            "on_bad_image=skip leaves out images that cannot be read, 4: picture 3, picture 5, "
+            f"picture 6 and 1 more; {manifest} has the reasons"
+        )
+    assert data.train.reads == 0
+    left_out = json.loads(manifest.read_text())["splits"]["train"]["left_out"]
+    assert [name for name, _ in left_out] == [f"picture {number}" for number in (3, 5, 6, 7)]
+    assert left_out[0][1].endswith("found a web page")
+    # The cache is whole, and still refused where nothing may be left out.
+    with pytest.raises(ValueError, match=r"^picture 3: expected a .* found a web page$"):
+        open_cached(source(extra=extra), tmp_path)
+    open_cached(source(fingerprint="2"), tmp_path, on_bad_image="skip")
+    assert len(caplog.records) == 1, "nothing is said where nothing is left out"
 
 
-@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 40))
-def test_the_shorter_side_is_as_asked_and_the_longer_in_proportion(height, width, resize):
-    pixels = decode(encoded(noise(height, width)), resize=resize)
-    shorter, longer = min(height, width), max(height, width)
-    expected = {True: (resize, max(resize * longer // shorter, 1))}
-    found = sorted(pixels.shape[:2])
-    assert found == sorted(expected[True])
+@pytest.mark.parametrize(
+    ("labels", "images", "message"),
+    [
+        ((0, 1, 2), (0,), r"class '0' has no image that can be read: picture 0: expected a JPEG"),
+        ((0, 0, 0), (0, 1, 2), r"some/images, train, has no image that can be read: picture 0"),
+    ],
+)
+def test_a_class_that_would_be_lost_is_refused(tmp_path, labels, images, message):
+    data = source(labels=labels)
+    for index in images:
+        data.train.images[index] = BAD
+    with pytest.raises(ValueError, match=message):
+        open_cached(data, tmp_path, on_bad_image="skip")
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_scaling_is_antialiased():
-    """A checkerboard of pixels becomes grey, not stripes."""
-    board = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
-    small = decode(encoded(board), channels=1, resize=8)
-    assert np.abs(small.astype(int) - 127).max() < 20
+def test_files_that_cannot_be_read_are_never_left_out(tmp_path):
+    """A disk that fails, or a folder that is not mounted, is no damaged image."""
+
+    class Unreadable(Memory):
+        def __getitem__(self, index):
+            raise PermissionError(13, "Permission denied", "1.png")
+
+    data = dataclasses.replace(source(), train=Unreadable([b""], [0]))
+    with pytest.raises(PermissionError):
+        open_cached(data, tmp_path, on_bad_image="skip")
 
 
-def test_a_huge_image_is_refused_before_it_is_inflated():
-    for size in ((2**13 + 1, 2**13), (2**14, 2**13), (2**15, 2**15)):
-        huge = Image.new("1", (1, 1))
-        data = bytearray(encoded(huge))
-        data[16:24] = struct.pack(">II", *size)
-        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
-        with pytest.raises(ValueError, match=r"expected a whole image, found: .* pixels"):
-            decode(bytes(data))
+# What the cache knows of its images.
+
+
+@pytest.mark.parametrize("sizes", [SIZES, ((6, 7),) * 3])
+def test_digests_are_those_of_the_arrays(tmp_path, sizes):
+    split = open_cached(source(sizes=sizes), tmp_path)["train"]
+    assert split.digests.dtype == np.uint64
+    np.testing.assert_array_equal(split.digests, digests(split.images))
+    expected = [
+        int.from_bytes(
+            hashlib.blake2b(
+                struct.pack("<3q", *size, 3) + noise(*size, seed).tobytes(), digest_size=8
+            ).digest(),
+            "little",
+        )
+        for seed, size in enumerate(sizes)
+    ]
+    assert split.digests.tolist() == expected
+
+
+def test_images_that_were_decoded_otherwise_are_known(tmp_path):
+    assert open_cached(source(), tmp_path)["train"].first_new == ""
+    for number, extra in enumerate((Image.new("RGBA", (4, 4)), encoded(noise(4, 4), "WEBP")), 2):
+        data = extra if isinstance(extra, bytes) else encoded(extra)
+        for _ in range(2):
+            new = source(extra=[data], fingerprint=str(number))
+            assert open_cached(new, tmp_path)["train"].first_new == "picture 3"
+
+
+def test_another_background_is_another_cache(tmp_path):
+    data = source(extra=[encoded(Image.new("RGBA", (4, 4)))])
+    for background, colour in (("white", 255), ("black", 0), ("#000", 0)):
+        images, *_ = open_cached(data, tmp_path, background=background)["train"]
+        assert np.all(images[3] == colour)
+    assert len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(ValueError, match="must be a colour"):
+        open_cached(data, tmp_path, background="blak")
+
+
+# Others' files, and those of dead processes.
+
+DECODE_SLOWLY = """
+import time
+import test_cache
+class Slow(test_cache.Memory):
+    def __getitem__(self, index):
+        if index == 2:
+            print("half", flush=True)
+            time.sleep(100)
+        return super().__getitem__(index)
+data = test_cache.source(fingerprint={fingerprint!r})
+data.train.__class__ = Slow
+test_cache.open_cached(data, {folder!r})
+"""
+
+
+def half_cache(folder, fingerprint):
+    """A process that has decoded a part."""
+    code = DECODE_SLOWLY.format(folder=str(folder), fingerprint=fingerprint)
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": path}
+    )
+    assert process.stdout.readline() == b"half\n"
+    return process
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_half_caches_of_dead_processes_go(tmp_path, end):
+    dead, alive = half_cache(tmp_path, "dead"), half_cache(tmp_path, "alive")
+    try:
+        assert len(list(tmp_path.iterdir())) == 4, "two folders with a lock each"
+        dead.send_signal(end)
+        dead.wait()
+        (tmp_path / ".some_images-0123456789abcdef.abcd_123").mkdir()  # as earlier versions did
+        (tmp_path / ".notes").mkdir()
+        open_cached(source(), tmp_path)
+        left = sorted(path.name for path in tmp_path.iterdir())
+        assert left[0] == ".notes"
+        assert len(left) == 4
+        assert left[2] == f"{left[1]}.lock"
+        assert left[3].startswith("some_images-")
+    finally:
+        for process in (dead, alive):
+            process.kill()
+            process.wait()
+            process.stdout.close()
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    """Images are decoded all the same; nobody can tell whose the half caches are."""
+
+    def refuse(self, **options):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(filling.filelock.FileLock, "acquire", refuse)
+    other = tmp_path / ".some_images-0123456789abcdef.abcd_123"
+    other.mkdir()
+    open_cached(source(), tmp_path)
+    assert other.is_dir()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["", "manifest.json", "train.pixels", "test.index"])
+def test_no_link_is_followed(tmp_path, caplog, name):
+    """Planted in the place of a cache or of a file of one: it goes, and what it led to stays."""
+    folder, elsewhere = tmp_path / "caches", tmp_path / "elsewhere"
+    open_cached(source(), folder)
+    path = only(folder) / name
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+    precious = sorted(
+        (file, file.stat().st_mtime_ns) for file in (elsewhere, *elsewhere.rglob("*"))
+    )
+    again = source()
+    images, *_ = open_cached(again, folder)["train"]
+    assert again.train.reads == 3
+    np.testing.assert_array_equal(images[1], noise(*SIZES[1], 1))
+    assert "decoded again" in caplog.text
+    assert not any(file.is_symlink() for file in (only(folder), *only(folder).iterdir()))
+    found = sorted((file, file.stat().st_mtime_ns) for file in (elsewhere, *elsewhere.rglob("*")))
+    assert found == precious
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    open_cached(source(), tmp_path)
+    path = only(tmp_path) / "train.index"
+    path.unlink()
+    os.mkfifo(path)
+    open_cached(source(), tmp_path)
+    assert path.is_file()
+
+
+def test_a_link_to_nothing_in_the_place_of_a_cache(tmp_path):
+    open_cached(source(), tmp_path / "a")
+    name = only(tmp_path / "a").name
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / name).symlink_to(tmp_path / "nowhere")
+    open_cached(source(), tmp_path / "b")
+    assert not (tmp_path / "nowhere").exists()
+    assert only(tmp_path / "b").is_dir()
+
+
+def test_an_error_of_writing_names_the_path(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"file/caches cannot be written: Not a directory"):
+        open_cached(source(), tmp_path / "file" / "caches")
+    names = iter(["full"])
+    monkeypatch.setattr(filling.secrets, "token_hex", lambda size: next(names))
+    original = Path.open
+
+    def full(path, *options):
+        return (
+            original(Path("/dev/full"), "r+b")
+            if path.name == "train.pixels"
+            else original(path, *options)
+        )
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(OSError, match=r"full/train\.pixels cannot be written: No space left"):
+        open_cached(source(sizes=((200, 200),) * 3), tmp_path)

@@ -14,7 +14,7 @@ CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.py"))
 
 def changed(config, assignments):
     for assignment in assignments.split():
-        config = override(config, assignment)
+        config = override(config, assignment.replace("~", " "))
     return config
 
 
@@ -47,6 +47,25 @@ def changed(config, assignments):
         ("optim.schedule=step optim.milestones=0.5,0.5", "optim.milestones must ascend, found (0."),
         ("optim.nesterov=yes optim.momentum=0", "optim.nesterov=true has no effect without mome"),
         ("optim.warmup_epochs=7", "optim.warmup_epochs must be at most the 6 epochs, found 7"),
+        ("reg.rules=kernel$=>cosine", "reg.rules: expected PATTERN => REGULARIZER * WEIGHT [@ AXE"),
+        ("reg.rules=kernel$=>cosine*x", "reg.rules: expected a weight ≥ 0, found 'x'"),
+        ("reg.rules=a=>cosine*1;a=>d_am*1", "reg.rules: the pattern 'a' is there twice"),
+        ("reg.rules=a=>cosin*1", "unknown metric 'cosin': did you mean 'cosine'?"),
+        ("reg.rules=(=>cosine*1", "pattern '(' is no regular expression"),
+        ("reg.rules=a=>cosine*1@i->o", "axes 'i->o': "),
+        (
+            "reg.rules=a=>cosine*1 reg.lambda_e=0.5",
+            "reg.rules stand in place of E: leave out r",
+        ),
+        ("reg.rules=a=>cosine*1 reg.conv_metric=cosine", "reg.conv_metric has no effect on reg.ru"),
+        (
+            "reg.rules=a=>cosine*1 reg.fc_metric=cosine model.head=plain",
+            "reg.fc_metric has no effect on reg.rules, which name their own, found cosine: leave",
+        ),
+        (
+            "reg.schedule=linear reg.lambda_e=0 reg.lambda_l=0",
+            "reg.schedule=linear has no effect where E and R have no weight: leave it out, or set",
+        ),
         ("distributed.coordinator=a:1", "come together: set distributed.processes too, or distrib"),
         ("distributed.processes=2", "come together: set distributed.coordinator too, or distribu"),
         ("distributed.process=0", "come together: set distributed.coordinator too, or distribute"),
@@ -77,6 +96,8 @@ def test_options_that_contradict(assignments, message):
         "model.head=plain data.tree=flat",
         "model.head=plain data.name=cifar10",
         "model.head=plain reg.lambda_l=0 reg.lambda_o=0",
+        "reg.rules=a=>cosine*1 reg.fc_metric=cosine",
+        "reg.rules=a=>cosine*1@i~o~->~o~i reg.lambda_e=0 reg.lambda_l=0 reg.schedule=cosine",
         "model.center=epsilon model.epsilon=0.5",
         "reg.lambda_l=0",
         "reg.lambda_c1=1 reg.parent_ce_weight=1",

@@ -51,6 +51,8 @@ def another(key):
         return next(choice for choice in choices if choice != value)
     if isinstance(value, bool):
         return not value
+    if value == ():
+        return ("a => b * 1", "c,d => e(f) * 2 @ g -> h")
     return {str: "x", int: 7, float: 0.25, tuple: (0.25,)}[type(value)]
 
 
@@ -65,7 +67,8 @@ def misspelt(key):
 
 def out_of_range(key):
     """(text, what it must be) beyond every bound of an option."""
-    rule, is_float = rules(key), isinstance(KEYS[key], float | tuple)
+    rule = rules(key)
+    is_float = isinstance(KEYS[key], float | tuple) and KEYS[key] != ()
     tiny = 1e-6 if is_float else 1
     beyond = {"low": ("≥", -tiny), "high": ("≤", tiny), "above": (">", 0), "below": ("<", 0)}
     for name, (sign, step) in beyond.items():
@@ -102,7 +105,7 @@ def test_an_option(key):
     for value in (wrong, None, [[]], {"a": 1}, b"1", [1, "2"]):
         with pytest.raises(ValueError, match=must):
             from_dict(nested(key, value))
-    if not isinstance(KEYS[key], str):
+    if not isinstance(KEYS[key], str) and KEYS[key] != ():
         for text in ("", "x", "1,x", "0x10", "--1", "None"):
             if text or not isinstance(KEYS[key], tuple):  # no text is an empty list
                 with pytest.raises(ValueError, match=f"{must}'"):
@@ -124,7 +127,9 @@ def test_every_number_has_a_bound_or_says_why():
     free = [
         key
         for key, value in KEYS.items()
-        if not isinstance(value, str | bool) and not {"low", "above"} & set(rules(key))
+        if not isinstance(value, str | bool)
+        and value != ()
+        and not {"low", "above"} & set(rules(key))
     ]
     assert free == ["model.epsilon"]
 

@@ -1,18 +1,31 @@
 """The files of a run: whole or not at all, and what a command says of the ways in which it ends."""
 
+import csv
 import errno
+import json
 import os
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from rich.console import Console
 
 import train
+from dh2l_jax.commands import fail
 from dh2l_jax.files import write_atomically
 from dh2l_jax.training.config import Config, DistributedConfig, OptimConfig
 from dh2l_jax.training.run import checkpoint
 from dh2l_jax.training.run import folder as run_folder
+from dh2l_jax.training.run.console import line_printer
 from dh2l_jax.training.run.lock import Lock
-from dh2l_jax.training.run.records import append_record, keep_records, read_records, write_text
+from dh2l_jax.training.run.records import (
+    append_record,
+    keep_records,
+    read_records,
+    write_confusion,
+    write_text,
+)
 
 RECORDS = [{"epoch": 1, "step": 5, "J": 0.1 + 0.2}, {"epoch": 2, "step": 10, "ü": "走"}]
 
@@ -136,6 +149,32 @@ def test_a_run_goes_on_with_its_own_options_alone(tmp_path):
     other = Config(seed=3, optim=OptimConfig(lr=0.3))
     with pytest.raises(ValueError, match=r"optim\.lr is 0\.1 in the saved config, 0\.3"):
         run_folder.refuse_foreign_folder(folder, other)
+
+
+def test_names_of_classes_are_text_in_a_spreadsheet_and_exact_in_json(tmp_path):
+    names = ["=cmd|'/c calc'!A0", "+1", "-a", "@SUM(1)", "\t=1", "\r=1", " =1", "＝1", "a=b", "ü"]
+    rows = np.arange(100).reshape(10, 10).tolist()
+    scores = {"confusion": rows, "confusion_names": names, "images": 1}
+    write_confusion(tmp_path, scores)
+    assert scores == {"images": 1}
+    with (tmp_path / "confusion.csv").open(encoding="utf-8", newline="") as file:
+        (_, *header), *lines = csv.reader(file)
+    assert header == [f"'{name}" for name in names[:8]] + names[8:]
+    assert [line[0] for line in lines] == header
+    assert [list(map(int, line[1:])) for line in lines] == rows
+    exact = json.loads((tmp_path / "confusion.json").read_text("utf-8"))
+    assert exact == {"classes": names, "confusion": rows}
+
+
+def test_no_name_steers_a_terminal(capsys):
+    name = "a\x1b[2J\rb\u202ec"
+    line_printer(Console(file=sys.stdout, force_terminal=True, highlight=False))(
+        f"run {name} [bold]x"
+    )
+    fail("dh2l", ValueError(f"no config file {name}"))
+    shown = capsys.readouterr()
+    assert shown.out == "run a\\x1b[2J\\rb\\u202ec [bold]x\n"
+    assert shown.err == "dh2l: error: no config file a\\x1b[2J b\\u202ec\n"
 
 
 def test_a_killed_start_is_no_run(tmp_path):

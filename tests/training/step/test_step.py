@@ -32,7 +32,7 @@ from dh2l_jax.training.host import profiling
 from dh2l_jax.training.run import checkpoint
 from dh2l_jax.training.step import objective as objective_module
 from dh2l_jax.training.step import optim
-from dh2l_jax.training.step.objective import make_objective, make_regularizer
+from dh2l_jax.training.step.objective import energy_plan, make_objective, make_regularizer
 from dh2l_jax.training.step.steps import make_eval_step, make_train_step
 
 pytestmark = pytest.mark.xdist_group("step")  # they share what is compiled
@@ -196,6 +196,85 @@ def test_plain_head_energy_is_conv_plus_head():
     head = jax.jit(lambda W: dh2l.mean_energy(W, "angular2"))(params["head"]["kernel"].T)
     np.testing.assert_allclose(float(terms["R_E"]), float(conv + head), rtol=1e-6)
     np.testing.assert_allclose(float(value), 0.1 * float(conv + head), rtol=1e-6)
+
+
+RULES = (
+    r"stem/.*kernel$ => d_cos_hm * 0.3",
+    r"conv_1/kernel$ => cosine * 2",
+    r"^head/center_3$ => d_am_cos * 0.5 @ n d -> n d",
+)
+
+
+def test_rules_stand_in_place_of_E_and_each_layer_is_recorded():
+    reg = RegConfig(rules=RULES, lambda_l=0, lambda_o=0)
+    model = dh2l.models.create("resnet8", hierarchy=TREE)
+    variables = init_variables(model)
+    params, batch_stats = variables["params"], variables["batch_stats"]
+    arguments = (params, batch_stats, jnp.zeros((4, 8, 8, 1)), jnp.array([3, 4, 3, 0]))
+    J, (_, terms) = jax.jit(make_objective(model, TREE, reg))(*arguments)
+    kernels = {"stem/conv/kernel": ("d_cos_hm", 0.3)}
+    kernels |= {f"block_{k}_1/conv_1/kernel": ("cosine", 2) for k in (1, 2, 3)}
+    expected = {"head/center_3": 0.5 * mean_energy("d_am_cos")(params["head"]["center_3"])}
+    for path, (metric, weight) in kernels.items():
+        W = dh2l.kernel_matrices(params)[path]
+        expected[path] = weight * mean_energy(metric)(W)
+    assert set(terms) == {"J", "L", "R_E", "hits", *expected}
+    for path, value in expected.items():
+        np.testing.assert_allclose(terms[path], value, rtol=1e-5, err_msg=path)
+    np.testing.assert_allclose(terms["R_E"], sum(expected.values()), rtol=1e-5)
+    np.testing.assert_allclose(J - terms["L"], terms["R_E"], rtol=1e-4)
+
+
+def mean_energy(metric):
+    return jax.jit(functools.partial(dh2l.mean_energy, metric=metric))
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (
+            "kernle$ => cosine * 1",
+            "reg.rules: unknown path pattern 'kernle$': did you mean ",
+        ),
+        ("center_3 => cosine * 1", "'head/center_3' of shape (3, 64) can be read as"),
+        ("stem/.*kernel => cosine * 1 @ i o -> o i", "names 2 axes, 'i o -> o i', 'stem/conv/kern"),
+    ],
+)
+def test_rules_that_fit_no_weight_end_before_training(rule, message):
+    params = init_variables(dh2l.models.create("resnet8", hierarchy=TREE))["params"]
+    with pytest.raises(ValueError) as error:
+        energy_plan(params, RegConfig(rules=(rule,)))
+    assert message in str(error.value)
+    assert str(error.value).endswith("PATTERN => REGULARIZER * WEIGHT @ AXES here")
+    assert len(str(error.value).splitlines()) == 1
+    with pytest.raises(ValueError, match=r"^reg\.rules: unknown path pattern"):
+        loop.build(Config(model=ModelConfig(name="resnet8"), reg=RegConfig(rules=("x => d_am*1",))))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("linear", [1, 0.975, 0.5, 0.025]),
+        ("cosine", [1, (1 + np.cos(np.pi / 40)) / 2, 0.5, (1 + np.cos(np.pi * 39 / 40)) / 2]),
+        ("warmup", [0.25, 0.5, 1, 1]),
+    ],
+)
+def test_the_schedule_scales_E_and_R_alone(schedule, expected):
+    reg = RegConfig(schedule=schedule, lambda_c1=0.3, lambda_o=0.2)
+    model = dh2l.models.create("resnet8", hierarchy=TREE)
+    variables = init_variables(model)
+    state = variables["params"], variables["batch_stats"]
+    arguments = (*state, jnp.zeros((4, 8, 8, 1)), jnp.array([3, 4, 3, 0]))
+    plain = jax.jit(make_objective(model, TREE, dataclasses.replace(reg, schedule="constant")))
+    J, (_, terms) = plain(*arguments)
+    orthogonality = 0.2 * terms["R_o"]
+    scaled = J - terms["L"] - orthogonality
+    objective = jax.jit(make_objective(model, TREE, reg, steps=40))
+    for step, factor in zip((0, 1, 20, 39), expected, strict=True):
+        found, (_, now) = objective(*arguments, jnp.int32(step))
+        np.testing.assert_allclose(now.pop("schedule"), factor, rtol=1e-4)
+        np.testing.assert_allclose(found, terms["L"] + orthogonality + factor * scaled, rtol=1e-5)
+        chex.assert_trees_all_close({**now, "J": J}, terms, rtol=1e-6)  # before their factors
 
 
 def test_only_classes_of_the_batch_take_part(monkeypatch):

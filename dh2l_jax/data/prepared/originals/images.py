@@ -42,7 +42,7 @@ def rgb_image(data: bytes, what: str) -> tuple[bytes, tuple[int, int]]:
     from dh2l_jax.data.store.decode import opened
 
     try:
-        with opened(data) as image:
+        with opened(data, ("JPEG", "PNG")) as image:
             # Byte 24 of a PNG is its bit depth, which Pillow hides where it reduces 16 bits to 8.
             depth = data[24] if image.format == "PNG" else 8
             if image.mode not in ("RGB", "L", "CMYK") or depth != 8:
@@ -85,5 +85,5 @@ def box(
 
 def _png(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    image.save(file, "PNG")
+    image.save(file, "PNG", exif=image.info.get("exif", b""))  # which says where its top is
     return file.getvalue()

@@ -1,0 +1,1 @@
+"""What is known of each leaf: from the types of modules, one file a framework, or its name."""

@@ -1,0 +1,211 @@
+"""The field's metrics and reductions: published values, brute force, and every edge."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support.helpers import rows
+
+import dh2l_jax as dh2l
+from dh2l_jax.metrics.table import FAMILIES
+
+# The matrix of which the values were computed in float64 with loops, to ten digits.
+A = np.array([[1, 2, 2], [2, -1, 0], [0, 3, -4], [1, 1, 1]], np.float64)
+VALUES = {
+    ("mhe_s0", "mean", False): -0.0879638276,
+    ("mhe_s1", "mean", False): 1.1881810412,
+    ("mhe_s2", "mean", False): 2.6171438980,
+    ("mhe_a0", "mean", False): -0.1832901506,
+    ("mhe_a1", "mean", False): 1.1250725418,
+    ("mhe_a2", "mean", False): 2.5233670121,
+    ("mhe_s0", "mean", True): -0.2968781452,
+    ("mhe_s1", "mean", True): 0.8792450832,
+    ("mhe_s2", "mean", True): 1.3700448457,
+    ("mhe_a0", "mean", True): -0.4641731068,
+    ("mhe_a1", "mean", True): 0.7908086388,
+    ("mhe_a2", "mean", True): 1.2654920465,
+    ("uniformface", "mean", False): 0.4725590536,
+    ("abs_cosine", "mean", False): 0.2895968138,
+    ("cosine2", "mean", False): 0.1826172840,
+    ("angular_hinge(tau=0.2)", "mean", False): 0.1481295826,
+    ("cosine", "row_max", False): 0.5168074333,  # RegularFace
+    ("mhe_s0", "row_max", False): 0.4962966103,  # KoLeo
+    ("abs_cosine", "max", False): 0.9622504486,  # coherence
+}
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("case", VALUES, ids=str)
+def test_published_values(case, x64):
+    metric, reduction, half_space = case
+    with jax.enable_x64(x64):
+        W = jnp.asarray(A)
+        found = dh2l.mean_energy(W, metric, reduction=reduction, half_space=half_space)
+        assert found.dtype == W.dtype
+    # The values have ten digits after the point.
+    np.testing.assert_allclose(found, VALUES[case], rtol=1e-6, atol=1e-10 if x64 else 0)
+
+
+def profile(c, h):
+    """Neither monotone nor of c alone, so that every pair has to be looked at."""
+    return jnp.sin(3 * c) + h * c
+
+
+def uniformity(c, h):
+    return -4 * (1 - c)
+
+
+METRICS = (*FAMILIES, "cosine", "d_cos_hm", "d_am_cos", profile, uniformity)
+WITH_POLES = ("mhe_s1", "mhe_s2", "mhe_a1", "mhe_a2")
+WHERE = np.array([True, True, False, True, True, True, True])
+
+
+def energies(W, metric, where, *, half_space):
+    """(n, n) of the pairs i ≠ j of rows that take part, −∞ elsewhere; half-space: of W ∪ −W."""
+    if half_space:
+        W, where = jnp.concatenate([W, -W]), np.concatenate([where, where])
+    e = dh2l.pairwise(functools.partial(dh2l.energy, metric=metric), W)
+    if half_space:  # a vector and its own opposite are where they are, whatever the vector
+        own = np.roll(np.eye(len(W), dtype=bool), len(W) // 2, axis=1)
+        e = jnp.where(own, jax.lax.stop_gradient(e), e)
+    return jnp.where(np.outer(where, where) & ~np.eye(len(W), dtype=bool), e, -jnp.inf)
+
+
+REDUCTIONS = {
+    "log_mean_exp": lambda e: jnp.log(jnp.sum(jnp.exp(e)) / jnp.sum(e > -jnp.inf)),
+    "max": lambda e: jnp.max(e),
+    "row_max": lambda e: jnp.mean(jnp.max(e, axis=1), where=jnp.any(e > -jnp.inf, axis=1)),
+}
+
+
+CASES = [
+    pytest.param(metric, reduction, half_space, id=f"{metric}-{reduction}-{half_space}")
+    for metric in METRICS
+    for reduction in REDUCTIONS
+    for half_space in (False, True)
+    if not (reduction == "log_mean_exp" and metric in WITH_POLES)  # refused, see below
+]
+
+
+@pytest.mark.parametrize(("metric", "reduction", "half_space"), CASES)
+def test_reductions_equal_brute_force(metric, reduction, half_space):
+    """Value, gradient and product with the Hessian, in tiles, with a row left out."""
+    W = rows(3, 7, 5)
+    W[2] = np.nan  # takes no part
+    V = np.random.default_rng(1).normal(size=W.shape)
+
+    def found(W):
+        options = {"where": WHERE, "reduction": reduction, "half_space": half_space, "block": 3}
+        return dh2l.mean_energy(W, metric, **options)
+
+    def expected(W):
+        W = jnp.where(WHERE[:, None], W, 1.0)
+        return REDUCTIONS[reduction](energies(W, metric, WHERE, half_space=half_space))
+
+    def parts(fn, W):
+        value, gradient = jax.value_and_grad(fn)(W)
+        return value, gradient, jax.jvp(jax.grad(fn), (W,), (V,))[1]
+
+    with jax.enable_x64(True):
+        W = jnp.asarray(W, jnp.float64)
+        pairs = zip(
+            *(jax.jit(functools.partial(parts, f))(W) for f in (found, expected)), strict=True
+        )
+        for mine, theirs in pairs:
+            scale = np.abs(theirs).max()
+            np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-9 * scale)
+
+
+EDGES = {
+    "duplicates": [[1, 2, 2], [2, 4, 4], [1, 0, 0]],
+    "antipodes": [[1, 2, 2], [-1, -2, -2]],
+    "a zero row": [[1, 2, 2], [0, 0, 0], [0, 1, 0]],
+    "one row": [[1, 2, 2]],
+    "none": [],
+}
+
+
+def test_values_and_gradients_are_finite():
+    """Of every edge at once: one program, whose masks leave out the rows that an edge lacks."""
+    W = np.stack(
+        [np.float32([*edge, *[[np.nan] * 3] * (3 - len(edge))]) for edge in EDGES.values()]
+    )
+    where = np.stack([np.arange(3) < len(edge) for edge in EDGES.values()])
+
+    @jax.jit
+    @jax.vmap
+    def everything(W, where):
+        return {
+            (str(metric), reduction, half_space): jax.value_and_grad(dh2l.mean_energy)(
+                W, metric, where=where, reduction=reduction, half_space=half_space
+            )
+            for metric in (*FAMILIES, uniformity)
+            for reduction in ("mean", *REDUCTIONS)
+            for half_space in (False, True)
+            if not (reduction == "log_mean_exp" and metric in WITH_POLES)
+        }
+
+    found = everything(W, where)
+    for key, (values, gradients) in {str(k): v for k, v in found.items()}.items():
+        assert np.isfinite(values).all(), key
+        assert np.isfinite(gradients).all(), key
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_row_that_is_no_number_is_seen(reduction):
+    W = np.array([[1.0, 0, 0], [0, 1, 0], [np.nan, 0, 0]])
+    assert np.isnan(dh2l.mean_energy(W, "cosine", reduction=reduction))
+
+
+def test_one_row_has_no_neighbour():
+    for reduction in ("mean", *REDUCTIONS):
+        assert dh2l.mean_energy(np.ones((1, 3)), "gaussian", reduction=reduction) == 0
+
+
+def test_duplicates_are_seen_once_each():
+    """The largest energy at all, and no sum of the ties."""
+    W = np.array([[1.0, 0, 0], [1, 0, 0], [1, 0, 0], [0, 1, 0]])
+    assert dh2l.mean_energy(W, uniformity, reduction="max") == 0
+    np.testing.assert_allclose(dh2l.mean_energy(W, "cosine", reduction="row_max"), 0.75, rtol=1e-6)
+    edges = {"mhe_s0": 5.4099, "mhe_s1": 223.6068, "mhe_s2": 5e4, "mhe_a2": 5e4}
+    for name, value in edges.items():
+        found = dh2l.mean_energy(W, name, reduction="max")
+        np.testing.assert_allclose(found, value, rtol=2e-5)
+
+
+def test_the_gap_lets_gradients_pass_where_asked():
+    W = np.array([[1.0, 2, 2], [1.0001, 2, 2]])
+    for clamp, moved in (("hard", False), ("straight_through", True)):
+        metric = dh2l.get_metric("mhe_s2", clamp=clamp)
+        assert np.any(jax.grad(dh2l.mean_energy)(W, metric)) == moved
+
+
+def test_many_rows_take_the_memory_of_a_tile():
+    """Of value and gradient of 10,000 × 512, beside W and its gradient."""
+    fn = functools.partial(dh2l.mean_energy, metric="mhe_a1", reduction="row_max")
+    W = jax.ShapeDtypeStruct((10_000, 512), jnp.float32)
+    memory = jax.jit(jax.value_and_grad(fn)).lower(W).compile().memory_analysis()
+    assert memory.temp_size_in_bytes <= 16e6
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "words"),
+    [
+        ("mhe_s3", {}, "did you mean 'mhe_s"),
+        ("gaussian(tau=2)", {}, "gaussian: unknown option 'tau': did you mean 't'"),
+        ("gaussian(2)", {}, r"expected NAME or NAME\(option=value\), found 'gaussian\(2\)'"),
+        ("d_am(t=1)", {}, "d_am: unknown option 't'"),
+        ("mhe_s2", {"reduction": "log_mean_exp"}, "0.25 to 5e\\+04 of 'mhe_s2'"),
+        ("cosine", {"reduction": "rowmax"}, "unknown reduction 'rowmax': did you mean 'row_max'"),
+        (
+            "cosine",
+            {"reduction": "max", "mesh": jax.make_mesh((2,), ("data",))},
+            "rows on a mesh have no max",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named(text, options, words):
+    with pytest.raises(ValueError, match=words):
+        dh2l.mean_energy(A, text, **options)
