@@ -20,14 +20,13 @@ from __future__ import annotations
 import contextlib
 import datetime
 import shlex
-import signal
 import sys
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dh2l_jax.checks import unknown_name
-from dh2l_jax.commands import BAD, Exit, fail
+from dh2l_jax.commands import BAD, Exit, fail, refuse_small_limits
 from dh2l_jax.commands.arguments import Arguments, parse, show_help
 from dh2l_jax.training.config import Config, load, makes_another_run, override, recipes
 
@@ -61,6 +60,7 @@ def main(arguments: list[str], command: str = "dh2l train") -> int:
             return Exit.FINISHED
     except BAD as error:
         return fail(program, error)
+    refuse_small_limits()
     from rich.console import Console
 
     from dh2l_jax.training.host import processes
@@ -144,8 +144,6 @@ def run(given: Arguments, console: Console, command: str) -> int:
     except Stopped as stopped:
         print(f"{program}: {stopped}: the same command goes on", file=sys.stderr)
         return 128 + stopped.signal
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     except CheckpointError as error:
         return fail(program, error)
     except NotFiniteError as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import logging
 import os
 import re
 import shutil
@@ -195,7 +196,7 @@ def _save(
         _check_space(unfinished, tree, files)
         # Each save has a place of its own: threads of one that failed may still write to theirs.
         place = Path(tempfile.mkdtemp(dir=unfinished))
-        with _manager(place) as manager:
+        with _silent_threads(), _manager(place) as manager:
             state = ocp.args.StandardSave(tree)
             args = ocp.args.Composite(state=state, progress=ocp.args.JsonSave(progress))
             manager.save(step, args=args)
@@ -212,6 +213,17 @@ def _save(
             raise
         _clear(unfinished)
         raise OSError(f"cannot save {target}: {reason}; {_what_is_kept(path)}") from error
+
+
+@contextlib.contextmanager
+def _silent_threads() -> Iterator[None]:
+    """Keeps Orbax's threads from logging, with tracebacks, what is raised here as well."""
+    logger = logging.getLogger("absl")
+    logger.disabled, before = True, logger.disabled
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _check_space(path: Path, tree: Any, files: Mapping[str, bytes]) -> None:

@@ -145,6 +145,10 @@ def refuse_foreign_folder(workdir: Path, config: Config) -> None:
       ValueError: the folder holds a run with other options, or something that is no run.
       OSError: it cannot be read.
     """
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(workdir)):
+        raise ValueError(f"workdir {workdir}: expected a folder of this machine, found an address")
+    if re.search("[\ud800-\udfff]", str(workdir.absolute())):  # bytes that are no letters
+        raise ValueError(f"workdir {workdir}: Orbax takes no name that is not UTF-8")
     if UNREADABLE.search(str(workdir.absolute())):
         raise ValueError(
             f"workdir {workdir}: checkpoints could not be read again below a path with brackets "
