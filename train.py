@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from dh2l_jax.commands import train
+from dh2l_jax.commands import guarded, run_command
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; the exit code."""
-    return train.main(sys.argv[1:] if arguments is None else arguments, "python train.py")
+    words = sys.argv[1:] if arguments is None else arguments
+    return guarded("train.py", lambda: run_command("train", words, "python train.py"))
 
 
 if __name__ == "__main__":

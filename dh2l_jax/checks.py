@@ -18,6 +18,7 @@ __all__ = [
     "as_float",
     "checked_rows",
     "integers",
+    "labels_exist",
     "mask",
     "name_and_options",
     "one_line",
@@ -33,6 +34,8 @@ def unknown_name(what: str, found: object, valid: Iterable[str]) -> str:
     "unknown shortcut 'a': did you mean 'A'? Valid: A, B"
     """
     valid = [str(name) for name in valid]
+    if not valid:
+        return f"unknown {what} {found!r}: there are none here, of any name"
     folded = {name.lower(): name for name in valid}
     close = difflib.get_close_matches(str(found).lower(), folded, n=1, cutoff=0.0)
     hint = f"did you mean {folded[close[0]]!r}? " if close else ""
@@ -111,6 +114,20 @@ def integers(what: str, values: Any, shape: tuple[int, ...] | None = None, like:
         raise TypeError(f"{what} must be integers, found dtype {values.dtype}")
     if shape is not None and values.shape != shape:
         raise ValueError(f"{what} must have shape {shape} {like}, found {values.shape}")
+
+
+def labels_exist(labels: Any, num_classes: int, where: Any = None) -> None:
+    """ValueError unless concrete labels, those of a mask if there is one, are in 0..C−1."""
+    import numpy as np
+
+    labels = np.asarray(labels)
+    outside = (labels < 0) | (labels >= num_classes)
+    outside = np.flatnonzero(outside if where is None else outside & np.asarray(where))
+    if outside.size:
+        raise ValueError(
+            f"label {labels[outside[0]]} at index {outside[0]} does not exist: classes are "
+            f"0..{num_classes - 1}"
+        )
 
 
 def rows(W: ArrayLike, where: ArrayLike | None = None) -> tuple[jax.Array, jax.Array]:

@@ -13,7 +13,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["leftovers", "name_in_errors", "open_plain", "sync_folder", "write_atomically"]
+__all__ = [
+    "append",
+    "leftovers",
+    "name_in_errors",
+    "open_plain",
+    "open_to_append",
+    "read_plain",
+    "sync_folder",
+    "write_atomically",
+]
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.part")
 
@@ -64,12 +73,47 @@ def open_plain(path: Path) -> io.BufferedReader:
     Raises:
       OSError: it is something else, or cannot be read; the error has its name.
     """
-    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | flags)
+    return os.fdopen(_descriptor(path, os.O_RDONLY), "rb")
+
+
+def read_plain(path: Path) -> bytes:
+    """The content of a file proper, see `open_plain`; the line of an error names the path."""
+    try:
+        with open_plain(path) as file:
+            return file.read()
+    except OSError as error:
+        raise OSError(f"{path} cannot be read: {_reason(error)}") from error
+
+
+def append(path: Path, content: bytes) -> None:
+    """Adds to the end of a file proper, or begins one; all is on disk when the call returns.
+
+    Raises:
+      OSError: it cannot be written, or is a link; the line names the path.
+    """
+    is_new = not path.exists()
+    with name_in_errors(path):
+        with open_to_append(path) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if is_new:
+            sync_folder(path.parent)
+
+
+def open_to_append(path: Path) -> io.BufferedWriter:
+    """A file proper, open to be added to, and made if it is missing; see `open_plain`."""
+    return os.fdopen(_descriptor(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab")
+
+
+def _descriptor(path: Path, flags: int) -> int:
+    # Windows has none of these.
+    flags |= sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
+    descriptor = os.open(path, flags, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a plain file", str(path))
-    return os.fdopen(descriptor, "rb")
+    return descriptor
 
 
 def sync_folder(folder: Path) -> None:
@@ -89,5 +133,10 @@ def name_in_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise OSError(f"{path} cannot be written: {reason}") from error
+        raise OSError(f"{path} cannot be written: {_reason(error)}") from error
+
+
+def _reason(error: OSError) -> str:
+    if error.errno == errno.ELOOP:
+        return "it is a link, which is never followed"
+    return error.strerror or str(error)

@@ -230,10 +230,11 @@ def _clip_jvp(limit, clamp, primals, tangents):
 def snap(h: jax.Array) -> jax.Array:
     """A code similarity with rounding removed at ±1; the gradient passes unchanged.
 
-    XLA turns a division by d into a product with its rounded reciprocal, so equal codes may end at
-    1 ± 1e−7, where square roots and ratios of 1 − h have no meaning. The next value is 1 − 2/d.
+    XLA turns a division by d into a product with its rounded reciprocal, so equal codes may end a
+    rounding error from 1, where square roots and ratios of 1 − h have no meaning. The next value
+    is 1 − 2/d.
     """
-    return jnp.where(jnp.abs(h) > 1 - 2.5e-7, jnp.sign(h), h)
+    return jnp.where(jnp.abs(h) > 1 - 2 * jnp.finfo(h.dtype).eps, jnp.sign(h), h)
 
 
 @snap.defjvp

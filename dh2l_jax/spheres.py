@@ -217,8 +217,8 @@ def absolute_centers(levels: Sequence[Level], hierarchy: Hierarchy) -> tuple[jax
 
     Reference: DH²L, §3.2.
     """
-    width = next(level.vectors.shape[1] for level in levels if level.vectors is not None)
-    centers = [jnp.zeros((1, width))]
+    stored = next(level.vectors for level in levels if level.vectors is not None)
+    centers = [jnp.zeros_like(stored[:1])]
     for number, level in enumerate(levels[1:], 2):
         assert level.center is not None
         centers.append(centers[-1][hierarchy.parents(number - 1)] + level.center)

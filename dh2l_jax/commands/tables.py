@@ -21,7 +21,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from dh2l_jax.commands import BAD, Exit, Parser, fail
+from dh2l_jax.commands import BAD, Exit, Parser, fail, refuse_small_limits
 from dh2l_jax.data.facts import FACTS
 from dh2l_jax.experiments.job import Progress, TableJob
 from dh2l_jax.experiments.plan.settings import WEIGHT_FILES, Options
@@ -89,6 +89,7 @@ def main(arguments: list[str] | None = None, trainer: Trainer | None = None) -> 
             stack.enter_context(Lock(options.out / ".lock"))
         except BAD as error:
             return fail(PROGRAM, error)
+        refuse_small_limits()
         if trainer is None:
             _prepare_jax(options.out)
         return job.run()

@@ -19,16 +19,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import shlex
-import signal
 import sys
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dh2l_jax.checks import unknown_name
-from dh2l_jax.commands import BAD, Exit, fail
+from dh2l_jax.commands import BAD, Exit, fail, refuse_small_limits
 from dh2l_jax.commands.arguments import Arguments, parse, show_help
 from dh2l_jax.training.config import Config, load, makes_another_run, override, recipes
 
@@ -62,6 +60,7 @@ def main(arguments: list[str], command: str = "dh2l train") -> int:
             return Exit.FINISHED
     except BAD as error:
         return fail(program, error)
+    refuse_small_limits()
     from rich.console import Console
 
     from dh2l_jax.training.host import processes
@@ -84,8 +83,12 @@ def _refuse_flags_that_contradict(given: Arguments) -> None:
     for flag in (flag for flag, is_given in flags.items() if is_given):
         if given.workdir is None:
             raise ValueError(f"{flag} needs --workdir, the folder of a finished run")
-        if given.name or given.config or given.variant or given.overrides or given.profile:
-            raise ValueError(f"{flag} takes the config of the run: leave out the other options")
+        others = [key for key in map(_key, given.overrides) if makes_another_run(key)]
+        if given.name or given.config or given.variant or others or given.profile:
+            raise ValueError(
+                f"{flag} takes the config of the run: leave out the other options, but for those "
+                "that say where its data are"
+            )
     if given.name is not None and given.config is not None:
         raise ValueError(f"expected one config, found {given.name!r} and --config {given.config}")
 
@@ -98,8 +101,12 @@ def read_config(given: Arguments) -> Config:
     return recipes.with_variant(config, given.variant) if given.variant else config
 
 
+def _key(assignment: str) -> str:
+    return assignment.partition("=")[0].strip()
+
+
 def _base(given: Arguments) -> Config:
-    keys = [assignment.partition("=")[0].strip() for assignment in given.overrides]
+    keys = map(_key, given.overrides)
     named = given.name if given.config is None else given.config
     if given.workdir and named is None and not given.variant:
         # Imported late: the folder of a run needs JAX.
@@ -137,8 +144,6 @@ def run(given: Arguments, console: Console, command: str) -> int:
     except Stopped as stopped:
         print(f"{program}: {stopped}: the same command goes on", file=sys.stderr)
         return 128 + stopped.signal
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     except CheckpointError as error:
         return fail(program, error)
     except NotFiniteError as error:
@@ -197,6 +202,7 @@ def know_all_before_writing(
     """
     from dh2l_jax.training import loop
     from dh2l_jax.training.config.conflicts import refuse_conflicts
+    from dh2l_jax.training.experiment import refuse_other_data
     from dh2l_jax.training.host import processes, profiling
     from dh2l_jax.training.run import folder as run_folder
 
@@ -210,7 +216,9 @@ def know_all_before_writing(
     if processes.several() and not given.workdir:
         raise ValueError("several processes need --workdir, a folder that all of them see")
     console.quiet = not processes.is_main()
-    return loop.build(config, progress=not console.quiet)
+    experiment = loop.build(config, progress=not console.quiet)
+    refuse_other_data(experiment, folder)
+    return experiment
 
 
 def default_workdir(given: Arguments) -> Path:
@@ -226,13 +234,14 @@ def use_finished(given: Arguments, console: Console) -> None:
 
     print_line, workdir = line_printer(console), Path(given.workdir or "")
     if given.eval_only:
-        print_scores(console, finished.eval_only(workdir, print_line))
+        print_scores(console, finished.eval_only(workdir, print_line, given.overrides))
     if given.test:
-        for name, scores in finished.test(workdir, print_line).items():
+        for name, scores in finished.test(workdir, print_line, given.overrides).items():
             console.print(f"{name.replace('_', ' ')}:")
             print_scores(console, scores)
     if given.export:
-        print_line(f"written: {finished.export(workdir, Path(given.export), print_line)}")
+        path = finished.export(workdir, Path(given.export), print_line, given.overrides)
+        print_line(f"written: {path}")
 
 
 # What is printed.
@@ -258,11 +267,11 @@ def show_result(workdir: Path, console: Console) -> None:
       ValueError: its result is damaged.
     """
     from dh2l_jax.training.run.console import line_printer, print_scores
-    from dh2l_jax.training.run.folder import RESULT
+    from dh2l_jax.training.run.folder import RESULT, read_result
 
-    path = workdir / RESULT
+    path, result = workdir / RESULT, read_result(workdir)
     try:
-        print_scores(console, json.loads(path.read_text(encoding="utf-8")))
+        print_scores(console, result)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is damaged: {error!r:.80}: remove it, and the run makes it anew"

@@ -9,6 +9,7 @@ dataset = load("folder", data_dir="~/birds", resize=256)          # <super>/<cla
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import io
 from importlib import resources
@@ -22,6 +23,7 @@ from dh2l_jax.data.datasets import Dataset
 from dh2l_jax.data.facts import FACTS
 from dh2l_jax.data.prepared.originals import idx
 from dh2l_jax.data.store.cache import open_cached
+from dh2l_jax.data.store.fingerprint import image_number
 from dh2l_jax.data.store.source import Source
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.hierarchy.published import taxonomy
@@ -102,6 +104,8 @@ def _load(
         return _load_mini(folder)
     if name == "fashion_mnist" and folder and not (folder / name).is_dir():
         return _load_idx(folder)
+    from dh2l_jax.data.store.decode import VERSION  # needs Pillow
+
     source = _open_source(name, folder, own.pop("csv"))
     train, test = open_cached(source, cache_dir, resize=resize, progress=progress, **own).values()
     return Dataset(
@@ -113,7 +117,17 @@ def _load(
         source.hierarchy,
         known_digests=(train.digests, test.digests),
         first_new=train.first_new or test.first_new,
+        decoding=VERSION,
+        name_of=functools.partial(_name_of, source, (len(train.labels), len(test.labels))),
     )
+
+
+def _name_of(source: Source, images: tuple[int, int], split: str, index: int) -> str:
+    """What the source calls an image; a number where images were left out, which shift the rest."""
+    examples = {"train": source.train, "test": source.test}
+    if tuple(map(len, examples.values())) != images:
+        return image_number(split, index)
+    return f"image {examples[split].describe(index)!r}"
 
 
 def _with_tree(dataset: Dataset, tree: str) -> Dataset:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import numpy as np
 
+from dh2l_jax.data.store.fingerprint import SPLITS, Fingerprint
 from dh2l_jax.data.store.images import (
     Images,
     RaggedImages,
@@ -42,6 +44,8 @@ class Dataset:
       known_digests: `digests`, where a cache has them; None where they are not known yet.
       first_new: the first image of which an earlier version decoded other pixels, see
         `decode.VERSION`; empty if there is none.
+      decoding: `decode.VERSION` of the pixels; 0 where they come decoded.
+      name_of: (split, i) → what a message calls image i of the split "train" or "test".
 
     Raises:
       ValueError: an array has another shape or dtype, or a label is not a leaf.
@@ -58,6 +62,8 @@ class Dataset:
         default=None, repr=False
     )
     first_new: str = ""
+    decoding: int = 0
+    name_of: Callable[[str, int], str] | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         arrays = {
@@ -95,6 +101,13 @@ class Dataset:
     def digests(self) -> tuple[np.ndarray, np.ndarray]:
         """(n,) and (m,) uint64: a hash of the shape and pixels of each training and test image."""
         return self.known_digests or (digests(self.train_images), digests(self.test_images))
+
+    @functools.cached_property
+    def fingerprint(self) -> Fingerprint:
+        """What tells this data set from others."""
+        labels = dict(zip(SPLITS, (self.train_labels, self.test_labels), strict=True))
+        digests = dict(zip(SPLITS, self.digests, strict=True))
+        return Fingerprint(self.hierarchy, labels, digests, self.decoding)
 
     @property
     def image_shape(self) -> tuple[int | None, int | None, int]:

@@ -2,7 +2,7 @@
 
 import sys
 
-from dh2l_jax.commands.tables import main
+from dh2l_jax.commands import guarded, run_command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded("dh2l tables", lambda: run_command("tables", sys.argv[1:])))

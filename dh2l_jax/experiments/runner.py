@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import io
 import shutil
 import time
 import traceback
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 
 from dh2l_jax.experiments.plan.settings import Options, Setting, Weights, config_of
 from dh2l_jax.experiments.runs import Run, RunResult, check_result, check_test, read
+from dh2l_jax.files import open_to_append, write_atomically
 from dh2l_jax.training.config import Config
 
 __all__ = ["LoopTrainer", "Runner", "SettingResult", "Trainer", "choose"]
@@ -61,8 +63,9 @@ class LoopTrainer:
             refuse_foreign_folder(workdir, config)
         except ValueError:  # the folder holds no run, or another one
             shutil.rmtree(workdir)
-        with opened(workdir, config), (workdir / LOG).open("a", encoding="utf-8") as file:
-            return loop.train(experiment, workdir, file_console(file))
+        with opened(workdir, config), open_to_append(workdir / LOG) as file:
+            console = file_console(io.TextIOWrapper(file, "utf-8", write_through=True))
+            return loop.train(experiment, workdir, console)
 
     def test(self, workdir: Path) -> Any:
         """Evaluates the last state and the best on validation."""
@@ -195,7 +198,7 @@ class Runner:
         """The result with the reason; the traceback goes into the run's folder."""
         workdir = self.folder / result.run.name
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / ERROR).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        write_atomically(workdir / ERROR, "".join(traceback.format_exception(error)).encode())
         lines = str(error).splitlines() or [type(error).__name__]
         self.tell(f"{result.run}: failed: {lines[0]}")
         return dataclasses.replace(result, reason=lines[0])

@@ -13,6 +13,7 @@ from typing import Any
 from dh2l_jax.experiments.plan.settings import Setting, Weights
 from dh2l_jax.training.config import Config, from_dict, identity
 from dh2l_jax.training.run.folder import BEST, CONFIG, LAST, RESULT, TEST
+from dh2l_jax.training.run.records import read_sealed
 
 __all__ = ["Run", "RunResult", "check_result", "check_test", "read"]
 
@@ -80,13 +81,13 @@ def read(folder: Path, run: Run) -> RunResult:
     workdir = folder / run.name
     try:
         config = from_dict(json.loads((workdir / CONFIG).read_text("utf-8")))
-        scores = check_result(json.loads((workdir / RESULT).read_text("utf-8")))
+        scores = check_result(read_sealed(workdir / RESULT))
     except (OSError, ValueError):
         return RunResult(run)
     if identity(config) != identity(run.config):
         return RunResult(run)
     try:
-        test = check_test(json.loads((workdir / TEST).read_text("utf-8")))
+        test = check_test(read_sealed(workdir / TEST))
     except (OSError, ValueError):
         test = None
     return RunResult(run, scores, test)

@@ -14,13 +14,15 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from dh2l_jax.checks import as_float, integers, mask
 from dh2l_jax.hierarchy.fold import fold_up
 from dh2l_jax.hierarchy.tree import Hierarchy
 
-__all__ = ["RANKS", "Counts", "count"]
+__all__ = ["RANKS", "Counts", "count", "has_nan", "refuse_nan"]
 
 RANKS = 20
 
@@ -33,9 +35,13 @@ class Counts:
     Counts are int32 and exact. The one that grows fastest, `path_nodes`, stays right while
     images · L(L + 1)/2 < 2³¹: 143 million images on five levels.
 
+    An image whose logits hold NaN has no prediction: it is wrong at every level and every rank, by
+    the full height L of the tree; its independent predictions are no path, of L wrong nodes; the
+    confusion matrix leaves it out, and the loss is NaN.
+
     Attributes:
       images: () int32, how many were counted.
-      loss: () float32, summed cross-entropy of the leaves.
+      loss: () of the logits' dtype, at least float32: summed cross-entropy of the leaves.
       hits: (L,) int32, leaf predictions whose ancestor at levels 1..L is right.
       rank_hits: (K,) int32, K = min(20, C), labels found at the first, second, ... best class.
       rank_heights: (K,) int32, summed LCA heights of label and first, second, ... best class.
@@ -96,7 +102,8 @@ def count(
       confusion: whether to count the confusion matrix: C² integers, 400 MB for C = 10,000.
 
     Raises:
-      ValueError: the shapes do not fit.
+      ValueError: the shapes do not fit; NaN in the logits of an image that counts, which jit can't
+        see and `Counts` tells how it counts.
       TypeError: labels are not integers, `where` is not boolean, logits are complex.
 
     Three images in two batches, through one compiled function:
@@ -113,25 +120,46 @@ def count(
     (3, [3, 2])
     """
     logits, labels, where = _batch(logits, labels, where, hierarchy)
+    inner = () if level_logits is None else level_logits
+    refuse_nan([logits, *inner], where)
+    known = ~has_nan(logits)
     best = jax.lax.top_k(logits, min(RANKS, hierarchy.num_classes))[1].T
     chosen = jnp.stack([*_inner_choices(logits, level_logits, hierarchy), best[0]])
     ancestors = jnp.asarray(hierarchy.ancestors())
     truth = ancestors[:, labels]
-    shared, right = ancestors[:, best] == truth[:, None], chosen == truth
+    shared = (ancestors[:, best] == truth[:, None]) & known[None, None]
+    all_known = functools.reduce(jnp.logical_and, [~has_nan(x) for x in inner], known)
+    right = (chosen == truth) & all_known[None]
     nodes, common = _path_sets(chosen, truth, hierarchy)
+    nodes = jnp.where(all_known, nodes, hierarchy.num_levels)
     return Counts(
         images=_total(where, where),
-        loss=jnp.sum(_cross_entropy(logits, labels), dtype=jnp.float32, where=where),
+        loss=jnp.sum(_cross_entropy(logits, labels), where=where),
         hits=_total(shared[:, 0], where),
         rank_hits=_total(shared[-1], where),
         rank_heights=_total(hierarchy.num_levels - jnp.sum(shared, axis=0), where),
         independent_hits=_total(right, where),
         full_paths=_total(jnp.all(right, axis=0), where),
-        inconsistent_paths=_total(nodes > hierarchy.num_levels, where),
+        inconsistent_paths=_total((nodes > hierarchy.num_levels) | ~all_known, where),
         path_nodes=_total(nodes, where),
-        path_common=_total(common, where),
-        confusion=_confusion(labels, best[0], where, hierarchy) if confusion else None,
+        path_common=_total(jnp.where(all_known, common, 0), where),
+        confusion=_confusion(labels, best[0], where & known, hierarchy) if confusion else None,
     )
+
+
+def has_nan(logits: ArrayLike) -> jax.Array:
+    """(b,) bool: which rows of (b, C) logits hold NaN."""
+    return jnp.isnan(jnp.max(jnp.asarray(logits), axis=-1))
+
+
+def refuse_nan(arrays: Sequence[ArrayLike], where: ArrayLike | None) -> None:
+    """ValueError if a row that counts holds NaN; under jit nothing is known, and nothing said."""
+    if any(isinstance(array, Tracer) for array in (*arrays, where)):
+        return
+    for array in arrays:
+        rows = np.asarray(has_nan(array)) & (True if where is None else np.asarray(where))
+        if rows.any():
+            raise ValueError(f"the logits of row {np.argmax(rows)} hold NaN")
 
 
 # In every array but the logits the images of the batch are the last axis.

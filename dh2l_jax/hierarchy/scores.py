@@ -23,7 +23,8 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from dh2l_jax.hierarchy.counts import RANKS, Counts, count
+from dh2l_jax.checks import labels_exist
+from dh2l_jax.hierarchy.counts import RANKS, Counts, count, refuse_nan
 from dh2l_jax.hierarchy.tree import Hierarchy
 
 __all__ = ["Counts", "count", "evaluate", "summarize", "tree_order"]
@@ -106,7 +107,8 @@ def evaluate(
     """`summarize` of the `count` of arrays at hand; see both for arguments and results.
 
     Raises:
-      ValueError: shapes do not fit, a label is out of range, no image counts.
+      ValueError: shapes do not fit, a label is out of range, no image counts, NaN in the logits
+        of an image that counts; the first row is named.
       TypeError: labels are not integers, `where` is not boolean.
 
     >>> tree = Hierarchy.two_level([0, 0, 1])
@@ -118,13 +120,8 @@ def evaluate(
     sums = _jitted_count(
         logits, labels, hierarchy, where=where, level_logits=level_logits, confusion=confusion
     )
-    outside = (labels < 0) | (labels >= hierarchy.num_classes)
-    outside = np.flatnonzero(outside if where is None else outside & np.asarray(where))
-    if outside.size:
-        raise ValueError(
-            f"label {labels[outside[0]]} at index {outside[0]} does not exist: classes are "
-            f"0..{hierarchy.num_classes - 1}"
-        )
+    labels_exist(labels, hierarchy.num_classes, where)
+    refuse_nan([logits, *(() if level_logits is None else level_logits)], where)
     return summarize(sums, hierarchy)
 
 

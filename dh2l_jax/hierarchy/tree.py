@@ -100,7 +100,14 @@ class Hierarchy:
         )
         if not rows or not rows[0]:
             raise ValueError("no parents given: use Hierarchy.flat(n) for classes without parents")
-        top = (0,) * (max(rows[0]) + 1)
+        used, last = set(rows[0]), max(rows[0])
+        gap = next(number for number in range(len(used) + 1) if number not in used)
+        if gap < last:
+            raise ValueError(
+                f"the parents of level 2 leave out number {gap}: expected each of 0..{last}, the "
+                "nodes of level 1, at least once"
+            )
+        top = (0,) * (last + 1)
         return cls((top, *rows), () if names is None else tuple(tuple(row) for row in names))
 
     @classmethod

@@ -101,7 +101,7 @@ def satisfaction(C: ArrayLike, *, where: ArrayLike | None = None) -> tuple[jax.A
     """
     C = as_float(C)
     mask = jnp.ones(C.shape, bool) if where is None else jnp.asarray(where)
-    violated = jnp.sum(mask & (C < 0)) / jnp.maximum(jnp.sum(mask), 1)
+    violated = jnp.sum(mask & (C < 0), dtype=C.dtype) / jnp.maximum(jnp.sum(mask), 1)
     return 1 - violated, jnp.max(jnp.where(mask, -C, 0), initial=0)
 
 
@@ -129,7 +129,9 @@ def constraint_values(
     Reference: DH²L, Eq. (4), appendix.
     """
     values = {}
-    outer = jnp.full((1,), outer_radius)
+    outer = jnp.full(
+        (1,), outer_radius, jnp.result_type(jnp.float32, *jax.tree.leaves(list(levels)))
+    )
     for number, level in enumerate(levels, 1):
         parents = hierarchy.parents(number)
         if level.vectors is None:

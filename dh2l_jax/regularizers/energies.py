@@ -5,9 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
-from dh2l_jax.checks import checked_rows, integers, rows
+from dh2l_jax.checks import checked_rows, integers, labels_exist, rows
 from dh2l_jax.metrics import MetricLike, get_metric, mean_energy
 from dh2l_jax.metrics.pairs import grouped_energy
 
@@ -111,12 +112,20 @@ def classes_present(labels: ArrayLike, num_classes: int) -> jax.Array:
     """(C,) bool: which classes occur in a batch of labels; the `where` of `hierarchical`.
 
     Args:
-      labels: (b,) int.
+      labels: (b,) int in 0..C−1.
       num_classes: C.
+
+    Raises:
+      ValueError: labels are not (b,), or, where that can be seen, out of range.
+      TypeError: labels are not integers.
 
     >>> classes_present(jnp.array([2, 0, 2]), 4).tolist()
     [True, False, True, False]
     """
+    labels = jnp.asarray(labels)
+    integers("labels", labels, (labels.size,), "of a batch")
+    if not isinstance(labels, Tracer):
+        labels_exist(labels, num_classes)
     return jnp.any(jax.nn.one_hot(labels, num_classes, dtype=bool), axis=0)
 
 

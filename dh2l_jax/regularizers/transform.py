@@ -61,7 +61,8 @@ def add_regularization(
     """
 
     def init(params: Any) -> RegularizationState:
-        value = jax.eval_shape(_among(plan, params).value, params)
+        present = _among(plan, params)
+        value = jax.eval_shape(present.value, present.leaves(dict(named(params))))
         zero = jnp.zeros((), value.dtype)
         return RegularizationState(jnp.zeros((), jnp.int32), zero, zero)
 

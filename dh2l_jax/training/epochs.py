@@ -130,7 +130,8 @@ class Epochs:
             scores = self.evaluator.scores(counts)
             record |= {k: v for k, v in scores.items() if not k.startswith("confusion")}
             if self.experiment.split == "validation":
-                progress.best = keep_better(self.workdir, state, epoch, scores, progress.best)
+                data, best = self.experiment.data_record, progress.best
+                progress.best = keep_better(self.workdir, state, epoch, scores, best, data)
         with checkpoint.tell_what_is_kept(self.workdir):
             append_record(self.workdir / METRICS, record)
         self.log.epoch(record, config.epochs)
@@ -201,7 +202,8 @@ class Epochs:
         return np.asarray(self.experiment.schedule(number - 1)).item() * progress.rate
 
     def _save(self, state: TrainState, progress: Progress) -> None:
-        checkpoint.save(self.workdir, state, dataclasses.asdict(progress))
+        data = self.experiment.data_record
+        checkpoint.save(self.workdir, state, dataclasses.asdict(progress), data=data)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,12 +243,17 @@ def make_evaluator(experiment: Experiment, feed: Feed | None = None) -> Evaluato
 
 
 def keep_better(
-    workdir: Path, state: TrainState, epoch: int, scores: dict[str, Any], best: dict[str, Any]
+    workdir: Path,
+    state: TrainState,
+    epoch: int,
+    scores: dict[str, Any],
+    best: dict[str, Any],
+    data: bytes | None = None,
 ) -> dict[str, Any]:
     """Saves the state if its accuracy on the classes is the highest so far; returns the best."""
     if best and scores["accuracy"][-1] <= best["accuracy"][-1]:
         return best
-    checkpoint.save(workdir, state, folder=checkpoint.BEST, keep=2)
+    checkpoint.save(workdir, state, folder=checkpoint.BEST, keep=2, data=data)
     return {"epoch": epoch, "accuracy": scores["accuracy"]}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,14 +16,19 @@ import optax
 from dh2l_jax.data import catalog, datasets
 from dh2l_jax.data.batches.feed import CropOptions, Feed, check_sizes, make_feed
 from dh2l_jax.data.datasets import Dataset
+from dh2l_jax.data.store.fingerprint import DataRecord, difference
+from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.models import Network, create
 from dh2l_jax.training.config import Config
 from dh2l_jax.training.config.conflicts import refuse_conflicts, refuse_conflicts_with_tree
+from dh2l_jax.training.host.processes import on_first
+from dh2l_jax.training.run import evidence
+from dh2l_jax.training.run.evidence import CheckpointError
 from dh2l_jax.training.step import optim
 from dh2l_jax.training.step.objective import energy_plan, make_regularizer
 from dh2l_jax.training.step.state import TrainState, init_state
 
-__all__ = ["Experiment", "build"]
+__all__ = ["Experiment", "build", "refuse_other_data", "without_data"]
 
 # The mean and deviation of pixels that torchvision's ImageNet weights were trained with.
 IMAGENET = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -37,6 +43,7 @@ class Experiment:
 
     Attributes:
       dataset: its test part is what evaluation sees, see `split`.
+      source: the data set that it is a part of, as it was loaded: what a run is known by.
       split: "test", or "validation" if images are held out of training.
       tx: the optimiser.
       schedule: the learning rate of each step.
@@ -46,6 +53,7 @@ class Experiment:
 
     config: Config
     dataset: Dataset
+    source: Dataset
     split: str
     model: Network
     tx: optax.GradientTransformation
@@ -61,16 +69,14 @@ class Experiment:
     @property
     def crop(self) -> tuple[int, int]:
         """Height and width of what the network sees."""
-        height, width, _ = self.dataset.image_shape
-        side = self.config.data.crop
-        if side:
-            return side, side
-        if height is None or width is None:
-            raise ValueError(
-                f"the images of {self.dataset.name} differ in size: set data.crop, the side of the "
-                "square that the network sees, and data.resize, the shorter side of the images"
-            )
-        return height, width
+        return _crop(self.config, self.dataset.image_shape, self.dataset.name)
+
+    @functools.cached_property
+    def data_record(self) -> bytes:
+        """What every checkpoint holds of the data."""
+        data = self.dataset
+        shape = data.image_shape
+        return DataRecord(self.source.fingerprint, shape, data.mean, data.std).pack()
 
     def init(self, *, abstract: bool = False) -> TrainState:
         """The state before the first step; if `abstract`, its shapes for `checkpoint.restore`."""
@@ -92,6 +98,54 @@ class Experiment:
         )
         train = make(self.dataset.train_images, self.dataset.train_labels)
         return train, make(self.dataset.test_images, self.dataset.test_labels)
+
+
+def refuse_other_data(experiment: Experiment, workdir: Path) -> bool:
+    """Whether the checkpoints in a folder say what they were trained on; if there are none, yes.
+
+    Raises:
+      CheckpointError: it was something else, or the processes of the run find different data.
+      OSError: the checkpoints cannot be read.
+    """
+    source, folder = experiment.source, workdir / evidence.LAST
+
+    def check() -> tuple[bool, str]:
+        record = evidence.data_record(folder)
+        # One process that begins needs no fingerprint before its first checkpoint.
+        sha256 = source.fingerprint.sha256 if record or jax.process_count() > 1 else ""
+        if record is None:
+            known = not evidence.steps(folder)
+            if source.first_new and not known:
+                raise CheckpointError(
+                    f"{workdir} began before images were decoded as now, which gives "
+                    f"{source.first_new!r}, if not others too, other pixels: start it anew in "
+                    "another folder"
+                )
+            return known, sha256
+        before = DataRecord.unpack(record).fingerprint
+        changed = difference(before, source.fingerprint, source.name_of)
+        if changed:
+            raise CheckpointError(
+                f"{workdir} was trained on other data: {changed}: choose another folder, or set "
+                "data.data_dir to where its own data are"
+            )
+        return True, sha256
+
+    known, sha256 = on_first(check, (CheckpointError, OSError))
+    if sha256 and sha256 != source.fingerprint.sha256:
+        raise CheckpointError(
+            f"process {jax.process_index()} finds other data in {source.name} than process 0"
+        )
+    return known
+
+
+def without_data(config: Config, record: DataRecord) -> tuple[Network, TrainState]:
+    """The network of a run and the abstract state of its checkpoints; no image is read."""
+    tree, shape = record.fingerprint.tree, record.image_shape
+    model, mesh = _model(config, tree), _mesh()
+    tx = optim.optimizer(config.optim, optim.learning_rate(config.optim, 1, config.epochs))
+    crop = _crop(config, shape, config.data.name)
+    return model, init_state(model, tx, (*crop, shape[2]), config.seed, mesh, abstract=True)
 
 
 def build(
@@ -122,17 +176,17 @@ def build(
             )
     pretrained = _pretrained(config) if training else None
     split = split or ("validation" if config.data.holdout else "test")
-    dataset = _dataset(config, split, progress)
+    dataset, source = _dataset(config, split, progress)
     if training:
         refuse_conflicts_with_tree(config, dataset.hierarchy)
-    model = _model(config, dataset)
+    model = _model(config, dataset.hierarchy)
     make_regularizer(model.head, dataset.hierarchy, config.reg)  # refuses unknown metrics
     steps = _steps(config, len(dataset.train_labels))
     schedule = optim.learning_rate(config.optim, steps, config.epochs)
     tx = optim.optimizer(config.optim, schedule)
-    # Auto axes: explicit ones, the default of newer JAX, refuse the gather by a sharded index.
-    mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    experiment = Experiment(config, dataset, split, model, tx, schedule, mesh, pretrained)
+    experiment = Experiment(
+        config, dataset, source, split, model, tx, schedule, _mesh(), pretrained
+    )
     check_sizes(dataset.train_images, experiment.crop, config.data.pad)
     check_sizes(dataset.test_images, experiment.crop)
     if training:
@@ -142,6 +196,28 @@ def build(
         if config.reg.rules:
             energy_plan(state.params, config.reg)
     return experiment
+
+
+def _mesh() -> jax.sharding.Mesh:
+    # Auto axes: explicit ones, the default of newer JAX, refuse the gather by a sharded index.
+    auto = (jax.sharding.AxisType.Auto,)
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=auto)
+
+
+def _crop(
+    config: Config, image_shape: tuple[int | None, int | None, int], name: str
+) -> tuple[int, int]:
+    """Height and width of what the network sees."""
+    height, width, _ = image_shape
+    side = config.data.crop
+    if side:
+        return side, side
+    if height is None or width is None:
+        raise ValueError(
+            f"the images of {name} differ in size: set data.crop, the side of the square that the "
+            "network sees, and data.resize, the shorter side of the images"
+        )
+    return height, width
 
 
 def _steps(config: Config, images: int) -> int:
@@ -174,10 +250,10 @@ def _pretrained(config: Config) -> Callable[[Any], Any] | None:
     return read_pretrained(config.model.pretrained)
 
 
-def _dataset(config: Config, split: str, progress: bool) -> Dataset:
-    """The data with the evaluation split in the place of the test part."""
+def _dataset(config: Config, split: str, progress: bool) -> tuple[Dataset, Dataset]:
+    """The data with the evaluation split in the place of the test part; and as they were loaded."""
     data = config.data
-    whole = catalog.load(
+    source = whole = catalog.load(
         data.name,
         data_dir=data.data_dir or None,
         csv=data.csv or None,
@@ -198,7 +274,7 @@ def _dataset(config: Config, split: str, progress: bool) -> Dataset:
             dataset = dataclasses.replace(dataset, **test)
     if config.model.pretrained:
         dataset = dataclasses.replace(dataset, normalization=IMAGENET)
-    return dataset
+    return dataset, source
 
 
 def _held_out(whole: Dataset, config: Config) -> Dataset:
@@ -208,14 +284,14 @@ def _held_out(whole: Dataset, config: Config) -> Dataset:
         raise ValueError(f"data.holdout: {error}") from error
 
 
-def _model(config: Config, dataset: Dataset) -> Network:
+def _model(config: Config, tree: Hierarchy) -> Network:
     options = config.model
     common = {"shortcut": options.shortcut, "dtype": jnp.dtype(options.dtype)}
     if options.head == "plain":
-        return create(options.name, num_classes=dataset.hierarchy.num_classes, **common)
+        return create(options.name, num_classes=tree.num_classes, **common)
     return create(
         options.name,
-        hierarchy=dataset.hierarchy,
+        hierarchy=tree,
         center=options.center,
         epsilon=options.epsilon,
         logits=options.logits,

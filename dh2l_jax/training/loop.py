@@ -15,13 +15,20 @@ from dh2l_jax.data.batches.placement import place
 from dh2l_jax.models import HierarchicalHead
 from dh2l_jax.regularizers.constraints import constraint_values, satisfaction
 from dh2l_jax.training.epochs import Epochs, Progress, keep_better, make_evaluator
-from dh2l_jax.training.experiment import Experiment, build
+from dh2l_jax.training.experiment import Experiment, build, refuse_other_data
 from dh2l_jax.training.host import profiling
 from dh2l_jax.training.host.signals import stop_requests
 from dh2l_jax.training.run import checkpoint
 from dh2l_jax.training.run.console import Console, Log, PrintLine, line_printer
-from dh2l_jax.training.run.folder import METRICS, RESULT
-from dh2l_jax.training.run.records import keep_records, versions, write_confusion, write_json
+from dh2l_jax.training.run.evidence import CONFIG, METRICS, CheckpointError
+from dh2l_jax.training.run.folder import RESULT, refuse_damaged_run, refuse_lost_checkpoints
+from dh2l_jax.training.run.records import (
+    keep_records,
+    read_records,
+    versions,
+    write_confusion,
+    write_sealed,
+)
 from dh2l_jax.training.step.finite import NotFiniteError
 from dh2l_jax.training.step.objective import head_levels, make_objective, make_regularizer
 from dh2l_jax.training.step.state import TrainState
@@ -50,7 +57,7 @@ def train(
       NotFiniteError: a step gave NaN or ±∞, and `on_nan` or too many roll-backs say to stop.
       Stopped: a signal asked for it; the same call goes on.
       OSError: something cannot be written; what was saved before is intact.
-      ValueError: there are checkpoints, but none that is intact and of this experiment.
+      CheckpointError: no checkpoint is intact and of this experiment, or they are of other data.
     """
     start, config, print_line = time.perf_counter(), experiment.config, line_printer(console)
     train_feed, test_feed = experiment.feeds()
@@ -63,30 +70,62 @@ def train(
         state, progress = _run(epochs, state, progress, print_line)
     scores = scores_of(state)
     if experiment.split == "validation":
-        progress.best = keep_better(workdir, state, config.epochs, scores, progress.best)
+        data, best = experiment.data_record, progress.best
+        progress.best = keep_better(workdir, state, config.epochs, scores, best, data)
     with checkpoint.tell_what_is_kept(workdir):
-        write_confusion(workdir, scores)
+        files = [CONFIG, METRICS, *write_confusion(workdir, scores)]
         result = _result(experiment, state, progress, scores, start)
-        write_json(workdir / RESULT, result)
+        write_sealed(workdir / RESULT, result, files)
     return result
 
 
 def _begin(
     experiment: Experiment, workdir: Path, print_line: PrintLine
 ) -> tuple[TrainState, Progress]:
-    """The newest state on disk or, where there is none, the first; what came later is dropped."""
+    """The newest state on disk or, where there is none, the first; what came later is dropped.
+
+    Whatever speaks against going on is said before anything is dropped.
+    """
+    is_known = refuse_other_data(experiment, workdir)
     try:
         like = experiment.init(abstract=True)
         state, progress = checkpoint.restore(workdir, like, print_line=print_line)
         progress = Progress(**progress)
+        step = int(state.step)
+        refuse_damaged_run(workdir, step)
+        _refuse_other_epochs(experiment, workdir, step, progress)
     except checkpoint.NoCheckpoint:
-        state, progress = experiment.init(), Progress()
-    step = int(state.step)
+        refuse_lost_checkpoints(workdir)
+        state, progress, step = experiment.init(), Progress(), 0
+    if not is_known:
+        print_line(
+            f"{workdir} is from before checkpoints knew their data: it goes on with those that are "
+            "there, and its next checkpoint knows them"
+        )
     if step:
         print_line(f"goes on after step {step:,}")
     checkpoint.forget_after(workdir, step)
     keep_records(workdir / METRICS, step)
     return state, progress
+
+
+def _refuse_other_epochs(
+    experiment: Experiment, workdir: Path, step: int, progress: Progress
+) -> None:
+    """Raises where a state lies at no place of the run: its epochs had another number of steps."""
+    steps = experiment.steps_per_epoch
+    try:
+        ends = ((record["step"], record["epoch"]) for record in read_records(workdir / METRICS))
+        lengths = {end / epoch for end, epoch in ends if end <= step}
+    except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
+        reason = str(error) if isinstance(error, ValueError) else f"a record has no {error}"
+        raise CheckpointError(f"{workdir / METRICS} is damaged: {reason}") from error
+    ends_late = step > steps * experiment.config.epochs
+    if ends_late or step % steps != len(progress.history) or lengths - {steps}:
+        raise CheckpointError(
+            f"{workdir} was trained on other data: step {step} is not where epochs of {steps} "
+            "steps have it: choose another folder"
+        )
 
 
 def _run(
@@ -145,6 +184,7 @@ def _result(
         **({"best": progress.best} if progress.best else {}),
         "last_epoch": progress.last_epoch,
         **({"rollbacks": progress.rollbacks} if progress.rollbacks else {}),
+        "data": experiment.source.fingerprint.summary(),
         **_final_terms(experiment, state),
         "parameters": sum(p.size for p in jax.tree.leaves(state.params)),
         "steps": int(state.step),

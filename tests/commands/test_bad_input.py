@@ -114,8 +114,8 @@ ARGUMENTS = {
     "--workdir broken --eval-only": "unknown option 'epohcs': did you mean 'epochs'?",
     "--workdir broken --test": "unknown option 'epohcs': did you mean 'epochs'?",
     "--workdir broken --export x": "unknown option 'epohcs': did you mean 'epochs'?",
-    "--workdir begun --eval-only": "no checkpoint in",
-    "--workdir begun --test": "expected a run with data.holdout, found one without",
+    "--workdir begun --eval-only": "begun holds a run that is not finished: `dh2l train --workdir",
+    "--workdir begun --test": "begun holds a run that is not finished",
     "--workdir begun --seed 3": "begun holds a run with other options",
     "--workdir begun fashion_mnist": "begun holds a run with other options",
 }

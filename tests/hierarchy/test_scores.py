@@ -329,9 +329,44 @@ def test_logits_of_any_real_type_are_read_as_float32(dtype):
     chex.assert_trees_all_equal(counted(logits, labels, TREE), expected)
 
 
-def test_a_diverged_network_shows_in_the_loss():
-    logits, labels = data(8)
-    assert math.isnan(evaluate(np.where(np.arange(C) == 4, np.nan, logits), labels, TREE)["loss"])
+@pytest.mark.parametrize("wrong", [[3], [3, 5], range(8)])
+def test_nan_is_no_hit(wrong):
+    """Under jit: the ranks of a row of NaN are those of an image that shares the root alone."""
+    logits, labels = map(np.copy, data(8))
+    known = np.isin(np.arange(len(labels)), wrong, invert=True)
+    logits[~known] = np.nan  # of all: the label's own class would be a hit
+    found, n = counted(logits, labels, TREE), np.sum(~known)
+    rest = counted(logits, labels, TREE, where=known)
+    assert math.isnan(found.loss)
+    for name in ("hits", "rank_hits", "independent_hits", "full_paths", "path_common", "confusion"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(rest, name))
+    np.testing.assert_array_equal(found.rank_heights, rest.rank_heights + n * TREE.num_levels)
+    assert found.path_nodes == rest.path_nodes + n * TREE.num_levels
+    assert (found.images, found.inconsistent_paths) == (
+        rest.images + n,
+        rest.inconsistent_paths + n,
+    )
+
+
+def test_nan_of_inner_levels_is_no_independent_hit():
+    logits, labels = map(np.copy, data(8))
+    inner = [np.eye(TREE.size(level))[TREE.ancestors()[level - 1][labels]] for level in (1, 2)]
+    inner[1][2, 0] = np.nan
+    found = counted(logits, labels, TREE, level_logits=inner)
+    assert found.independent_hits[:2].tolist() == [len(labels) - 1] * 2
+    np.testing.assert_array_equal(found.hits, counted(logits, labels, TREE).hits)
+    with pytest.raises(ValueError, match="the logits of row 2 hold NaN"):
+        evaluate(logits, labels, TREE, level_logits=inner)
+
+
+@pytest.mark.parametrize("fn", [evaluate, count])
+@pytest.mark.parametrize("place", [(3, 0), (3, C - 1)])
+def test_nan_is_refused_by_the_name_of_its_row(fn, place):
+    logits, labels = map(np.copy, data(8))
+    logits[place] = logits[5, 2] = np.nan
+    with pytest.raises(ValueError, match="the logits of row 3 hold NaN"):
+        fn(logits, labels, TREE)
+    fn(logits, labels, TREE, where=np.isin(np.arange(len(labels)), [3, 5], invert=True))
 
 
 @pytest.mark.parametrize(

@@ -293,3 +293,13 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_bad_input_names_the_node(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+@pytest.mark.parametrize(
+    ("parents", "gap"), [([1, 1, 5], 0), ([0, 2], 1), ([0, 10**12], 1), ([0, 1, 3, 3], 2)]
+)
+def test_a_gap_in_the_parents_is_named(parents, gap):
+    with pytest.raises(
+        ValueError, match=rf"level 2 leave out number {gap}: .* 0\.\.{max(parents)},"
+    ):
+        Hierarchy.two_level(parents)

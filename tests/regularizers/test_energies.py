@@ -184,3 +184,17 @@ W = jnp.ones((4, 3))
 def test_bad_input_names_what_was_found(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    [
+        ([0, 4], ValueError, r"label 4 at index 1 does not exist: classes are 0\.\.3"),
+        ([-1, 0], ValueError, "label -1 at index 0"),
+        ([[0, 1], [1, 0]], ValueError, r"labels must have shape \(4,\)"),
+        ([0.0, 1.0], TypeError, "labels must be integers"),
+    ],
+)
+def test_labels_that_do_not_exist_are_refused(labels, error, message):
+    with pytest.raises(error, match=message):
+        dh2l.classes_present(np.array(labels), 4)

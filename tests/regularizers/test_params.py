@@ -129,3 +129,8 @@ def test_weight_energy_is_the_sum_over_layers(name):
 def test_bad_input_names_what_was_found(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_a_tree_without_kernels_is_said():
+    with pytest.raises(ValueError, match=r"unknown path pattern .*: there are none here"):
+        dh2l.kernel_matrices({"bias": np.ones(3)})

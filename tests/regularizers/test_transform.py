@@ -23,3 +23,109 @@ def test_regularizer_as_a_link_of_an_optax_chain():
     chex.assert_trees_all_close(found, jax.tree.map(lambda g: -0.1 * g, total), rtol=1e-6)
     with pytest.raises(ValueError, match="parameters are needed"):
         chain.update(gradients, chain.init(params))
+
+
+PARAMS = {
+    "a": {"kernel": jax.random.normal(jax.random.key(0), (8, 4)), "bias": jnp.ones(4)},
+    "b": {"kernel": jax.random.normal(jax.random.key(1), (4, 3))},
+}
+PLAN = dh2l.plan(PARAMS, {"kernel": ("cosine", 1.0)})
+FREEZE_A = {"a": False, "b": True}  # a prefix of the tree, as optax takes it
+
+
+def steps(tx, loss, params=PARAMS, count=3):
+    """Parameters and states after each step on a loss."""
+
+    @jax.jit
+    def step(params, state):
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    state, states = tx.init(params), []
+    for _ in range(count):
+        params, state = step(params, state)
+        states.append(state)
+    return params, states
+
+
+def data(params):
+    return sum(jnp.sum(jnp.sin(3 * leaf)) for leaf in jax.tree.leaves(params))
+
+
+def regularized(params):
+    return data(params) + 0.3 * PLAN.value(params)
+
+
+def test_the_link_is_the_loss_for_sgd_and_before_adam_and_not_after_it():
+    link = dh2l.add_regularization(PLAN, 0.3)
+    for optimizer in (optax.sgd(0.1, momentum=0.9), optax.adam(0.1)):
+        in_chain, states = steps(optax.chain(link, optimizer), data)
+        chex.assert_trees_all_close(in_chain, steps(optimizer, regularized)[0], rtol=2e-5)
+    count, weight, value = states[0][0]
+    assert (count, weight) == (1, jnp.float32(0.3))
+    assert value == pytest.approx(float(PLAN.value(PARAMS)), rel=1e-6)
+    lr = optax.scale_by_learning_rate(0.1)
+    after = dh2l.add_regularization(PLAN, 0.3, decoupled=True)
+    found, _ = steps(optax.chain(optax.scale_by_adam(), after, lr), data, count=1)
+    alone, _ = steps(optax.adam(0.1), data, count=1)
+    decay = jax.jit(jax.grad(PLAN.value))(PARAMS)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * 0.3 * g, alone, decay)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5)
+
+
+def test_a_schedule_is_asked_with_the_number_of_updates():
+    schedule = optax.linear_schedule(0.0, 0.3, 3)
+    for tx in (
+        optax.chain(dh2l.add_regularization(PLAN, schedule), optax.sgd(0.1)),
+        optax.inject_hyperparams(dh2l.add_regularization)(plan=PLAN, weight=schedule),
+    ):
+        _, states = steps(tx, data)
+        found = [optax.tree.get(state, "RegularizationState") for state in states]
+        assert [s.weight for s in found] == [pytest.approx(x, abs=1e-7) for x in (0.0, 0.1, 0.2)]
+    _, states = steps(optax.inject_hyperparams(dh2l.add_regularization)(PLAN, weight=0.3), data)
+    assert states[-1].hyperparams["weight"] == states[-1].inner_state.weight == jnp.float32(0.3)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda link: optax.masked(link, FREEZE_A),
+        lambda link: optax.multi_transform(
+            {True: link, False: optax.set_to_zero()}, {"a": False, "b": True}
+        ),
+    ],
+    ids=["masked", "multi_transform"],
+)
+def test_frozen_parameters_get_none_and_do_not_count(wrap):
+    """What is kept from the link takes no part in its value either."""
+    tx = wrap(dh2l.add_regularization(PLAN, 0.3))
+    zero = jax.tree.map(jnp.zeros_like, PARAMS)
+    updates, state = jax.jit(tx.update)(zero, tx.init(PARAMS), PARAMS)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(updates["a"]))
+    expected = jax.grad(lambda b: 0.3 * PLAN.value({**PARAMS, "b": b}))(PARAMS["b"])
+    chex.assert_trees_all_close(updates["b"], expected, rtol=1e-6)
+    value = optax.tree.get(state, "RegularizationState").value
+    assert value == pytest.approx(float(PLAN.report(PARAMS)["b/kernel"]), abs=1e-6)
+
+
+def test_accumulated_steps():
+    link = dh2l.add_regularization(PLAN, 0.3)
+    every_second = optax.MultiSteps(optax.chain(link, optax.sgd(0.1)), 2)
+    found, states = steps(every_second, data, count=2)
+    chex.assert_trees_all_close(found, steps(optax.sgd(0.1), regularized, count=1)[0], rtol=1e-5)
+    assert optax.tree.get(states[-1], "RegularizationState").count == 1
+
+
+def test_half_precision_updates_keep_their_dtype():
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
+    link = dh2l.add_regularization(PLAN, 0.3)
+    updates, _ = jax.jit(link.update)(half, link.init(half), half)
+    assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_parameters_that_are_not_the_plans():
+    link = dh2l.add_regularization(PLAN, 0.3)
+    with pytest.raises(ValueError, match="unknown leaf of the plan 'b/kernel'"):
+        link.init({"a": PARAMS["a"]})
+    with pytest.raises(ValueError, match="parameters are needed"):
+        link.update(PARAMS, link.init(PARAMS))

@@ -127,10 +127,11 @@ class Bench:
             steps_per_epoch=num_steps,
             schedule=lambda step: jnp.asarray(step, jnp.float32) / 8,
             split=split,
+            data_record=b"data",
         )
         monkeypatch.setattr(epochs.checkpoint, "save", self.save)
 
-    def save(self, _, state, progress=None, folder=epochs.checkpoint.LAST, *, keep=3):
+    def save(self, _, state, progress=None, folder=epochs.checkpoint.LAST, *, keep=3, data=b""):
         """Keeps what a checkpoint would."""
         state = jax.device_get(state)
         if folder == epochs.checkpoint.BEST:

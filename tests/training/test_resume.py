@@ -115,6 +115,7 @@ def test_rolls_back_so_often_and_no_more(tmp_path, monkeypatch):
             rates.append(progress.rate)
             raise NotFiniteError(3, "L is inf")
 
+    monkeypatch.setattr(loop, "refuse_other_data", lambda *_: True)
     lines = []
     with pytest.raises(NotFiniteError):
         loop._run(Failing(), state_of(0), Progress(), lines.append)

@@ -119,10 +119,10 @@ def parse(text: str) -> Axes:
 def _groups(side: str, text: str) -> Groups:
     tokens = re.findall(r"\([^()]*\)|\.\.\.|\w+|\S", side)
     groups = tuple(tuple(token.strip("()").split()) for token in tokens)
-    for name in (name for group in groups for name in group or ("()",)):
-        alone = (name,) in groups
-        if not (name.isidentifier() or (name == REST and alone)):
-            raise _wrong(text, f"{name!r} is no name of an axis")
+    for token, group in zip(tokens, groups, strict=True):
+        for name in group or ("()",):
+            if not name.isidentifier() and token != REST:
+                raise _wrong(text, f"{name!r} is no name of an axis")
     return groups
 
 
@@ -131,7 +131,7 @@ def _check(axes: Axes) -> None:
     for name in left + right:
         if left.count(name) != 1 or right.count(name) != 1:
             raise _wrong(axes.text, f"{name!r} must stand once on each side")
-    if sum(group != (REST,) for group in axes.right) < 2 or axes.right[-1] == (REST,):
+    if len(axes.right) < 2 or (REST,) in axes.right[-2:]:
         raise _wrong(axes.text, "the right side must end in the vectors' number and length, n d")
     sizes = dict(axes.sizes)
     for name in sizes.keys() - set(left):

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-__all__ = ["named", "parameters", "path_text", "refuse_optimizer_states"]
+__all__ = ["named", "parameters", "path_text"]
 
 
 def path_text(path: Any) -> str:
@@ -27,24 +27,24 @@ def named(tree: Any) -> list[tuple[str, Any]]:
 
 
 def parameters(tree: Any) -> dict[str, jax.Array]:
-    """Path → array; what two modules of NNX share is one leaf, and no functions or names."""
+    """Path → array, without functions and names; what two modules of NNX share is one leaf.
+
+    Raises:
+      ValueError: a state of optax, a train state or something else with an `opt_state` is given or
+        in the tree: Adam's moments have the shapes of the parameters, and are none.
+    """
     nnx = sys.modules.get("flax.nnx")
     if nnx and isinstance(tree, nnx.Module):
         tree = nnx.state(tree)
+    _refuse_optimizer_states(tree)
     return {path: leaf for path, leaf in named(tree) if hasattr(leaf, "shape")}
 
 
-def refuse_optimizer_states(tree: Any) -> None:
-    """Adam's moments have the shapes of the parameters, and are none.
-
-    Raises:
-      ValueError: a state of optax, a train state or something with an `opt_state` is in the tree.
-    """
-
+def _refuse_optimizer_states(tree: Any) -> None:
     def refuse(path: Any, node: Any) -> bool:
         held = node.keys() if hasattr(node, "keys") else ()
         state = type(node).__module__.startswith("optax.") and type(node).__name__ != "MaskedNode"
-        if state or hasattr(node, "opt_state") or "opt_state" in held or {"mu", "nu"} <= {*held}:
+        if state or hasattr(node, "opt_state") or "opt_state" in held or {"count", "mu"} <= {*held}:
             where = f"at {path_text(path)!r}" if path else "given"
             raise ValueError(
                 f"expected parameters, found the optimiser state {type(node).__name__} {where}: "

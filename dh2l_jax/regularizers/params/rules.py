@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
@@ -101,7 +102,7 @@ def _rule(pattern: str, value: Any) -> Rule:
     if not isinstance(value, tuple | list) or len(value) not in (2, 3):
         raise ValueError(f"rule {pattern!r}: expected {FORM}, found {value!r}")
     regularizer, weight, axes = (*value, None)[:3]
-    if not isinstance(weight, int | float) or not math.isfinite(weight):
+    if not isinstance(weight, numbers.Real) or not math.isfinite(weight):
         raise ValueError(f"rule {pattern!r}: expected a number as its weight, found {weight!r}")
     if isinstance(regularizer, str | Metric) or not callable(regularizer):
         regularizer = get_metric(cast(Any, regularizer))

@@ -30,8 +30,16 @@ __all__ = [
 
 
 # Options that change neither what is trained nor on what: how often a run is saved, what it does
-# about NaN, where its images lie and how they are kept. Those of `distributed` are others.
-NOT_IDENTITY = ("checkpoint_every", "on_nan", "data.data_dir", "data.cache_dir", "data.device_gb")
+# about NaN, where its images and their tree lie and how they are kept; a checkpoint knows what
+# they are. Those of `distributed` are others.
+NOT_IDENTITY = (
+    "checkpoint_every",
+    "on_nan",
+    "data.data_dir",
+    "data.csv",
+    "data.cache_dir",
+    "data.device_gb",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -183,7 +191,7 @@ class DistributedConfig(Checked):
 
     auto: bool = False
     coordinator: str = ""
-    processes: int = field(0, low=0)
+    processes: int = field(0, low=0, high=2**16)
     process: int = field(-1, low=-1)
     timeout: int = field(60, low=1)
     heartbeat: int = field(20, low=1)
@@ -297,8 +305,8 @@ def makes_another_run(key: str) -> bool:
 def identity(config: Config) -> dict[str, Any]:
     """The options that make a run what it is, by their dotted names.
 
-    A folder of images is its data set, and weights are known by the name of their file. Options at
-    their defaults are left out, so a run outlives an option that is added later.
+    Data are known by their fingerprint and not by their place, weights by the name of their file.
+    Options at their defaults are left out, so a run outlives an option that is added later.
 
     >>> identity(Config(seed=1, on_nan="rollback", data=DataConfig(data_dir="/data")))
     {'seed': 1}
@@ -306,8 +314,6 @@ def identity(config: Config) -> dict[str, Any]:
     defaults = dict(flat(Config()))
     values = {key: value for key, value in flat(config) if makes_another_run(key)}
     values["model.pretrained"] = Path(config.model.pretrained).name
-    if config.data.name == "folder":
-        values["data.data_dir"] = config.data.data_dir
     return {key: value for key, value in values.items() if value != defaults[key]}
 
 

@@ -54,6 +54,7 @@ def record(
     The trace goes below `plugins/profile` in the folder, as TensorBoard expects it; `print_line`
     gets a line on how to look at it. The step is a jitted function, or a partial one of it.
     """
+    folder.mkdir(parents=True, exist_ok=True)  # the profiler would fail at the step, with pages
     usual = annotate(step)
 
     def wrapped(number: int, *arguments: Any, **options: Any) -> Any:

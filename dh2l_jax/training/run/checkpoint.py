@@ -11,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import logging
 import os
 import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,8 +27,9 @@ import orbax.checkpoint as ocp
 
 from dh2l_jax.files import sync_folder
 from dh2l_jax.training.host.processes import arrays_of_first, on_first
-from dh2l_jax.training.run import manifest
+from dh2l_jax.training.run import evidence, manifest
 from dh2l_jax.training.run.console import PrintLine
+from dh2l_jax.training.run.evidence import BEST, LAST, CheckpointError, NoCheckpoint
 from dh2l_jax.training.step.state import TrainState
 
 __all__ = [
@@ -43,9 +45,6 @@ __all__ = [
     "steps",
     "tell_what_is_kept",
 ]
-
-LAST, BEST = "checkpoints", "checkpoints_best"
-"""Folders of the last states of a run, and of the best on held-out images."""
 
 # The folder, below that of the steps, for what is being written and what is being deleted.
 _UNFINISHED = "unfinished"
@@ -63,14 +62,6 @@ class Saved(NamedTuple):
     progress: dict[str, Any]
 
 
-class CheckpointError(ValueError):
-    """No checkpoint can be used."""
-
-
-class NoCheckpoint(CheckpointError):
-    """Nothing has been saved yet: a run may start anew."""
-
-
 # What the first process may raise for all of them, subclasses first.
 _ERRORS = (NoCheckpoint, CheckpointError, ValueError, TypeError, OSError)
 
@@ -82,8 +73,11 @@ def save(
     folder: str = LAST,
     *,
     keep: int = 3,
+    data: bytes | None = None,
 ) -> Path:
     """Writes a state and the progress of its run under its step; its folder, when all is on disk.
+
+    Config and records of the run are copied beside them, see `evidence`.
 
     A step of the same number is replaced. Of the older ones the newest stay; newer ones, which
     belong to a future that was given up, go.
@@ -91,19 +85,25 @@ def save(
     Args:
       progress: JSON values; floats come back in every bit.
       keep: how many steps stay, this one among them.
+      data: a record of what the run is trained on.
 
     Raises:
       OSError: it cannot be written; the line names the reason and the newest step that is intact.
     """
     path, step = workdir / folder, int(state.step)
     tree = _tree(state)
-    on_first(lambda: _save(path, step, jax.device_get(tree), progress or {}, keep), _ERRORS)
+
+    def write() -> None:
+        files = evidence.collect(workdir, data)
+        _save(path, step, jax.device_get(tree), progress or {}, keep, files)
+
+    on_first(write, _ERRORS)
     return path / str(step)
 
 
 def steps(workdir: Path, folder: str = LAST) -> list[int]:
     """The steps saved in a folder, ascending; none if there is no folder."""
-    return on_first(lambda: _steps(workdir / folder), _ERRORS)
+    return on_first(lambda: evidence.steps(workdir / folder), _ERRORS)
 
 
 def forget_after(workdir: Path, step: int, folder: str = BEST) -> None:
@@ -113,7 +113,9 @@ def forget_after(workdir: Path, step: int, folder: str = BEST) -> None:
       OSError: they cannot be removed.
     """
     path = workdir / folder
-    on_first(lambda: _discard(path, [other for other in _steps(path) if other > step]), _ERRORS)
+    on_first(
+        lambda: _discard(path, [other for other in evidence.steps(path) if other > step]), _ERRORS
+    )
 
 
 def restore(
@@ -160,7 +162,7 @@ def read_params(
       OSError: the folder cannot be read.
     """
     path = workdir / folder
-    for step in reversed(_steps(path)):
+    for step in reversed(evidence.steps(path)):
         if manifest.problem(path / str(step)) is None:
             with _manager(path) as manager:
                 found = manager.item_metadata(step).get("state")
@@ -178,35 +180,57 @@ def tell_what_is_kept(workdir: Path) -> Iterator[None]:
         raise OSError(f"{error}; {_what_is_kept(workdir / LAST)}") from error
 
 
-def _save(path: Path, step: int, tree: Any, progress: dict[str, Any], keep: int) -> None:
+def _save(
+    path: Path,
+    step: int,
+    tree: Any,
+    progress: dict[str, Any],
+    keep: int,
+    files: Mapping[str, bytes],
+) -> None:
+    evidence.steps(path)  # refuses a link before anything is written
     unfinished, target = path / _UNFINISHED, path / str(step)
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)  # what a save left that was cut off
+        _clear(unfinished)  # what a save left that was cut off
         unfinished.mkdir(parents=True, exist_ok=True)
-        _check_space(unfinished, tree)
+        _check_space(unfinished, tree, files)
         # Each save has a place of its own: threads of one that failed may still write to theirs.
         place = Path(tempfile.mkdtemp(dir=unfinished))
-        with _manager(place) as manager:
+        with _silent_threads(), _manager(place) as manager:
             state = ocp.args.StandardSave(tree)
             args = ocp.args.Composite(state=state, progress=ocp.args.JsonSave(progress))
             manager.save(step, args=args)
+        for name, content in files.items():
+            (place / str(step) / name).write_bytes(content)
         manifest.write(place / str(step))
         _put(place / str(step), target, place / "replaced")
-        kept = [other for other in _steps(path) if other <= step][-keep:]
-        _discard(path, set(_steps(path)) - set(kept))
+        found = evidence.steps(path)
+        kept = [other for other in found if other <= step][-keep:]
+        _discard(path, set(found) - set(kept))
     except (OSError, ValueError) as error:
         reason = _storage_reason(error)
         if reason is None:
             raise
-        shutil.rmtree(unfinished, ignore_errors=True)
+        _clear(unfinished)
         raise OSError(f"cannot save {target}: {reason}; {_what_is_kept(path)}") from error
 
 
-def _check_space(path: Path, tree: Any) -> None:
+@contextlib.contextmanager
+def _silent_threads() -> Iterator[None]:
+    """Keeps Orbax's threads from logging, with tracebacks, what is raised here as well."""
+    logger = logging.getLogger("absl")
+    logger.disabled, before = True, logger.disabled
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _check_space(path: Path, tree: Any, files: Mapping[str, bytes]) -> None:
     """Fails where a save cannot fit, before it is begun: Orbax, cut off, would print pages."""
     leaves = jax.tree.leaves(tree)
     # Orbax writes a description of each leaf beside its numbers, below 1 KiB, and some fixed files.
-    needed = 2**17 + sum(leaf.nbytes + 1024 for leaf in leaves)
+    needed = 2**17 + sum(leaf.nbytes + 1024 for leaf in leaves) + sum(map(len, files.values()))
     if shutil.disk_usage(path).free < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -230,7 +254,14 @@ def _discard(path: Path, gone: Iterable[int]) -> None:
     for step in gone:
         unfinished.mkdir(exist_ok=True)
         (path / str(step)).rename(unfinished / f"{step}.gone")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    _clear(unfinished)
+
+
+def _clear(folder: Path) -> None:
+    """Removes a folder, or what was planted in its place."""
+    with contextlib.suppress(OSError):
+        folder.unlink()  # a link or a file: a folder refuses
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _storage_reason(error: Exception) -> str | None:
@@ -244,8 +275,8 @@ def _storage_reason(error: Exception) -> str | None:
 
 def _what_is_kept(path: Path) -> str:
     try:
-        intact = (step for step in reversed(_steps(path)) if not manifest.problem(path / str(step)))
-        step = next(intact, None)
+        found = reversed(evidence.steps(path))
+        step = next((step for step in found if not manifest.problem(path / str(step))), None)
     except OSError:
         step = None
     return "no step is kept" if step is None else f"step {step} is kept"
@@ -255,7 +286,7 @@ def _newest_intact(
     path: Path, like: Any, print_line: PrintLine, before: int | None
 ) -> tuple[Any, dict[str, Any]]:
     """The newest intact step of those before one; says which newer ones are damaged."""
-    found = [step for step in reversed(_steps(path)) if before is None or step < before]
+    found = [step for step in reversed(evidence.steps(path)) if before is None or step < before]
     if not found:
         range_ = "" if before is None else f" before step {before}"
         raise NoCheckpoint(f"no checkpoint in {path}{range_}: the run has not saved its state")
@@ -322,12 +353,6 @@ def _place(array: np.ndarray, like: Any) -> jax.Array:
     if sharding is None:
         return jax.numpy.asarray(array)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-
-
-def _steps(path: Path) -> list[int]:
-    names = [entry.name for entry in path.iterdir() if entry.is_dir()] if path.is_dir() else []
-    numbers = [int(name) for name in names if name.isascii() and name.isdecimal()]
-    return sorted(number for number in numbers if str(number) in names)
 
 
 def _manager(path: Path) -> ocp.CheckpointManager:

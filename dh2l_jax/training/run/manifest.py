@@ -17,7 +17,7 @@ from pathlib import Path
 
 from dh2l_jax.files import sync_folder, write_atomically
 
-__all__ = ["NAME", "problem", "write"]
+__all__ = ["NAME", "intact_file", "problem", "write"]
 
 NAME = "SHA256SUMS"
 
@@ -66,6 +66,17 @@ def problem(folder: Path) -> str | None:
         return _difference(folder, _read(folder))
     except ValueError as error:
         return str(error)
+
+
+def intact_file(folder: Path, name: str) -> bytes | None:
+    """The content of one file, if it is the one that the folder's manifest lists; else None."""
+    try:
+        digest = _read(folder).get(name)
+        with _opened(folder, name) as file:
+            content = file.read()
+    except ValueError:
+        return None
+    return content if hashlib.sha256(content).hexdigest() == digest else None
 
 
 def _difference(folder: Path, listed: dict[str, str]) -> str | None:

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from dh2l_jax.files import name_in_errors, write_atomically
+from dh2l_jax.files import append, read_plain, write_atomically
 
 __all__ = [
     "CONFUSION",
     "append_record",
     "keep_records",
     "read_records",
+    "read_sealed",
+    "refuse_damaged",
     "spreadsheet_cell",
     "versions",
     "write_confusion",
     "write_json",
+    "write_sealed",
     "write_text",
 ]
 
@@ -47,11 +51,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append_record(path: Path, values: Mapping[str, Any]) -> None:
-    """Appends one JSON object as a line; of several processes, the first one does it."""
-    if jax.process_index():
-        return
-    with name_in_errors(path), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(values, ensure_ascii=False) + "\n")
+    """Appends one JSON object as a line, on disk when the call returns.
+
+    Of several processes, the first one does it.
+    """
+    if not jax.process_index():
+        append(path, (json.dumps(values, ensure_ascii=False) + "\n").encode())
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -65,7 +70,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    records, lines = [], path.read_bytes().split(b"\n")
+    records, lines = [], read_plain(path).split(b"\n")
     for number, line in enumerate(lines[:-1], 1):
         try:
             record = json.loads(line.decode("utf-8"))
@@ -94,6 +99,55 @@ def keep_records(path: Path, step: int) -> None:
         write_text(path, "".join(kept))
 
 
+# The end of a sealed file, which the seal itself does not cover.
+_SEAL = re.compile(r',\n  "sha256": "([0-9a-f]{64})"\n\}\n\Z')
+
+
+def write_sealed(path: Path, values: Mapping[str, Any], files: Iterable[str] = ()) -> None:
+    """Writes a JSON object with the SHA-256 of files beside it and, last, of its own text."""
+    if jax.process_index():
+        return
+    digests = {name: _sha256(read_plain(path.with_name(name))) for name in files}
+    text = json.dumps({**values, "files": digests}, indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, f'{text[:-2]},\n  "sha256": "{_sha256(text.encode())}"\n}}\n')
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What was written with a seal, or without one by an earlier version.
+
+    Raises:
+      ValueError: it is no JSON object, or not what was written.
+      OSError: it cannot be read.
+    """
+    content = read_plain(path)
+    try:
+        text = content.decode("utf-8")
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error!r:.80}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"expected a JSON object, found {values!r:.40}")
+    if not {"files", "sha256"} & values.keys():
+        return values
+    seal = _SEAL.search(text)
+    if seal is None or _sha256(f"{text[: seal.start()]}\n}}".encode()) != seal[1]:
+        raise ValueError("its SHA-256 is not the one in its last line")
+    return values
+
+
+def refuse_damaged(workdir: Path, values: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` if a file that a sealed object names is not as it was then."""
+    for name, digest in values.get("files", {}).items():
+        path = workdir / name
+        if not path.exists() or _sha256(read_plain(path)) != digest:
+            found = "damaged" if path.exists() else "missing"
+            raise ValueError(f"{path} is {found}: its SHA-256 is not what the run wrote at its end")
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 def versions() -> dict[str, str]:
     """Versions of what computed a result, and on what."""
     found = {"python": platform.python_version()}
@@ -106,14 +160,17 @@ def versions() -> dict[str, str]:
     return found | {"devices": f"{len(devices)} × {devices[0].device_kind}"}
 
 
-def write_confusion(workdir: Path, scores: dict[str, Any], name: str = CONFUSION) -> None:
+def write_confusion(workdir: Path, scores: dict[str, Any], name: str = CONFUSION) -> list[str]:
     """Moves the confusion matrix from the scores to a table: true class by predicted class.
 
     A JSON file beside it has the names of the classes as they are.
+
+    Returns:
+      The names of both files, if there is a matrix.
     """
     rows, names = scores.pop("confusion", None), scores.pop("confusion_names", None)
     if rows is None or names is None:
-        return
+        return []
     text = io.StringIO()
     table = csv.writer(text)
     cells = list(map(spreadsheet_cell, names))
@@ -121,7 +178,9 @@ def write_confusion(workdir: Path, scores: dict[str, Any], name: str = CONFUSION
     table.writerows([cell, *row] for cell, row in zip(cells, rows, strict=True))
     write_text(workdir / name, text.getvalue())
     exact = {"classes": names, "confusion": rows}
-    write_text((workdir / name).with_suffix(".json"), json.dumps(exact, ensure_ascii=False) + "\n")
+    beside = (workdir / name).with_suffix(".json")
+    write_text(beside, json.dumps(exact, ensure_ascii=False) + "\n")
+    return [name, beside.name]
 
 
 def spreadsheet_cell(value: Any) -> Any:

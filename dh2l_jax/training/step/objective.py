@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from dh2l_jax.hierarchy import Hierarchy
+from dh2l_jax.hierarchy.counts import has_nan
 from dh2l_jax.metrics import get_metric
 from dh2l_jax.models import Network
 from dh2l_jax.models.heads import HierarchicalHead
@@ -85,7 +86,7 @@ def make_regularizer(
         factor: jax.Array | None = None,
         everything: bool = False,
     ):
-        value, terms = jnp.zeros(()), {}
+        value, terms = jnp.zeros((), jnp.float32), {}
         if reg.rules or reg.lambda_e or everything:
             E, terms = energy(params)
             value += E
@@ -109,7 +110,7 @@ def make_regularizer(
         value = scaled(value, factor)
         centers = [level.center for level in levels if level.center is not None]
         if centers and (reg.lambda_o or everything):
-            terms["R_o"] = sum((orthogonality(C) for C in centers), start=jnp.zeros(()))
+            terms["R_o"] = sum(map(orthogonality, centers[1:]), start=orthogonality(centers[0]))
             value += reg.lambda_o * terms["R_o"]
         return value, terms
 
@@ -168,7 +169,8 @@ def make_objective(
             L_parent = _parent_cross_entropy(params, head, features, labels)
             J += reg.parent_ce_weight * L_parent
             terms = {"L_parent": L_parent, **terms}
-        hits = jnp.sum(jnp.argmax(logits, axis=-1) == labels)
+        right = jnp.argmax(logits, axis=-1) == labels
+        hits = jnp.sum(right & ~has_nan(logits))
         batch_stats = cast(dict, updates)["batch_stats"]
         return J, (batch_stats, {"J": J, "L": L, **terms, "hits": hits})
 
@@ -200,7 +202,7 @@ def _parent_cross_entropy(
 ) -> jax.Array:
     """Sum over the inner levels of the cross-entropy of the labels' ancestors."""
     tree, levels = head.hierarchy, head_levels(params, head)
-    total = jnp.zeros(())
+    total = jnp.zeros((), jnp.float32)
     for level, ancestors in enumerate(tree.ancestors()[:-1], 1):
         vectors = logit_vectors(levels, tree, logits=head.logits, level=level)
         total += _cross_entropy(jnp.dot(features, vectors.T), jnp.asarray(ancestors)[labels])

@@ -57,7 +57,7 @@ def init_state(
         params = variables["params"]
         # Keys are stored as raw words, which every checkpoint format can hold.
         key = jax.random.key_data(run_key)
-        step, rate = jnp.zeros((), jnp.int32), jnp.ones(())
+        step, rate = jnp.zeros((), jnp.int32), jnp.ones((), jnp.float32)
         return TrainState(step, params, variables["batch_stats"], tx.init(params), key, rate)
 
     replicated = NamedSharding(mesh, PartitionSpec())

@@ -169,7 +169,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     log_message = staticmethod(lambda *_: None)
 
-    def do_HEAD(self, body=False):  # noqa: D102
+    def do_HEAD(self, body=False):
         self.server.requests.append((self.path, dict(self.headers)))
         data = self.server.files.get(self.path)
         self.send_response(200 if data else 404)

@@ -1,7 +1,7 @@
 """Layouts of Flax Linen modules: `init` is run without numbers, and each layer tells its axes.
 
-A parameter is put into a box that names its axes as soon as its layer has made it. `nn.scan` and
-`nn.vmap` tell such boxes where they add an axis, so nothing has to be guessed from shapes.
+Where `nn.scan` or `nn.vmap` add axes, it is run once more with each parameter put into a box that
+names its axes: they tell such boxes where they add one, so nothing is guessed from shapes.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from dh2l_jax.checks import unknown_name
 from dh2l_jax.regularizers.params.layouts.names import Known, by_name
 from dh2l_jax.regularizers.params.layouts.spelled import contraction, convolution, linear
-from dh2l_jax.regularizers.params.leaves import path_text
+from dh2l_jax.regularizers.params.leaves import named, path_text
 
 __all__ = ["is_module", "read"]
 
@@ -41,51 +41,93 @@ def read(module: Any, inputs: Any, leaves: Mapping[str, Any]) -> dict[str, Known
     Raises:
       ValueError: they are not the parameters of this module and these inputs.
     """
-    made = _initialised(module, inputs)
+    told: dict[str, _Told] = {}
+    made = dict(named(_init(module, inputs, told)))
+    if any(told[path].shape != x.shape for path, x in made.items() if path in told):
+        told |= _with_added_axes(module, inputs)
     prefix = "" if made.keys() & leaves.keys() else "params/"
-    found = {}
-    for path, box in made.items():
-        path = prefix + path
-        if path not in leaves:
-            raise ValueError(unknown_name("parameter of the module", path, leaves))
-        if leaves[path].shape != box.value.shape:
-            shapes = f"shape {leaves[path].shape}, the module with these inputs {box.value.shape}"
-            raise ValueError(f"{path!r} has {shapes}")
-        found[path] = box.known()
+    found = {
+        path: Known(None, "", f"of {path.split('/')[0]}, no parameter")
+        for path in leaves
+        if not path.startswith(prefix)
+    }
+    for path, x in made.items():
+        at = prefix + path
+        if at not in leaves:
+            raise ValueError(unknown_name("parameter of the module", at, leaves))
+        if leaves[at].shape != x.shape:
+            shapes = f"shape {leaves[at].shape}, the module with these inputs {x.shape}"
+            raise ValueError(f"{at!r} has {shapes}")
+        if path in told:
+            found[at] = told[path].known(x.ndim)
     return found
 
 
-def _initialised(module: Any, inputs: Any) -> dict[str, Any]:
-    linen: Any = sys.modules["flax.linen"]
-    positional, by_key = ((), dict(inputs)) if isinstance(inputs, Mapping) else (inputs, {})
-    arrays, others = _arrays(positional), _arrays(by_key)
-    Box = _box_type()
+class _Told(NamedTuple):
+    """What a layer tells of a parameter that it has made.
 
-    def box_parameters(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        result = call(*args, **kwargs)
-        scope = context.module.scope
-        for name, value in scope.variables().get("params", {}).items():
-            if not isinstance(value, Mapping | Box):
-                value = jax.tree.leaves(value)[0]  # seen through the user's own box
-                text = _axes(linen, context.module, name, value.ndim, args, kwargs)
-                scope.put_variable("params", name, _boxed(context.module, name, value, text))
+    Attributes:
+      shape: inside of the transformations that add axes.
+      left: names of its axes, with those that have been added.
+      right: axes of its vectors, or None.
+      source: the type of the layer.
+    """
+
+    shape: tuple[int, ...]
+    left: tuple[str, ...]
+    right: str | None
+    source: str
+
+    def known(self, rank: int) -> Known:
+        if len(self.shape) < 2:
+            return Known(None, self.source, "one axis in each layer: no vectors")
+        if self.right is None or len(self.left) != rank:
+            return Known(None, self.source)
+        return Known(f"{' '.join(self.left).replace(GROUPS, '(g o)')} -> {self.right}", self.source)
+
+
+def _init(module: Any, inputs: Any, told: dict[str, _Told], *, boxed: bool = False) -> Any:
+    """The shapes of the parameters; `told` takes what each layer tells of its own."""
+    linen: Any = sys.modules["flax.linen"]
+    Box = _box_type()
+    positional, by_key = ((), dict(inputs)) if isinstance(inputs, Mapping) else (inputs, {})
+
+    def listen(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        result, layer = call(*args, **kwargs), context.module
+        for name, value in layer.scope.variables().get("params", {}).items():
+            if isinstance(value, Mapping | Box):
+                continue
+            path, value = "/".join((*layer.path, name)), jax.tree.leaves(value)[0]
+            told.setdefault(path, _tell(linen, layer, name, value.shape, args, kwargs))
+            if boxed:
+                layer.scope.put_variable("params", name, Box(value, told[path]))
         return result
 
     def init(arrays: Any, others: Any) -> Any:
-        with linen.intercept_methods(box_parameters):
+        with linen.intercept_methods(listen):
             args = [arrays.get(k, x) for k, x in enumerate(positional)]
             return module.init(jax.random.key(0), *args, **(by_key | others))["params"]
 
     try:
-        made = jax.eval_shape(init, arrays, others)
+        return jax.eval_shape(init, _arrays(positional), _arrays(by_key))
     except TypeError as error:
         if inputs:
             raise
-        raise ValueError(
-            f"inputs=(x, ...) of {type(module).__name__} are missing: {error}"
-        ) from None
+        name = type(module).__name__
+        raise ValueError(f"inputs=(x, ...) of {name} are missing: {error}") from None
+
+
+def _with_added_axes(module: Any, inputs: Any) -> dict[str, _Told]:
+    """What layers tell where `nn.scan` or `nn.vmap` add axes, with the places of these."""
+    Box, told = _box_type(), {}
+    try:
+        made = _init(module, inputs, told, boxed=True)
+    except (
+        Exception
+    ):  # what maps variables, such as WeightNorm, may take no boxes: it will be asked
+        return {}
     nodes = jax.tree_util.tree_leaves_with_path(made, is_leaf=lambda x: isinstance(x, Box))
-    return {path_text(path): box for path, box in nodes if isinstance(box, Box)}
+    return {path_text(path): box.told for path, box in nodes if isinstance(box, Box)}
 
 
 def _arrays(values: Any) -> dict[Any, Any]:
@@ -96,14 +138,16 @@ def _arrays(values: Any) -> dict[Any, Any]:
     }
 
 
-def _boxed(layer: Any, name: str, value: Any, text: str | None) -> Any:
+def _tell(
+    linen: Any, layer: Any, name: str, shape: tuple[int, ...], args: Any, kwargs: Any
+) -> _Told:
+    text = _axes(linen, layer, name, len(shape), args, kwargs)
     source = f"nn.{type(layer).__name__}" if text else "its name"
-    text = text or by_name(name, value.shape)
+    text = text or by_name(name, shape)
     if text is None:
-        left = tuple(f"a{k}" for k in range(value.ndim))
-        return _box_type()(value, left, None, type(layer).__name__)
+        return _Told(shape, (), None, type(layer).__name__)
     left, right = text.replace("(g o)", GROUPS, 1).split(" -> ")
-    return _box_type()(value, tuple(left.split()), right, source)
+    return _Told(shape, tuple(left.split()), right, source)
 
 
 def _axes(linen: Any, layer: Any, name: str, rank: int, args: Any, kwargs: Any) -> str | None:
@@ -127,7 +171,7 @@ def _axes(linen: Any, layer: Any, name: str, rank: int, args: Any, kwargs: Any) 
             return convolution(rank - 2, "o i" if layer.transpose_kernel else "i o")
         case linen.Einsum():
             given = [x for x in (*args, *kwargs.values()) if isinstance(x, str)]
-            return contraction((*given, layer.einsum_str)[0], rank)
+            return contraction((*given, layer.einsum_str)[0] or "", rank)
     return None
 
 
@@ -144,9 +188,7 @@ def _box_type() -> Any:
     @dataclasses.dataclass(frozen=True)
     class Box(meta.AxisMetadata):
         value: Any
-        left: tuple[str, ...] = dataclasses.field(metadata={"static": True})
-        right: str | None = dataclasses.field(metadata={"static": True})
-        source: str = dataclasses.field(metadata={"static": True})
+        told: _Told = dataclasses.field(metadata={"static": True})
 
         def unbox(self) -> Any:
             return self.value
@@ -155,26 +197,18 @@ def _box_type() -> Any:
             return dataclasses.replace(self, value=val)
 
         def add_axis(self, index: int, params: Any) -> Any:
-            name = f"layer{self.added() or ''}"
-            left = list(self.left)
+            left, right = list(self.told.left), self.told.right
+            name = f"layer{sum(axis.startswith('layer') for axis in left) or ''}"
             left.insert(index % (len(left) + 1), name)
-            right = self.right and f"{name} {self.right}"
-            return dataclasses.replace(self, left=tuple(left), right=right)
+            told = self.told._replace(left=tuple(left), right=right and f"{name} {right}")
+            return dataclasses.replace(self, told=told)
 
         def remove_axis(self, index: int, params: Any) -> Any:
-            left = list(self.left)
+            left, right = list(self.told.left), self.told.right
             name = left.pop(index)
-            right = self.right and self.right.removeprefix(f"{name} ")
-            return dataclasses.replace(self, left=tuple(left), right=right)
-
-        def added(self) -> int:
-            return sum(axis.startswith("layer") for axis in self.left)
-
-        def known(self) -> Known:
-            if self.right is None:
-                few = len(self.left) - self.added() < 2
-                return Known(None, self.source, "one axis in each layer: no vectors" if few else "")
-            left = " ".join(self.left).replace(GROUPS, "(g o)")
-            return Known(f"{left} -> {self.right}", self.source)
+            told = self.told._replace(
+                left=tuple(left), right=right and right.removeprefix(f"{name} ")
+            )
+            return dataclasses.replace(self, told=told)
 
     return Box

@@ -28,13 +28,35 @@ def read(model: Any) -> dict[str, Known]:
             variable = getattr(module, name)
             extra = len(variable.shape) - len(shape)
             fits = extra >= 0 and tuple(variable.shape[extra:]) == tuple(shape)
-            key = "/".join(map(str, (*path, name)))
-            found[key] = Known(leading(text, extra) if fits else None, f"nnx.{_type(nnx, module)}")
-    for path, variable in nnx.to_flat_state(nnx.state(model)):
+            found[_text((*path, name))] = Known(
+                leading(text, extra) if fits else None, f"nnx.{_type(nnx, module)}"
+            )
+    state = dict(nnx.to_flat_state(nnx.state(model)))
+    for path, variable in state.items():
         if isinstance(variable, nnx.Variable) and not isinstance(variable, nnx.Param):
             why = f"an nnx.{type(variable).__name__}, no nnx.Param"
-            found["/".join(map(str, path))] = Known(None, "nnx", why)
-    return found
+            found[_text(path)] = Known(None, "", why)
+    return found | _shared(nnx, model, state)
+
+
+def _shared(nnx: Any, model: Any, state: dict[Any, Any]) -> dict[str, Known]:
+    """Modules and variables that a model holds once more; its state has the first place alone."""
+    first = {id(module): path for path, module in nnx.iter_modules(model)}
+    places = [
+        ((*path, key), child)
+        for path, module in nnx.iter_modules(model)
+        for key, child in nnx.iter_children(module)
+    ]
+    first |= {id(child): place for place, child in places if place in state}
+    return {
+        _text(place): Known(None, "", f"the same as {_text(first[id(child)])!r}")
+        for place, child in places
+        if first.get(id(child), place) != place
+    }
+
+
+def _text(path: tuple[Any, ...]) -> str:
+    return "/".join(map(str, path))
 
 
 def _kernels(nnx: Any, layer: Any) -> Iterator[tuple[str, tuple[int, ...], str]]:

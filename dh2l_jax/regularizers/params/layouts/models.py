@@ -8,15 +8,15 @@ import jax
 
 from dh2l_jax.regularizers.params.layouts import equinox, flax_linen, flax_nnx
 from dh2l_jax.regularizers.params.layouts.names import Known, by_name, no_vectors
-from dh2l_jax.regularizers.params.leaves import named, parameters, refuse_optimizer_states
+from dh2l_jax.regularizers.params.leaves import parameters
 
 __all__ = ["Leaf", "known_leaves"]
 
 
 class Leaf(NamedTuple):
-    """An array and what is known of it."""
+    """An array, or None in a place that shares one, and what is known of it."""
 
-    array: jax.Array
+    array: Any
     known: Known
 
 
@@ -36,16 +36,13 @@ def known_leaves(tree: Any, module: Any = None, inputs: Any = ()) -> dict[str, L
         raise ValueError(
             f"a module of Linen holds no parameters: plan(params, module={name}(...), inputs=(x,))"
         )
-    refuse_optimizer_states(tree)
     leaves = parameters(tree)
     if not leaves:
         raise ValueError(f"expected a tree of parameters, found no array in {type(tree).__name__}")
     known = _from_types(tree if module is None else module, leaves, inputs)
     found = {path: Leaf(x, _known(path, x, known.get(path))) for path, x in leaves.items()}
-    for path, x in named(tree):
-        if path not in found and hasattr(x, "shape"):
-            found[path] = Leaf(x, Known(None, "", "shared: counted where it is first"))
-    return found
+    elsewhere = {path: Leaf(None, k) for path, k in known.items() if k.left_out}
+    return found | {path: leaf for path, leaf in elsewhere.items() if path not in found}
 
 
 def _from_types(model: Any, leaves: dict[str, jax.Array], inputs: Any) -> dict[str, Known]:

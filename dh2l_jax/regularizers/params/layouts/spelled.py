@@ -46,8 +46,8 @@ def contraction(equation: str, rank: int) -> str | None:
     >>> contraction("btd,dhk->bthk", 3), contraction("...gi,gio->...go", 3)
     ('d h k -> (h k) d', 'g i o -> g o i')
     """
-    operands, result = equation.replace(" ", "").split("->")
-    x, kernel = operands.split(",")
+    operands, _, result = equation.replace(" ", "").partition("->")
+    x, _, kernel = operands.partition(",")
     if "." in kernel or len(kernel) != rank or len({*kernel}) != rank:
         return None
     batch = [a for a in kernel if a in x and a in result]
