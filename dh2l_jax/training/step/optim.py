@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import optax
 
+from dh2l_jax.regularizers.params.layouts.names import no_vectors
+from dh2l_jax.regularizers.params.leaves import path_text
 from dh2l_jax.training.config import OptimConfig
 
 __all__ = ["decay_mask", "learning_rate", "optimizer"]
@@ -31,8 +33,8 @@ def learning_rate(optim: OptimConfig, steps_per_epoch: int, epochs: int) -> opta
 
 
 def decay_mask(params: Any) -> Any:
-    """True for kernels and head vectors; biases and BatchNorm have one axis and never decay."""
-    return jax.tree.map(lambda p: p.ndim >= 2, params)
+    """True for kernels and head vectors; biases and normalisations never decay."""
+    return jax.tree_util.tree_map_with_path(lambda k, p: not no_vectors(path_text(k), p), params)
 
 
 def optimizer(optim: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
