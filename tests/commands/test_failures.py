@@ -5,7 +5,6 @@ command line or a config may get wrong beyond that is in `test_bad_input.py`.
 """
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,12 @@ ROOT = Path(__file__).parents[2]
 TRAIN, DH2L = f"{sys.executable} {ROOT}/train.py", f"{sys.executable} -m dh2l_jax"
 SMALL = "--epochs 1 --data.fraction 0.01 --batch_size 8 --model.name resnet8"
 # A module of this name, found first, in place of one that a command imports.
-INTERRUPTED = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+# The handler is Python's own, which it does not set where a shell runs the tests in background.
+INTERRUPTED = """
+import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+os.kill(os.getpid(), signal.SIGINT)
+"""
 EXHAUSTED = "raise MemoryError"
 THREADS = 'raise RuntimeError("can\'t start new thread")'
 
@@ -103,7 +107,6 @@ def ends(folder, script):
         process = subprocess.run(
             ["bash", "-c", script.replace("&reader", f"&{writer}")],
             cwd=folder,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             env=env,
             pass_fds=[writer],
             capture_output=True,

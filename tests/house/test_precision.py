@@ -18,6 +18,7 @@ WHERE = np.array([True, True, False, True, True, True])
 CONSTRAINTS = {"C1": 0.25, "C2": 0.5, "C3": 2.0}
 C, H = np.array([-0.995, -0.3, 0.2, 0.7]), np.array([0.6, -0.2, 0.2, -0.6])
 NAMES = sorted(dh2l.METRICS)
+KERNEL = {"kernel": np.ones((6, 5), np.float32)}
 
 
 def head(W):
@@ -196,6 +197,20 @@ TABLE = {
         lambda W: dh2l.pairwise(functools.partial(dh2l.energy, metric="d_am"), W, W[:2]),
         lambda W: [[oracle.pair(u, v, "d_am")[0] for v in W[:2]] for u in W],
     ),
+    "plan": (
+        lambda W: dh2l.plan(KERNEL).value({"kernel": W}),
+        lambda W: oracle.mean_energy(W.T, "d_am_cos")[0],
+    ),
+    "rules": (
+        lambda W: [
+            dh2l.plan(KERNEL, dh2l.rules({"kernel": (regularizer, 0.3)})).value({"kernel": W})
+            for regularizer in ("d_hm", dh2l.orthogonality)
+        ],
+        lambda W: [
+            0.3 * oracle.mean_energy(W.T, "d_hm")[0],
+            0.3 * oracle_tree.orthogonality(W.T),
+        ],
+    ),
     "project": (lambda W: dh2l.project(W, W[2:5], GROUPS), vectors),
     "radii": (
         lambda W: dh2l.radii(W, GROUPS, 3),
@@ -231,7 +246,7 @@ TABLE = {
         lambda W: sum(oracle.mean_energy(X.T, "d_hm")[0] for X in (W, W[:, :4])),
     ),
 }
-NO_FLOATS = {"Hierarchy", "Level", "classes_present"}
+NO_FLOATS = {"Hierarchy", "Level", "classes_present", "diversity"}  # the last looks in NumPy
 PROFILES = {"METRICS", "Metric", "get_metric"}  # of similarities, which are at least float32
 AS_GIVEN = {"kernel_matrices", "straight_through"}
 

@@ -70,15 +70,15 @@ class Plan:
 
         Small layers share one program.
         """
-        total = jnp.zeros(())
+        total: Any = 0.0  # no array, whose dtype could be wider than the weights'
         for regularizer, group in self._by_regularizer().items():
             matrices = self._chosen(group).matrices(params)
             if isinstance(regularizer, Metric):
                 total += _stacked(regularizer, group, matrices)
             else:
                 parts = (_alone(layer, matrices[layer.path]) for layer in group)
-                total += sum(parts, start=jnp.zeros(()))
-        return total
+                total += sum(parts)
+        return jnp.asarray(total)
 
     def report(self, params: Any) -> dict[str, jax.Array]:
         """Path → the layer's part of `value`, all in one compiled call."""

@@ -125,7 +125,7 @@ def make_energy(reg: RegConfig, in_tree: bool) -> Callable[[Any], tuple[jax.Arra
     def energy(params: Any) -> tuple[jax.Array, Terms]:
         if reg.rules:
             parts = energy_plan(params, reg).report(params)
-            total = sum(parts.values(), start=jnp.zeros(()))
+            total = sum(parts.values(), start=jnp.zeros((), jnp.float32))
             return total, {"R_E": total, **parts}
         of = functools.partial(weight_energy, params, half_space=reg.half_space)
         value = of(conv_metric, exclude=() if in_tree else HEAD)
