@@ -248,6 +248,7 @@ TABLE = {
 }
 NO_FLOATS = {"Hierarchy", "Level", "classes_present", "diversity"}  # the last looks in NumPy
 PROFILES = {"METRICS", "Metric", "get_metric"}  # of similarities, which are at least float32
+OF_MODELS = {"kernel_matrices", "plan", "rules", "weight_energy"}  # integers are no weights
 AS_GIVEN = {"kernel_matrices", "straight_through"}
 
 
@@ -286,7 +287,8 @@ def test_dtypes(name, x64):
     """Of values and gradients, traced alone."""
     call = TABLE[name][0]
     with jax.enable_x64(x64):
-        narrow = () if name in PROFILES else ("bfloat16", "float16", "int32")
+        narrow = () if name in PROFILES else ("bfloat16", "float16")
+        narrow += () if name in PROFILES | OF_MODELS else ("int32",)
         for dtype in ("float32", *narrow, *(["float64"] if x64 else [])):
             wide = dtype if dtype == "float64" or name in AS_GIVEN else "float32"
             found = {x.dtype for x in jax.tree.leaves(jax.eval_shape(call, matrix(dtype)))}
