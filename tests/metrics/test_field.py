@@ -81,7 +81,12 @@ REDUCTIONS = {
 
 
 CASES = [
-    pytest.param(metric, reduction, half_space, id=f"{metric}-{reduction}-{half_space}")
+    pytest.param(
+        metric,
+        reduction,
+        half_space,
+        id=f"{getattr(metric, '__name__', metric)}-{reduction}-{half_space}",
+    )
     for metric in METRICS
     for reduction in REDUCTIONS
     for half_space in (False, True)
