@@ -110,6 +110,10 @@ TABLE = {
         lambda W: dh2l.angle(W[0], W[1]),
         lambda W: oracle.theta(cosine(W[0], W[1]), lambda c: c),
     ),
+    "exact_angle": (
+        lambda W: dh2l.exact_angle(W[0], W[1]),
+        lambda W: np.arccos(cosine(W[0], W[1])) / np.pi,
+    ),
     "binary_sign": (dh2l.binary_sign, lambda W: [oracle.code(w) for w in W]),
     "center_energy": (
         lambda W: [dh2l.center_energy(W, "d_am", groups=g) for g in (GROUPS, None)],
