@@ -147,8 +147,10 @@ def refuse_small_limits() -> None:
 
 
 def _last_line(line: str, code: Exit) -> Exit:
-    with contextlib.suppress(OSError):
+    try:
         print(one_line(line), file=sys.stderr, flush=True)
+    except OSError:
+        _point_to_null(sys.stderr.fileno())  # else Python tries again at its end, and ends with 120
     return code
 
 

@@ -5,8 +5,8 @@ import json
 import jax
 import numpy as np
 import pytest
-import torch
 from matplotlib.image import imread
+from support.pth_files import zip_file
 
 import dh2l_jax as dh2l
 from dh2l_jax.__main__ import main
@@ -35,7 +35,7 @@ def run(capsys, *words):
 
 def save(path, arrays):
     if path.suffix == ".pth":
-        torch.save({name: torch.tensor(array) for name, array in arrays.items()}, path)
+        path.write_bytes(zip_file(dict(arrays)))
     elif path.suffix == ".npz":
         np.savez(path, **arrays)
     else:

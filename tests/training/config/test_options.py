@@ -203,7 +203,7 @@ CONFIG_FILES = {
     "an exit": (b"import sys\nsys.exit(0)\n", ", line 2: SystemExit: 0"),
     "endless recursion": (b"def get_config():\n    get_config()\n", ", line 2: RecursionError: "),
     "an argument": (b"def get_config(name):\n    pass\n", "TypeError: get_config() missing 1 req"),
-    "no text": (bytes(range(256)) * 4, ": SyntaxError: "),
+    "no text": (bytes(range(1, 256)) * 4, ": SyntaxError: "),
     "zeros": (bytes(1000), ": "),
     "Latin-1": ("x = 'Größe'\n".encode("latin-1"), ": SyntaxError: "),
     "nothing": (b"", ": expected a function get_config(), found none"),
