@@ -6,7 +6,6 @@ Nothing here is imported with JAX, and only the command that runs is imported at
 from __future__ import annotations
 
 import argparse
-import contextlib
 import enum
 import errno
 import importlib
