@@ -218,7 +218,7 @@ def mean_energy(
     if reduction in ("max", "row_max"):
         if mesh is not None:
             raise ValueError(f"rows on a mesh have no {reduction} yet: leave out mesh")
-        what = Maxima(metric, reduction == "row_max", half_space, block)
+        what = Maxima(metric, reduction == "row_max", half_space, Tiled(block).block)
         value = _sum(_of_maxima, what, W, where) if n else jnp.zeros((), W.dtype)
         return (
             (value, f"{reduction}: tiles of {block} rows, then {n:,} pairs") if explain else value

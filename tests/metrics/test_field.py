@@ -203,6 +203,7 @@ def test_many_rows_take_the_memory_of_a_tile():
         ("gaussian(2)", {}, r"expected NAME or NAME\(option=value\), found 'gaussian\(2\)'"),
         ("d_am(t=1)", {}, "d_am: unknown option 't'"),
         ("mhe_s2", {"reduction": "log_mean_exp"}, "0.25 to 5e\\+04 of 'mhe_s2'"),
+        ("cosine", {"reduction": "max", "block": 0}, "block must be ≥ 1, found 0"),
         ("cosine", {"reduction": "rowmax"}, "unknown reduction 'rowmax': did you mean 'row_max'"),
         (
             "cosine",
