@@ -116,7 +116,9 @@ def integers(what: str, values: Any, shape: tuple[int, ...] | None = None, like:
         raise ValueError(f"{what} must have shape {shape} {like}, found {values.shape}")
 
 
-def labels_exist(labels: Any, num_classes: int, where: Any = None) -> None:
+def labels_exist(
+    labels: Any, num_classes: int, where: Any = None, *, what: str = "classes"
+) -> None:
     """ValueError unless concrete labels, those of a mask if there is one, are in 0..C−1."""
     import numpy as np
 
@@ -125,7 +127,7 @@ def labels_exist(labels: Any, num_classes: int, where: Any = None) -> None:
     outside = np.flatnonzero(outside if where is None else outside & np.asarray(where))
     if outside.size:
         raise ValueError(
-            f"label {labels[outside[0]]} at index {outside[0]} does not exist: classes are "
+            f"label {labels[outside[0]]} at index {outside[0]} does not exist: {what} are "
             f"0..{num_classes - 1}"
         )
 
