@@ -20,6 +20,8 @@ from dh2l_jax.checks import name_and_options, unknown_name
 from dh2l_jax.metrics import METRICS, Metric, get_metric, mean_energy
 from dh2l_jax.metrics.table import FAMILIES, REDUCED
 from dh2l_jax.regularizers.field.centers import uniformface
+from dh2l_jax.regularizers.field.determinants import dpp, log_det, mgd
+from dh2l_jax.regularizers.field.spectra import uer, von_neumann
 
 __all__ = ["REGULARIZERS", "Regularizer", "Row", "mean_of", "regularizer"]
 
@@ -160,7 +162,11 @@ def _own(
     return Row(symbol, source, *what, needs)
 
 
-MHE = "Liu et al., MHE, NeurIPS 2018"
+MHE = "Liu et al., NeurIPS 2018"
+SPHERES = "Liu et al., AISTATS 2021"
+BREGMAN = "Xie et al., 2018"
+SMALL_SIDE = "nd·min(n, d)"
+SMALL_CUBE = "nd·min(n, d) + min(n, d)³"
 
 REGULARIZERS: Mapping[str, Row] = types.MappingProxyType(
     {
@@ -192,8 +198,13 @@ REGULARIZERS: Mapping[str, Row] = types.MappingProxyType(
         "koleo": _reduced(
             "koleo", "L_KoLeo", "Sablayrolles et al., ICLR 2019", "−mean_i log min_j ‖û_i−û_j‖"
         ),
-        "mhs": _reduced("mhs", "MHS", "Liu et al., AISTATS 2021", "−min ‖û_i−û_j‖²"),
+        "mhs": _reduced("mhs", "MHS", SPHERES, "−min ‖û_i−û_j‖²"),
         "coherence": _reduced("coherence", "μ", "Welch, 1974", "max |c_ij|"),
+        "mgd": _own(mgd, "MGD", SPHERES, "−log det(exp(−ε ‖û_i−û_j‖²) + rI)", "n²d + n³"),
+        "dpp": _own(dpp, "DPP", "Kwok & Adams, NeurIPS 2012", "−log det(C + rI)", SMALL_CUBE),
+        "uer": _own(uer, "UER", "Xie et al., ICML 2017", "Σ_k p_k log p_k + log k", SMALL_CUBE),
+        "von_neumann": _own(von_neumann, "D_vN", BREGMAN, "tr(G log G − G + I)", SMALL_CUBE),
+        "log_det": _own(log_det, "D_ld", BREGMAN, "tr G − log det(G + rI) − n", SMALL_CUBE),
     }
 )
 """Every regulariser of the field by name; metrics of `METRICS` are known to `regularizer` too."""

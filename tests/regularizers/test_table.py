@@ -37,6 +37,13 @@ VALUES = {
     "mhs": -0.0754991027,
     "mhs(half_space=True)": -0.0754991027,
     "coherence": 0.9622504486,
+    "mgd": 2.0763997428,
+    "mgd(half_space=True)": 4.3742209247,
+    "dpp": 13.1980425923,
+    "uer": 0.1992310178,
+    "von_neumann": 81.2081105915,
+    "log_det(ridge=1e-3)": 37.6646197580,
+    "log_det": np.sum(A**2) - 4 - np.log(1e-9) - np.linalg.slogdet(A.T @ A + 1e-9 * np.eye(3))[1],
 }
 # Further arguments of a call, of the rows that need some.
 NEEDS = {}

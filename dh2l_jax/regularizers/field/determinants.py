@@ -71,9 +71,7 @@ def mgd(
     return -with_gradient(_log_det, _Kernels(kernels, _positive(ridge)), W, where)
 
 
-def dpp(
-    W: ArrayLike, where: ArrayLike | None = None, *, ridge: float = RIDGE
-) -> jax.Array:
+def dpp(W: ArrayLike, where: ArrayLike | None = None, *, ridge: float = RIDGE) -> jax.Array:
     """Minus the log-volume of the unit vectors, the prior of a determinantal point process.
 
         −log det(C + rI),   C_ij = û_i·û_j
@@ -102,9 +100,7 @@ def dpp(
     return -with_gradient(_log_det, kernels, W, where)
 
 
-def log_det(
-    W: ArrayLike, where: ArrayLike | None = None, *, ridge: float = 1e-9
-) -> jax.Array:
+def log_det(W: ArrayLike, where: ArrayLike | None = None, *, ridge: float = 1e-9) -> jax.Array:
     """The log-determinant divergence of the raw Gram matrix from the identity.
 
         tr G − log det(G + rI) − n,   G = W Wᵀ
@@ -210,9 +206,7 @@ def _log_det(kernels: _Kernels, W: jax.Array, where: jax.Array) -> Cotangent:
         return _exactly(kernels, W, where)
     parts = _parts(kernels, W, where)
     factors = _factors(parts)
-    pivots = [
-        jnp.diag(L) ** 2 / jnp.diag(K) for K, L in zip(parts.matrices, factors, strict=True)
-    ]
+    pivots = [jnp.diag(L) ** 2 / jnp.diag(K) for K, L in zip(parts.matrices, factors, strict=True)]
     return lax.cond(
         jnp.min(jnp.stack(pivots)) > PIVOT,  # which the NaN of a factor that failed is not
         functools.partial(_of_factors, kernels),
@@ -291,7 +285,9 @@ def _of_factors(
 @jax.custom_jvp
 def _log_det_and_inverse(K: jax.Array, L: jax.Array) -> tuple[jax.Array, jax.Array]:
     """log det K and K⁻¹ of K = L Lᵀ; derivatives are those by K."""
-    half = lax.linalg.triangular_solve(L, jnp.eye(len(K), dtype=K.dtype), left_side=True, lower=True)
+    half = lax.linalg.triangular_solve(
+        L, jnp.eye(len(K), dtype=K.dtype), left_side=True, lower=True
+    )
     return 2 * jnp.sum(jnp.log(jnp.diag(L))), product(half.T, half)
 
 
