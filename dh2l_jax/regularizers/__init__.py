@@ -8,10 +8,13 @@ from dh2l_jax.regularizers.params.diversity import diversity
 from dh2l_jax.regularizers.params.kernels import kernel_matrices, weight_energy
 from dh2l_jax.regularizers.params.plan import Plan, plan
 from dh2l_jax.regularizers.params.rules import rules
+from dh2l_jax.regularizers.table import REGULARIZERS, Regularizer, regularizer
 from dh2l_jax.regularizers.tree import hierarchical
 
 __all__ = [
+    "REGULARIZERS",
     "Plan",
+    "Regularizer",
     "brock",
     "center_energy",
     "classes_present",
@@ -24,6 +27,7 @@ __all__ = [
     "ocnn",
     "orthogonality",
     "plan",
+    "regularizer",
     "rules",
     "so",
     "spectral",
