@@ -270,7 +270,7 @@ def test_hold_out_depends_on_the_seed_alone(mini):
     np.testing.assert_allclose(first.mean, first.train_images.mean() / 255, rtol=1e-5)
 
 
-@pytest.mark.parametrize("count", [0, -3, 4, 15, 300])
+@pytest.mark.parametrize("count", [0, -3, 2.5, 16, 300, 0.9, 0.01])
 def test_hold_out_refuses_bad_counts(count):
     with pytest.raises(ValueError, match=f"count must be .*found {count}"):
         hold_out(synthetic(), count, 0)

@@ -60,7 +60,10 @@ class DataConfig(Checked):
       pad: zeros added on each side before the random crop; 0 for none.
       flip: mirror at random.
       fraction: part of the images of each class to use, of training and test alike; for trials.
-      holdout: validation images taken from the training images; the test set is then not used.
+      inner: images beside sub-folders: the node is their "label"; or make them a "class" of their
+        own, NODE/·, "skip" or "refuse" them.
+      holdout: validation images taken from the training images, their number or a share below 1,
+        of each class its part; the test set is then not used.
       device_gb: images of up to so many GB live on the device, more are streamed to it.
     """
 
@@ -76,8 +79,18 @@ class DataConfig(Checked):
     pad: int = field(4, low=0, high=2**13)
     flip: bool = True
     fraction: float = field(1.0, above=0, high=1)
-    holdout: int = field(0, low=0)
+    inner: str = field("label", choices=("label", "class", "skip", "refuse"))
+    holdout: float = field(0, low=0)
     device_gb: float = field(4.0, low=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.holdout == int(self.holdout):
+            object.__setattr__(self, "holdout", int(self.holdout))
+        elif self.holdout > 1:
+            raise ValueError(
+                f"holdout must be a whole number or a share below 1, found {self.holdout}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
