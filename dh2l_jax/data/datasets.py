@@ -78,7 +78,7 @@ class Dataset:
                 f"{self.name}: expected images of one shape, found {train} for training and {test} "
                 "for the test"
             )
-        _refuse_classes_never_seen(self.name, arrays["train_labels"], self.hierarchy)
+        _refuse_classes_never_seen(self)
         for field, array in arrays.items():
             object.__setattr__(self, field, _read_only(array))
 
@@ -297,8 +297,9 @@ def _canonical(
     return {f"{split}_images": images, f"{split}_labels": labels.astype(np.int32)}
 
 
-def _refuse_classes_never_seen(name: str, labels: np.ndarray, tree: Hierarchy) -> None:
+def _refuse_classes_never_seen(dataset: Dataset) -> None:
     """Labels that are counted from 1 would make an inner node of the last class."""
+    name, labels, tree = dataset.name, dataset.train_labels, dataset.hierarchy
     C = tree.num_classes
     missing = np.flatnonzero(np.bincount(labels, minlength=C)[:C] == 0)
     if labels.max() >= C and missing.size:

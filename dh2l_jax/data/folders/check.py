@@ -218,7 +218,8 @@ def _odd_lines(report: FolderReport) -> Iterator[str]:
         counts = sorted(collections.Counter(tree.class_depths).items())
         yield "classes at depths: " + ", ".join(f"{depth}: {number}" for depth, number in counts)
     if report.inner:
-        train, test = (sum(row[place] for row in report.inner) for place in (1, 2))
+        train = sum(train for _, train, _ in report.inner)
+        test = sum(test for _, _, test in report.inner)
         yield (
             f"inner nodes: {train} training and {test} test images at {len(report.inner)} nodes, "
             "see data.inner"

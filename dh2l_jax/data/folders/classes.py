@@ -201,7 +201,7 @@ def from_csv(csv: Path, folders: list[Folder], findings: Findings, inner: str) -
     if len(set(named)) < len(named):
         what = "two classes whose names differ only in how accents are written"
         findings.problem(_UNUSABLE, f"{csv}: {what}")
-    nodes = {
+    nodes: dict[NodePath, NodePath] = {
         (composed(path[end - 1]),): path[:end] for path in paths for end in range(1, len(path))
     }
     beside: Folders = {path: found for path, found in flat.items() if path in nodes}
@@ -214,7 +214,7 @@ def from_csv(csv: Path, folders: list[Folder], findings: Findings, inner: str) -
     if own:
         paths += [(*nodes[path], f"{nodes[path][-1]}/{OWN}") for path in own]
         tree = Hierarchy(*level_tables(paths))
-        classes |= {(f"{path[0]}/{OWN}",): found for path, found in own.items()}
+        classes.update(((f"{path[0]}/{OWN}",), found) for path, found in own.items())
     return _labelled(classes, beside, tree, paths, nodes, left_out)
 
 
