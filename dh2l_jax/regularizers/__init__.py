@@ -1,7 +1,17 @@
 """What is added to a loss: energies of groups and trees, of a model's weights, and constraints."""
 
 from dh2l_jax.regularizers.energies import center_energy, classes_present, group_energy
+from dh2l_jax.regularizers.field.determinants import dpp, log_det, mgd
+from dh2l_jax.regularizers.field.features import (
+    barlow,
+    decov,
+    ole,
+    vicreg_covariance,
+    vicreg_variance,
+)
+from dh2l_jax.regularizers.field.hyperspherical import comhe, mar, mhc, mhp, r_mhp
 from dh2l_jax.regularizers.field.orthogonal import orthogonality
+from dh2l_jax.regularizers.field.spectra import uer, von_neumann
 from dh2l_jax.regularizers.params.diversity import diversity
 from dh2l_jax.regularizers.params.kernels import kernel_matrices, weight_energy
 from dh2l_jax.regularizers.params.plan import Plan, plan
@@ -10,14 +20,29 @@ from dh2l_jax.regularizers.tree import hierarchical
 
 __all__ = [
     "Plan",
+    "barlow",
     "center_energy",
     "classes_present",
+    "comhe",
+    "decov",
     "diversity",
+    "dpp",
     "group_energy",
     "hierarchical",
     "kernel_matrices",
+    "log_det",
+    "mar",
+    "mgd",
+    "mhc",
+    "mhp",
+    "ole",
     "orthogonality",
     "plan",
+    "r_mhp",
     "rules",
+    "uer",
+    "vicreg_covariance",
+    "vicreg_variance",
+    "von_neumann",
     "weight_energy",
 ]
