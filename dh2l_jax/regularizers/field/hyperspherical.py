@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from dh2l_jax.checks import as_float, rows, unknown_name
+from dh2l_jax.checks import rows, unknown_name
 from dh2l_jax.metrics.blocks import product
 from dh2l_jax.metrics.pairs import mean_energy
 from dh2l_jax.metrics.table import GAP, get_metric
@@ -103,7 +103,7 @@ def projected_energy(
     if kind not in KINDS:
         raise ValueError(unknown_name("kind", kind, KINDS))
     W, where = rows(W, where)
-    P = as_float(P).astype(W.dtype)
+    P = jnp.asarray(P, W.dtype)
 
     def energy(P: jax.Array, half_space: bool) -> jax.Array:
         return mean_energy(product(W, P.T), "mhe_s2", where=where, half_space=half_space)
@@ -197,7 +197,7 @@ def _with_pole(
 ) -> tuple[jax.Array, jax.Array]:
     """The cosines of the rows with a pole, (n,), and the mask."""
     W, where = rows(W, where)
-    pole = as_float(pole)
+    pole = jnp.asarray(pole, W.dtype)
     if pole.shape != W.shape[1:]:
         raise ValueError(f"expected a pole {W.shape[1:]} like a row of W, found {pole.shape}")
     return product(safe_normalize(W), safe_normalize(pole)), where
