@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,6 +25,7 @@ from dh2l_jax.data.batches.feed import Feed
 from dh2l_jax.data.batches.order import epoch_order
 from dh2l_jax.data.batches.placement import place
 from dh2l_jax.hierarchy import Hierarchy
+from dh2l_jax.hierarchy.learn.decoding import temperature as fitted_temperature
 from dh2l_jax.hierarchy.scores import Counts, summarize
 from dh2l_jax.training.config import Config
 from dh2l_jax.training.experiment import Experiment
@@ -37,7 +38,7 @@ from dh2l_jax.training.run.folder import METRICS
 from dh2l_jax.training.run.records import append_record
 from dh2l_jax.training.step.finite import check_finite
 from dh2l_jax.training.step.state import TrainState
-from dh2l_jax.training.step.steps import MAX_CONFUSION, make_eval_step
+from dh2l_jax.training.step.steps import MAX_CONFUSION, make_eval_step, make_logits_step
 
 __all__ = ["Epochs", "Evaluator", "Progress", "keep_better", "make_evaluator"]
 
@@ -69,7 +70,7 @@ class Pending(NamedTuple):
     """A step that the device has been sent, ready or not.
 
     Attributes:
-      result: a `StepResult`, or the counts so far of an evaluation; None where the run stops.
+      result: a `StepResult`, or an `Evaluation` so far; None where the run stops.
       state: after the step, where it has to be kept.
     """
 
@@ -126,8 +127,8 @@ class Epochs:
         record = {"epoch": epoch, "step": step, **progress.last_epoch, "lr": rate}
         record["images_per_second"] = speed
         if _evaluated(epoch, config):
-            counts = last_item(itertools.islice(ready, len(self.evaluator))).result
-            scores = self.evaluator.scores(counts)
+            evaluation = last_item(itertools.islice(ready, len(self.evaluator))).result
+            scores = self.evaluator.scores(evaluation)
             record |= {k: v for k, v in scores.items() if not k.startswith("confusion")}
             if self.experiment.split == "validation":
                 data, best = self.experiment.data_record, progress.best
@@ -206,40 +207,92 @@ class Epochs:
         checkpoint.save(self.workdir, state, dataclasses.asdict(progress), data=data)
 
 
+class Evaluation(NamedTuple):
+    """What an evaluation has come to so far.
+
+    Attributes:
+      counts: of the images seen; None while a temperature is fitted.
+      temperature: of CRM; None where classes are answered by their logits.
+      logits: of the images that the temperature is fitted on, of one step.
+    """
+
+    counts: Counts | None
+    temperature: Any = None
+    logits: Any = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-    """A function state → scores, on what a feed evaluates; `send` and `scores` are its halves."""
+    """A function state → scores, on what a feed evaluates; `send` and `scores` are its halves.
+
+    Attributes:
+      feed: of the images that are scored.
+      calibration: of those on which the temperature of CRM is fitted, if it is.
+    """
 
     experiment: Experiment
     feed: Feed
+    calibration: Feed | None = None
 
-    def __call__(self, state: TrainState) -> dict[str, Any]:
-        """The scores; the host waits for them."""
-        return self.scores(last_item(look_one_step_behind(self.send(state))))
+    def __call__(self, state: TrainState, temperature: float | None = None) -> dict[str, Any]:
+        """The scores; the host waits for them. A temperature that is given is not fitted."""
+        return self.scores(last_item(look_one_step_behind(self.send(state, temperature))))
 
     def __len__(self) -> int:
-        """Number of steps of an evaluation."""
-        return -(-len(self.feed) // self.experiment.config.eval_batch_size)
+        """Number of steps of an evaluation that fits its own temperature."""
+        images = [len(feed) for feed in (self.calibration, self.feed) if feed is not None]
+        return sum(-(-n // self.experiment.config.eval_batch_size) for n in images)
 
-    def send(self, state: TrainState) -> Iterator[Counts]:
+    def send(self, state: TrainState, temperature: float | None = None) -> Iterator[Evaluation]:
         """Sends a step for each item that is taken; the last one counts all images."""
         tree, size = self.experiment.dataset.hierarchy, self.experiment.config.eval_batch_size
-        return counts_so_far(self._step, state, self.feed, tree, size)
+        step, known = self._step, {}
+        if self.calibration is not None and temperature is None:
+            temperature = yield from self._fitted_temperature(state, self.calibration)
+        if temperature is not None:
+            known = {"temperature": place(np.float32(temperature), self.feed.replicated)}
+            step = functools.partial(step, **known)
+        for counts in counts_so_far(step, state, self.feed, tree, size):
+            yield Evaluation(counts, **known)
 
-    def scores(self, counts: Counts) -> dict[str, Any]:
+    def scores(self, evaluation: Evaluation) -> dict[str, Any]:
         """What `summarize` makes of the counts, with the name of the split."""
-        tree = self.experiment.dataset.hierarchy
+        tree, (counts, temperature, _) = self.experiment.dataset.hierarchy, evaluation
+        assert counts is not None
         nodes = [tree.size(level) for level in range(1, tree.num_levels + 1)]
-        return {"split": self.experiment.split, "nodes": nodes, **summarize(counts, tree)}
+        known = {} if temperature is None else {"temperature": float(temperature)}
+        head = {"split": self.experiment.split, "nodes": nodes, **known}
+        return {**head, **summarize(counts, tree)}
+
+    def _fitted_temperature(
+        self, state: TrainState, feed: Feed
+    ) -> Generator[Evaluation, None, float]:
+        """Sends a step for each item that is taken; returns the temperature."""
+        sent, where = [], []
+        for batch, mask in feed.evaluation(self.experiment.config.eval_batch_size):
+            sent.append(self._logits(state, *batch))
+            where.append(mask)
+            yield Evaluation(None, logits=sent[-1])
+        seen = np.concatenate(where)
+        logits, labels = (
+            np.concatenate(part)[seen] for part in zip(*jax.device_get(sent), strict=True)
+        )
+        return float(fitted_temperature(logits, labels))
 
     @functools.cached_property
     def _step(self):
         return make_eval_step(self.experiment.model, self.experiment.dataset, self.feed)
 
+    @functools.cached_property
+    def _logits(self):
+        assert self.calibration is not None
+        return make_logits_step(self.experiment.model, self.experiment.dataset, self.calibration)
+
 
 def make_evaluator(experiment: Experiment, feed: Feed | None = None) -> Evaluator:
     """A function state → scores, on the test images or on those held out for validation."""
-    return Evaluator(experiment, feed or experiment.feeds()[1])
+    feed = feed or experiment.feeds()[1]
+    return Evaluator(experiment, feed, experiment.calibration_feed())
 
 
 def keep_better(
@@ -254,7 +307,8 @@ def keep_better(
     if best and scores["accuracy"][-1] <= best["accuracy"][-1]:
         return best
     checkpoint.save(workdir, state, folder=checkpoint.BEST, keep=2, data=data)
-    return {"epoch": epoch, "accuracy": scores["accuracy"]}
+    kept = ("accuracy", "temperature")
+    return {"epoch": epoch, **{name: scores[name] for name in kept if name in scores}}
 
 
 def _evaluated(epoch: int, config: Config) -> bool:
