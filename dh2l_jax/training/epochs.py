@@ -273,6 +273,7 @@ class Evaluator:
             sent.append(self._logits(state, *batch))
             where.append(mask)
             yield Evaluation(None, logits=sent[-1])
+        # The host waits for all of them: no image can be scored before the temperature is known.
         seen = np.concatenate(where)
         logits, labels = (
             np.concatenate(part)[seen] for part in zip(*jax.device_get(sent), strict=True)

@@ -104,6 +104,6 @@ class Neck(nn.Module):
                 name = number + part
                 y = norm(name, layer(f"dense_{name}", y))
                 slope = self.param(f"slope_{name}", nn.initializers.constant(0.25), (self.width,))
-                y = jnp.where(y < 0, slope * y, y)
+                y = jnp.where(y < 0, slope[None] * y, y)
             x += y
         return x

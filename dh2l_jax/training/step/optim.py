@@ -43,7 +43,8 @@ def optimizer(
 ) -> optax.GradientTransformation:
     """SGD with momentum; the decay λ_f is added to the gradient before momentum, as torch does.
 
-    With `on_spheres` the directions of a sphere head keep their length 1 (`riemannian`).
+    With `on_spheres` the directions of a sphere head keep their length 1 (`riemannian`); the factor
+    of a roll-back cuts a step short on its chord, from where the next one returns to the sphere.
 
     Reference: DH²L, §5.
     """
