@@ -98,8 +98,8 @@ def count(
     Classes rank by their logits, or by their risk, the lower index first among equals. The
     independent prediction of an inner level is its most probable node, the probability of a node
     being the sum over its classes; again the lower index first, but sums that differ by rounding
-    alone may go either way.
-    Apart from the confusion matrix nothing larger than (b, C) and (L, 20, b) is built.
+    alone may go either way. Apart from the confusion matrix nothing larger than (b, C) and
+    (L, 20, b) is built.
 
     Args:
       logits: (b, C); half precision is widened.
