@@ -24,7 +24,9 @@ import numpy as np
 from dh2l_jax.data.batches.feed import Feed
 from dh2l_jax.data.batches.order import epoch_order
 from dh2l_jax.data.batches.placement import place
+from dh2l_jax.data.store.images import thumbnails
 from dh2l_jax.hierarchy import Hierarchy
+from dh2l_jax.hierarchy.learn.decoding import crm_risk
 from dh2l_jax.hierarchy.learn.decoding import temperature as fitted_temperature
 from dh2l_jax.hierarchy.scores import Counts, summarize
 from dh2l_jax.training.config import Config
@@ -34,6 +36,7 @@ from dh2l_jax.training.host.profiling import Step
 from dh2l_jax.training.host.signals import Stop
 from dh2l_jax.training.run import checkpoint
 from dh2l_jax.training.run.console import Log
+from dh2l_jax.training.run.facts import Outputs, gravest
 from dh2l_jax.training.run.folder import METRICS
 from dh2l_jax.training.run.records import append_record
 from dh2l_jax.training.step.finite import check_finite
@@ -208,17 +211,19 @@ class Epochs:
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation has come to so far.
+    """What an evaluation has come to so far, and what its last step saw.
 
     Attributes:
-      counts: of the images seen; None while a temperature is fitted.
+      counts: of the images so far; None while a temperature is fitted.
       temperature: of CRM; None where classes are answered by their logits.
-      logits: of the images that the temperature is fitted on, of one step.
+      logits: (b, C).
+      where: (b,) bool, the images that count.
     """
 
     counts: Counts | None
-    temperature: Any = None
-    logits: Any = None
+    temperature: jax.Array | None
+    logits: jax.Array
+    where: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,18 +251,38 @@ class Evaluator:
     def send(self, state: TrainState, temperature: float | None = None) -> Iterator[Evaluation]:
         """Sends a step for each item that is taken; the last one counts all images."""
         tree, size = self.experiment.dataset.hierarchy, self.experiment.config.eval_batch_size
-        step, known = self._step, {}
+        step, T = self._step, None
         if self.calibration is not None and temperature is None:
             temperature = yield from self._fitted_temperature(state, self.calibration)
         if temperature is not None:
-            known = {"temperature": place(np.float32(temperature), self.feed.replicated)}
-            step = functools.partial(step, **known)
-        for counts in counts_so_far(step, state, self.feed, tree, size):
-            yield Evaluation(counts, **known)
+            T = place(np.float32(temperature), self.feed.replicated)
+            step = functools.partial(step, temperature=T)
+        for counts, logits, where in evaluated(step, state, self.feed, tree, size):
+            yield Evaluation(counts, T, logits, where)
+
+    def outputs(
+        self, state: TrainState, temperature: float | None = None
+    ) -> tuple[dict[str, Any], Outputs]:
+        """The scores, and the logits that they are of with the gravest mistakes."""
+        data, rows = self.experiment.dataset, []
+
+        def seen() -> Iterator[Evaluation]:
+            for item in look_one_step_behind(self.send(state, temperature)):
+                if item.counts is not None:
+                    rows.append(np.asarray(item.logits, np.float32)[item.where])
+                yield item
+
+        last, labels = last_item(seen()), data.test_labels
+        logits, T = np.concatenate(rows), last.temperature
+        ranking = logits if T is None else -np.asarray(crm_risk(logits / T, data.hierarchy))
+        worst = gravest(ranking, labels, data.hierarchy)
+        pixels = thumbnails(data.test_images, worst, self.experiment.crop)
+        names = [data.name_of("test", row) for row in worst.tolist()]
+        return self.scores(last), Outputs(logits, labels, worst, names, pixels)
 
     def scores(self, evaluation: Evaluation) -> dict[str, Any]:
         """What `summarize` makes of the counts, with the name of the split."""
-        tree, (counts, temperature, _) = self.experiment.dataset.hierarchy, evaluation
+        tree, (counts, temperature, *_) = self.experiment.dataset.hierarchy, evaluation
         assert counts is not None
         nodes = [tree.size(level) for level in range(1, tree.num_levels + 1)]
         known = {} if temperature is None else {"temperature": float(temperature)}
@@ -268,17 +293,13 @@ class Evaluator:
         self, state: TrainState, feed: Feed
     ) -> Generator[Evaluation, None, float]:
         """Sends a step for each item that is taken; returns the temperature."""
-        sent, where = [], []
-        for batch, mask in feed.evaluation(self.experiment.config.eval_batch_size):
-            sent.append(self._logits(state, *batch))
-            where.append(mask)
-            yield Evaluation(None, logits=sent[-1])
+        sent = []
+        for batch, where in feed.evaluation(self.experiment.config.eval_batch_size):
+            sent.append((*self._logits(state, *batch), where))
+            yield Evaluation(None, None, sent[-1][0], where)
         # The host waits for all of them: no image can be scored before the temperature is known.
-        seen = np.concatenate(where)
-        logits, labels = (
-            np.concatenate(part)[seen] for part in zip(*jax.device_get(sent), strict=True)
-        )
-        return float(fitted_temperature(logits, labels))
+        logits, labels, where = map(np.concatenate, zip(*jax.device_get(sent), strict=True))
+        return float(fitted_temperature(logits, labels, where=where))
 
     @functools.cached_property
     def _step(self):
@@ -324,16 +345,24 @@ def _means(history: list[dict[str, float]], batch_size: int) -> dict[str, float]
     return means
 
 
-def counts_so_far(
+def counts_so_far(*evaluation: Any) -> Iterator[Counts]:
+    """The counts of `evaluated` alone."""
+    return (total for total, *_ in evaluated(*evaluation))
+
+
+def evaluated(
     eval_step: Callable, state: TrainState, feed: Feed, hierarchy: Hierarchy, batch_size: int
-) -> Iterator[Counts]:
-    """The counts after each batch; every image counts once. Taking an item sends a step."""
+) -> Iterator[tuple[Counts, jax.Array, np.ndarray]]:
+    """The counts after each batch, its logits and its mask; every image counts once.
+
+    Taking an item sends a step.
+    """
     zero = Counts.zero(hierarchy, confusion=hierarchy.num_classes <= MAX_CONFUSION)
     # The zeros are placed as every later total is: otherwise the step would be compiled twice.
     total = place(zero, feed.replicated)
     for batch, where in feed.evaluation(batch_size):
-        total = eval_step(state, total, where, *batch)
-        yield total
+        total, logits = eval_step(state, total, where, *batch)
+        yield total, logits, where
 
 
 def look_one_step_behind(sent: Iterable[T]) -> Iterator[T]:

@@ -116,7 +116,7 @@ def difference(
     """None if both are of the same data, else what has changed, in one line.
 
     Args:
-      name: (split, i) → what to call image i of a split of those of now.
+      name: (split, i) → the name of image i of a split of those of now.
 
     >>> tree, labels = Hierarchy.flat(2, names=["trout", "perch"]), np.array([0, 1, 1])
     >>> of = lambda tree, labels, *digests: Fingerprint(
@@ -200,6 +200,8 @@ def _of_images(
     come, gone = _more(new, old), _more(old, new)
     classes = now.tree.names(now.tree.num_levels)
     first = name(split, come[0]) if come else ""
+    if come and first != image_number(split, come[0]):
+        first = f"image {first!r}"
     if not come and not gone:
         yield f"the {plural} are in another order"
     elif not _more([d for d, _ in new], [d for d, _ in old]) and len(old) == len(new):

@@ -26,6 +26,7 @@ from dh2l_jax.regularizers import (
     hierarchical,
     orthogonality,
     plan,
+    regularizer,
     rules,
     weight_energy,
 )
@@ -37,7 +38,7 @@ from dh2l_jax.training.step.losses import cross_entropy, make_loss
 __all__ = ["Terms", "energy_plan", "factor_of", "head_levels", "make_objective", "make_regularizer"]
 
 Terms = dict[str, jax.Array]
-HEAD = r"^head/"
+HEAD, NECK = r"^head/", r"^neck/"
 WARMUP = 0.1  # part of the run in which the factor "warmup" rises
 
 
@@ -73,12 +74,12 @@ def make_regularizer(
     The terms are not yet weighted, but those of `reg.rules`. One whose λ is 0 is left out, unless
     `everything` asks for its value. `where` and `max_present` are those of `hierarchical`.
     """
-    fc_metric = get_metric(reg.fc_metric, clamp=reg.clamp)
     constraints = {"C1": reg.lambda_c1, "C2": reg.lambda_c2, "C3": reg.lambda_c3}
     in_tree = isinstance(head, HierarchicalHead)
+    fc_metric = get_metric(reg.fc_metric, clamp=reg.clamp) if in_tree else ""
     energy = make_energy(reg, head)
 
-    def regularizer(
+    def terms_of(
         params: Any,
         where: jax.Array | None,
         *,
@@ -114,17 +115,19 @@ def make_regularizer(
             value += reg.lambda_o * terms["R_o"]
         return value, terms
 
-    return regularizer
+    return terms_of
 
 
 def make_energy(reg: RegConfig, head: Any) -> Callable[[Any], tuple[jax.Array, Terms]]:
     """A function params → λ_e R_E, and R_E with its parts, if `reg.rules` name them.
 
-    E sees the kernel of a head that has one.
+    E sees the convolutions, and the kernel of a head that has one.
     """
     with_kernel = not isinstance(head, HierarchicalHead | FrameHead | SphereHead)
-    conv_metric = get_metric(reg.conv_metric, clamp=reg.clamp)
-    fc_metric = get_metric(reg.fc_metric, clamp=reg.clamp)
+    with_neck = isinstance(head, FrameHead) and head.kind == "haframe"
+    others = HEAD if with_kernel else NECK if with_neck else ()
+    of_convolutions = regularizer(reg.conv_metric, clamp=reg.clamp)
+    of_head = regularizer(reg.fc_metric, clamp=reg.clamp) if with_kernel else None
 
     def energy(params: Any) -> tuple[jax.Array, Terms]:
         if reg.rules:
@@ -132,8 +135,8 @@ def make_energy(reg: RegConfig, head: Any) -> Callable[[Any], tuple[jax.Array, T
             total = sum(parts.values(), start=jnp.zeros((), jnp.float32))
             return total, {"R_E": total, **parts}
         of = functools.partial(weight_energy, params, half_space=reg.half_space)
-        value = of(conv_metric, exclude=HEAD if with_kernel else ())
-        value = value + of(fc_metric, include=HEAD) if with_kernel else value
+        value = of(of_convolutions, exclude=others)
+        value = value if of_head is None else value + of(of_head, include=HEAD)
         return reg.lambda_e * value, {"R_E": value}
 
     return energy
@@ -153,7 +156,7 @@ def make_objective(
     logit), every regulariser before its λ and, where it is not constant, the factor "schedule".
     `loss` is the cross-entropy if None; `steps` are those of the run.
     """
-    head, regularizer = model.head, make_regularizer(model.head, hierarchy, reg)
+    head, terms_of = model.head, make_regularizer(model.head, hierarchy, reg)
     loss_of = make_loss(loss or LossConfig(), head, hierarchy)
     schedule = factor_of(reg.schedule, steps)
 
@@ -172,7 +175,7 @@ def make_objective(
             if reg.presence == "batch":
                 where, max_present = classes_present(labels, hierarchy.num_classes), len(labels)
             factor = schedule(jnp.asarray(step)) if schedule else None
-            R, terms = regularizer(params, where, max_present=max_present, factor=factor)
+            R, terms = terms_of(params, where, max_present=max_present, factor=factor)
             if factor is not None:
                 terms["schedule"] = factor
         J = L + R

@@ -88,8 +88,10 @@ def make_train_step(
     return functools.partial(jitted, scale=_scale(dataset, feed))
 
 
-def make_eval_step(model: Network, dataset: Dataset, feed: Feed) -> Callable[..., Counts]:
-    """The jitted step of evaluation: (state, counts so far, where, *batch of the feed) → Counts.
+def make_eval_step(
+    model: Network, dataset: Dataset, feed: Feed
+) -> Callable[..., tuple[Counts, jax.Array]]:
+    """The jitted step of evaluation: (state, counts so far, where, *batch) → counts, logits.
 
     With `temperature`, classes rank by their expected height at it (CRM), else by their logits.
     """
@@ -104,10 +106,11 @@ def make_eval_step(model: Network, dataset: Dataset, feed: Feed) -> Callable[...
         *batch: Any,
         scale: Scale,
         temperature: jax.Array | None = None,
-    ) -> Counts:
+    ) -> tuple[Counts, jax.Array]:
         logits, labels = logits_of(state, *batch, scale=scale)
         risk = None if temperature is None else crm_risk(logits / temperature, tree)
-        return total + count(logits, labels, tree, where=where, risk=risk, confusion=confusion)
+        counts = count(logits, labels, tree, where=where, risk=risk, confusion=confusion)
+        return total + counts, logits
 
     # The counts so far are not donated: the host waits for them when they have been added to.
     jitted = jax.jit(eval_step, out_shardings=feed.replicated)

@@ -11,6 +11,7 @@ from dh2l_jax.data.batches.feed import CropOptions, Resident
 from dh2l_jax.data.datasets import Dataset
 from dh2l_jax.training.config import Config, LossConfig, ModelConfig, OptimConfig, RegConfig
 from dh2l_jax.training.experiment import _model, _optimizer
+from dh2l_jax.training.step import objective
 from dh2l_jax.training.step.objective import make_objective
 from dh2l_jax.training.step.state import init_state
 from dh2l_jax.training.step.steps import make_train_step
@@ -187,3 +188,25 @@ def test_a_step_by_hand(name):
         else:
             expected = old - LR * (g + (DECAY * old if old.ndim > 1 else 0))
         np.testing.assert_allclose(new, expected, rtol=1e-4, atol=2e-6, err_msg=str(place))
+
+
+@pytest.mark.parametrize("name", ["haframe", "etf", "sphere", "hrn"])
+def test_what_E_sees(name):
+    """The convolutions and the kernel of a plain head: not a neck, not directions."""
+    model = _model(config_of(name), TREE)
+    params = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False)["params"]
+    )
+    seen = []
+
+    def record(params, metric, *, include="kernel$", exclude=(), half_space):
+        seen.extend(dh2l.kernel_matrices(params, include, exclude))
+        return jnp.zeros(())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(objective, "weight_energy", record)
+        energy = objective.make_energy(RegConfig(), model.head)
+        jax.eval_shape(energy, params)
+    assert len(seen) == len(set(seen)) == (8 if name == "hrn" else 7)
+    assert ("head/kernel" in seen) == (name == "hrn")
+    assert all("conv" in path for path in seen if path != "head/kernel")
