@@ -19,7 +19,7 @@ NAMES = {
         group_energy hierarchical hinge kernel_matrices logit_vectors margin mean_energy
         orthogonality pairwise project radii radius_order safe_normalize satisfaction sphere_levels
         straight_through ternary_sign weight_energy""",
-    "dh2l_jax.models": """FrameHead HierarchicalHead Neck NodeHead SphereHead create dense_kernel""",
+    "dh2l_jax.models": "FrameHead HierarchicalHead Neck NodeHead SphereHead create dense_kernel",
     "dh2l_jax.metrics": "METRICS Metric MetricLike Profile distance energy get_metric",
     "dh2l_jax.regularizers": """brock center_energy classes_present dso group_energy hierarchical mc
         ocnn orthogonality so spectral srip srip_step weight_energy""",

@@ -11,7 +11,7 @@ from dh2l_jax.data.batches.feed import CropOptions, Resident
 from dh2l_jax.data.datasets import Dataset
 from dh2l_jax.training.config import Config, LossConfig, ModelConfig, OptimConfig, RegConfig
 from dh2l_jax.training.experiment import _model, _optimizer
-from dh2l_jax.training.step import objective
+from dh2l_jax.training.step import objective as objective_module
 from dh2l_jax.training.step.objective import make_objective
 from dh2l_jax.training.step.state import init_state
 from dh2l_jax.training.step.steps import make_train_step
@@ -204,8 +204,8 @@ def test_what_E_sees(name):
         return jnp.zeros(())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(objective, "weight_energy", record)
-        energy = objective.make_energy(RegConfig(), model.head)
+        patch.setattr(objective_module, "weight_energy", record)
+        energy = objective_module.make_energy(RegConfig(), model.head)
         jax.eval_shape(energy, params)
     assert len(seen) == len(set(seen)) == (8 if name == "hrn" else 7)
     assert ("head/kernel" in seen) == (name == "hrn")
