@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 from dh2l_jax.checks import name_and_options, unknown_name
 from dh2l_jax.metrics import METRICS, Metric, get_metric, mean_energy
 from dh2l_jax.metrics.table import FAMILIES, REDUCED
-from dh2l_jax.regularizers.centers import uniformface
+from dh2l_jax.regularizers.field.centers import uniformface
 from dh2l_jax.regularizers.field.convolution import ocnn
 from dh2l_jax.regularizers.field.determinants import dpp, log_det, mgd
 from dh2l_jax.regularizers.field.features import barlow, decov, ole, vicreg_covariance
@@ -94,9 +94,8 @@ class Regularizer:
 
     def refuse_parameters(self) -> None:
         """Raises a `ValueError` if the regulariser needs more than a model's parameters."""
-        needs = [f"a {name}" for name in self.row.needs]
-        if self.row.looks_at == FEATURES:
-            needs = ["features of a batch", *needs]
+        features = ["features of a batch"] if self.row.looks_at == FEATURES else []
+        needs = [*features, *self.row.needs]
         if needs:
             raise ValueError(
                 f"{self.name} needs {' and '.join(needs)}, found parameters alone: add "
