@@ -12,6 +12,7 @@ from dh2l_jax.training.config import Config
 from dh2l_jax.training.config.options import sentences, text_of
 
 ROOT = Path(__file__).parents[1]
+PICTURE = "img/every_profile.svg"
 
 
 def on_files(files, config):
@@ -21,8 +22,7 @@ def on_files(files, config):
     for path in sorted((ROOT / "docs/examples").glob("*.ipynb")):
         page = f"{notebook_page(path)}\n[This page as a notebook]({path.name})\n"
         files.append(File.generated(config, f"examples/{path.stem}.md", content=page))
-    picture = "img/every_profile.svg"
-    files.append(File.generated(config, picture, content=_every_profile()))
+    files.append(File.generated(config, PICTURE, content=_every_profile()))
     return files
 
 
@@ -52,6 +52,7 @@ def on_page_markdown(markdown: str, **_) -> str:
     """Fills in the tables of options and of regularisers, and the changelog."""
     markdown = markdown.replace("<!-- options -->", options(Config))
     markdown = markdown.replace("<!-- regularizers -->", regularizers())
+    markdown = markdown.replace("<!-- every profile -->", f"![Every profile](../{PICTURE})")
     return markdown.replace("<!-- changelog -->", (ROOT / "CHANGELOG.md").read_text("utf-8"))
 
 
@@ -60,14 +61,9 @@ def regularizers() -> str:
     rows = ["| name | what is minimised | looks at | cost | source |", "|---|---|---|---|---|"]
     for name, row in REGULARIZERS.items():
         options = [*row.needs, *(f"{key}={value!r}" for key, value in row.options.items())]
-        cells = (f"`{name}`", row.formula, row.looks_at, row.cost, row.source)
-        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-        rows[-1] = rows[-1].replace(f"`{name}`", f"`{name}`" + _options(options), 1)
+        named = "<br>".join(f"`{text}`" for text in (name, *options))
+        rows.append(f"| {named} | `{row.formula}` | {row.looks_at} | {row.cost} | {row.source} |")
     return "\n".join(rows)
-
-
-def _options(options: list[str]) -> str:
-    return f"<br>{', '.join(f'`{option}`' for option in options)}" if options else ""
 
 
 def options(section: type, prefix: str = "") -> str:
