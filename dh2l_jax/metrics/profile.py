@@ -47,6 +47,7 @@ class Metric:
       affine: (a, b, k) if energy = a·c + b·h + k, which has an O(nd) closed form; else None.
       code: "binary" or "ternary", the code that h compares.
       threshold: dead zone of the ternary code, in units of mean|w|.
+      square: q if energy = q·c², which has a closed form in d×d; else 0.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Metric:
     affine: tuple[float, float, float] | None = None
     code: str = "binary"
     threshold: float = 0.0
+    square: float = 0.0
 
     def __post_init__(self) -> None:
         check_code(self.code, self.threshold)
@@ -213,7 +215,7 @@ def exponential(metric: Metric) -> tuple[Metric, float]:
     def energy(c: jax.Array, h: jax.Array) -> jax.Array:
         return jnp.exp(metric.energy(c, h) - most)
 
-    return dataclasses.replace(metric, energy=energy, affine=None), most
+    return dataclasses.replace(metric, energy=energy, affine=None, square=0.0), most
 
 
 def energy_of_opposites(metric: Metric, dtype: DTypeLike) -> jax.Array:
@@ -234,4 +236,4 @@ def half_space_metric(metric: Metric) -> Metric:
     def energy(c: jax.Array, h: jax.Array) -> jax.Array:
         return 2 * (metric.energy(c, h) + metric.energy(-c, -h))
 
-    return dataclasses.replace(metric, energy=energy, affine=affine)
+    return dataclasses.replace(metric, energy=energy, affine=affine, square=4 * metric.square)

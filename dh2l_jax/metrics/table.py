@@ -234,7 +234,9 @@ FAMILIES: Mapping[str, Callable[..., Metric]] = types.MappingProxyType(
         "abs_cosine": lambda clamp: _of_energy(
             "abs_cosine", "|c|", "Keras", lambda c, h: jnp.abs(c)
         ),
-        "cosine2": lambda clamp: _of_energy("cosine2", "c²", "coherence", lambda c, h: c * c),
+        "cosine2": lambda clamp: dataclasses.replace(
+            _of_energy("cosine2", "c²", "coherence", lambda c, h: c * c), square=1.0
+        ),
         "gaussian": _gaussian,
         "angular_hinge": _angular_hinge,
         "uniformface": _uniformface,

@@ -9,6 +9,8 @@ import pytest
 from support.helpers import rows
 
 import dh2l_jax as dh2l
+from dh2l_jax.metrics import explain
+from dh2l_jax.metrics.sums import closed
 from dh2l_jax.metrics.table import FAMILIES
 
 # The matrix of which the values were computed in float64 with loops, to ten digits.
@@ -215,3 +217,34 @@ def test_many_rows_take_the_memory_of_a_tile():
 def test_what_is_wrong_is_named(text, options, words):
     with pytest.raises(ValueError, match=words):
         dh2l.mean_energy(A, text, **options)
+
+
+@pytest.mark.parametrize("half_space", [False, True])
+def test_squares_of_c_by_the_columns(half_space, monkeypatch):
+    """d×d against n×n, in three blocks, some rows left out; a lone row and none make no pair."""
+    monkeypatch.setattr(closed, "SQUARES_BLOCK", 4)
+    W = np.random.default_rng(4).normal(size=(9, 4)).astype(np.float32)
+    W[3] = 0
+    masks = np.stack(
+        [np.arange(9) < 9, np.arange(9) % 4 != 1, np.arange(9) == 2, np.zeros(9, bool)]
+    )
+
+    def both(method):
+        def fn(W, where):
+            options = {"half_space": half_space, "where": where, "method": method}
+            return dh2l.mean_energy(W, "cosine2", **options)
+
+        return jax.jit(jax.vmap(jax.value_and_grad(fn), (None, 0)))(W, masks)
+
+    assert explain(W, "cosine2", half_space=half_space) == "closed: cosine2 is a square of c"
+    assert explain(W.T, "cosine2") == "dense: 4 rows are at most 1,024"
+    for found, expected in zip(both("auto"), both("dense"), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_squares_of_c_are_exact_where_they_are_least():
+    """A simplex, c = −1/d, in float32 to its last digits."""
+    d = 64
+    W = np.linalg.svd(np.eye(d + 1) - 1 / (d + 1))[0][:, :d]
+    found = dh2l.mean_energy(W.astype(np.float32), "cosine2", method="closed")
+    np.testing.assert_allclose(found, 1 / d**2, rtol=2e-6)
