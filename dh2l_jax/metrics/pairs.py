@@ -26,10 +26,10 @@ from dh2l_jax.metrics.maxima import Maxima, largest
 from dh2l_jax.metrics.profile import (
     Metric,
     MetricLike,
-    energy_of_opposites,
     exponential,
     half_space_metric,
     split_affine,
+    sum_of_opposites,
 )
 from dh2l_jax.metrics.sums.closed import Closed
 from dh2l_jax.metrics.sums.dense import Dense
@@ -111,7 +111,7 @@ def _value(total: Total, options: Any, W: Any, *constants: Any) -> jax.Array:
 
 
 def _of_pairs(plan: Plan, W: jax.Array, where: jax.Array) -> Cotangent:
-    return plan(Rows(W, inverse_norm(W), where))
+    return plan(Rows(W, inverse_norm(W, plan.rest.epsilon), where))
 
 
 def _of_sample(plan: Plan, W: jax.Array, where: jax.Array, index: jax.Array) -> Cotangent:
@@ -119,15 +119,16 @@ def _of_sample(plan: Plan, W: jax.Array, where: jax.Array, index: jax.Array) -> 
 
 
 def _of_maxima(what: Maxima, W: jax.Array, where: jax.Array) -> Cotangent:
-    return largest(what, Rows(W, inverse_norm(W), where))
+    return largest(what, Rows(W, inverse_norm(W, what.metric.epsilon), where))
 
 
 def _of_groups(metric: Metric, W: jax.Array, groups: Groups) -> Cotangent:
-    return grouped_sum(metric, Rows(W, inverse_norm(W), groups.weights > 0), groups)
+    r = inverse_norm(W, metric.epsilon)
+    return grouped_sum(metric, Rows(W, r, groups.weights > 0), groups)
 
 
 def _of_stacks(options: tuple[Metric, tuple[float, ...]], stacks: list[jax.Array]):
-    return stacked_sum(*options, stacks, [inverse_norm(W) for W in stacks])
+    return stacked_sum(*options, stacks, [inverse_norm(W, options[0].epsilon) for W in stacks])
 
 
 def _plan(metric: Metric, n: int, method: Method, half_space: bool, **options: Any) -> Plan:
@@ -250,7 +251,7 @@ def mean_energy(
     if n > 1:
         total = _sum(of_what, plan._replace(why=""), W, *constants)
     if half_space:
-        total += energy_of_opposites(metric, W.dtype) * jnp.sum(where, dtype=W.dtype)
+        total += sum_of_opposites(metric, W, where.astype(W.dtype))
     count = pair_count(where, W.dtype, half_space=half_space)
     mean = total / jnp.maximum(count, 1)
     if reduction == "log_mean_exp":
@@ -319,7 +320,7 @@ def grouped_energy(
     pairs = half_space_metric(metric) if half_space else metric
     total = _sum(_of_groups, pairs, W, Groups(jnp.asarray(groups), weights, windows))
     if half_space:
-        total += energy_of_opposites(metric, W.dtype) * jnp.sum(weights)
+        total += sum_of_opposites(metric, W, weights)
     return total
 
 
@@ -351,7 +352,8 @@ def stacked_energy(
         if 1 < n < SPLIT_FROM and isinstance(way, Dense):
             small[k] = W
             if half_space:
-                total += weight * count * energy_of_opposites(metric, W.dtype) / (2 * n - 1)
+                ones = jnp.ones((count, n), W.dtype)
+                total += weight * sum_of_opposites(metric, W, ones) / (n * (2 * n - 1))
         else:
             total += weight * jnp.sum(jax.vmap(of_each)(W))
     if not small:

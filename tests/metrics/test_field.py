@@ -1,5 +1,6 @@
 """The field's metrics and reductions: published values, brute force, and every edge."""
 
+import dataclasses
 import functools
 
 import jax
@@ -48,6 +49,73 @@ def test_published_values(case, x64):
         assert found.dtype == W.dtype
     # The values have ten digits after the point.
     np.testing.assert_allclose(found, VALUES[case], rtol=1e-6, atol=1e-10 if x64 else 0)
+
+
+# Of its code: full and half space.
+OFFICIAL = {
+    "mhe_s0": (-0.1760226886, -0.5937951989),
+    "mhe_s1": (1.1880089778, 0.8791717401),
+    "mhe_s2": (2.6158935082, 1.3695092624),
+    "mhe_a0": (0.9610386801, 0.6805405267),
+    "mhe_a1": (0.3531490660, 0.2483171612),
+    "mhe_a2": (2.4841753471, 1.2462733439),
+}
+
+
+def official(W, name, *, half_space):
+    """MHE as its code has it: 1e−4 under the root of norms, 2n rows for the half-space."""
+    W = jnp.concatenate([W, -W]) if half_space else W
+    U = W / jnp.sqrt(jnp.sum(W * W, axis=1, keepdims=True) + 1e-4)
+    c = (U @ U.T)[np.triu_indices(len(W), 1)]
+    s, angle = int(name[-1]), name[-2] == "a"
+    z = jnp.arccos(c) / jnp.pi + 1e-4 if angle else 2 - 2 * c
+    power = s if angle else s / 2
+    return jnp.mean(z**-power if s else -jnp.log(z)) * (0.1 if angle and s else 1)
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_official_values(x64):
+    @jax.jit
+    def values(W):
+        return [
+            dh2l.mean_energy(W, f"{name}(convention='official')", half_space=half_space)
+            for name in OFFICIAL
+            for half_space in (False, True)
+        ]
+
+    with jax.enable_x64(x64):
+        found = values(jnp.asarray(A))
+    expected = np.ravel(list(OFFICIAL.values()))
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-10 if x64 else 0)
+
+
+def test_official_convention_everywhere():
+    """Of short rows, which 1e−4 under the root moves, and of edges; of pairs, groups, layers."""
+    name = "mhe_s1(convention='official')"
+    edges = np.concatenate([A, 0 * A[:1], 1e30 * A[:1], 1e-30 * A[:1]]).astype(np.float32)
+
+    @jax.jit
+    def everything(W, edges):
+        mean = functools.partial(dh2l.mean_energy, metric=name)
+        return {
+            "mean": jax.value_and_grad(mean)(W, half_space=True),
+            "expected": jax.value_and_grad(official)(W, "mhe_s1", half_space=True),
+            "group": dh2l.group_energy(W, [0] * 5, name, half_space=True),
+            "layers": dh2l.weight_energy({"a": {"kernel": W.T}}, name, half_space=True),
+            "pair": dh2l.energy(W[0], W[1], name),
+            "expected pair": official(W[:2], "mhe_s1", half_space=False),
+            "edges": jax.value_and_grad(mean)(edges),
+        }
+
+    found = everything(0.03 * rows(3, 5, 4), edges)
+    value, slope = found["expected"]
+    np.testing.assert_allclose(found["mean"][1], slope, atol=3e-6 * np.abs(slope).max())
+    means = [found["mean"][0], found["group"], found["layers"]]
+    np.testing.assert_allclose(means, value, rtol=1e-6)
+    np.testing.assert_allclose(found["pair"], found["expected pair"], rtol=1e-6)
+    assert all(np.isfinite(x).all() for x in found["edges"])
+    with pytest.raises(ValueError, match="closed form takes epsilon = 0"):
+        dataclasses.replace(dh2l.get_metric("cosine"), epsilon=1e-4)
 
 
 def profile(c, h):
@@ -203,6 +271,11 @@ def test_many_rows_take_the_memory_of_a_tile():
         ("mhe_s3", {}, "did you mean 'mhe_s"),
         ("gaussian(tau=2)", {}, "gaussian: unknown option 'tau': did you mean 't'"),
         ("gaussian(2)", {}, r"expected NAME or NAME\(option=value\), found 'gaussian\(2\)'"),
+        (
+            "mhe_s2(convention='offical')",
+            {},
+            "unknown convention 'offical': did you mean 'official'",
+        ),
         ("d_am(t=1)", {}, "d_am: unknown option 't'"),
         ("mhe_s2", {"reduction": "log_mean_exp"}, "0.25 to 5e\\+04 of 'mhe_s2'"),
         ("cosine", {"reduction": "max", "block": 0}, "block must be ≥ 1, found 0"),
