@@ -44,7 +44,7 @@ from dh2l_jax.numerics import (
     sin_pi,
 )
 
-__all__ = ["FAMILIES", "METRICS", "distance", "energy", "get_metric"]
+__all__ = ["FAMILIES", "METRICS", "REDUCED", "distance", "energy", "get_metric"]
 
 
 # Profiles. a, b: two angles or two similarities in [0, 1].
@@ -244,9 +244,22 @@ def _uniformface(clamp: str) -> Metric:
     return _of_energy("uniformface", "1/(‖û_i−û_j‖ + 1)", "Duan 2019", energy)
 
 
+def _arccos(clamp: str) -> Metric:
+    energy = lambda c, h: -angle_of_gap(_gap(c, clamp))  # noqa: E731 (a profile)
+    return Metric("arccos", "−arccos", "Wang 2020", lambda c, h: angle_of_gap(1 - c), energy)
+
+
+def _chord2(clamp: str, t: float = 1.0) -> Metric:
+    del clamp
+    profiles = lambda c, h: 2 * t * (1 - c), lambda c, h: 2 * t * (c - 1)
+    return Metric("chord2", "−t ‖û_i−û_j‖²", "Liu 2021", *profiles, (2.0 * t, 0.0, -2.0 * t))
+
+
 FAMILIES: Mapping[str, Callable[..., Metric]] = types.MappingProxyType(
     {f"mhe_{kind}{s}": _mhe(kind, s) for kind in "sa" for s in range(3)}
     | {
+        "arccos": _arccos,
+        "chord2": _chord2,
         "abs_cosine": lambda clamp: _of_energy(
             "abs_cosine", "|c|", "Keras", lambda c, h: jnp.abs(c)
         ),
@@ -259,6 +272,18 @@ FAMILIES: Mapping[str, Callable[..., Metric]] = types.MappingProxyType(
     }
 )
 """The field's metrics by name: (clamp, options) → metric."""
+
+REDUCED: Mapping[str, tuple[str, str]] = types.MappingProxyType(
+    {
+        "uniformity": ("chord2(t=2)", "log_mean_exp"),
+        "mma": ("arccos", "row_max"),
+        "regularface": ("cosine", "row_max"),
+        "koleo": ("mhe_s0", "row_max"),
+        "mhs": ("chord2", "max"),
+        "coherence": ("abs_cosine", "max"),
+    }
+)
+"""What the field calls a metric under another reduction than the mean."""
 
 
 _TABLES = {clamp: _metrics(clamp) for clamp in CLAMPS}
@@ -311,7 +336,7 @@ def get_metric(
 def _named(text: str, clamp: str) -> Metric:
     name, options = name_and_options(text)
     if name not in METRICS and name not in FAMILIES:
-        raise ValueError(unknown_name("metric", name, (*METRICS, *FAMILIES)))
+        raise ValueError(_no_metric(name, text))
     if name in METRICS and not options:
         return _TABLES[clamp][name]
     make = FAMILIES.get(name, lambda clamp: _TABLES[clamp][name])
@@ -320,6 +345,16 @@ def _named(text: str, clamp: str) -> Metric:
         if option not in known:
             raise ValueError(f"metric {name}: {unknown_name('option', option, known)}")
     return dataclasses.replace(make(clamp, **options), name=text)
+
+
+def _no_metric(name: str, text: str) -> str:
+    call = f"dh2l.regularizer({text!r})(W)"
+    if name not in REDUCED:
+        unknown = unknown_name("metric", name, (*METRICS, *FAMILIES))
+        return f"{unknown}; a regulariser that is no mean over pairs is {call}"
+    metric, reduction = REDUCED[name]
+    reduced = f"mean_energy(W, {metric!r}, reduction={reduction!r})"
+    return f"{name!r} is no mean over pairs: call {call} or {reduced}"
 
 
 @functools.cache

@@ -6,10 +6,13 @@ from dh2l_jax.regularizers.params.diversity import diversity
 from dh2l_jax.regularizers.params.kernels import kernel_matrices, weight_energy
 from dh2l_jax.regularizers.params.plan import Plan, plan
 from dh2l_jax.regularizers.params.rules import rules
+from dh2l_jax.regularizers.table import REGULARIZERS, Regularizer, regularizer
 from dh2l_jax.regularizers.tree import hierarchical
 
 __all__ = [
+    "REGULARIZERS",
     "Plan",
+    "Regularizer",
     "center_energy",
     "classes_present",
     "diversity",
@@ -18,6 +21,7 @@ __all__ = [
     "kernel_matrices",
     "orthogonality",
     "plan",
+    "regularizer",
     "rules",
     "weight_energy",
 ]
