@@ -172,19 +172,12 @@ def _unit_jvp(axis, primals, tangents):
     return (u, inverse), (inverse * (dx - u * along), -inverse * (inverse * along))
 
 
-def inverse_norm(x: jax.Array, epsilon: float = 0.0) -> jax.Array:
-    """1/√(‖x‖² + ε) over the last axis; 0 for a zero vector.
+def inverse_norm(x: jax.Array) -> jax.Array:
+    """1/‖x‖ over the last axis; 0 for a zero vector.
 
     Neither squares overflow nor underflow; NaN where the inverse does: beyond 8e37 in float32.
     """
-    scale, nonzero = _scale(x, -1)
-    if epsilon:
-        root = epsilon**0.5
-        scale = jnp.maximum(scale, root)  # entries far below √ε do not count
-        square = jnp.sum((x / scale) ** 2, axis=-1, keepdims=True) + (root / scale) ** 2
-        r = jnp.where(nonzero, 1 / (jnp.sqrt(square) * scale), 0)
-    else:
-        r = _unit(x, -1)[1]
+    r, (_, nonzero) = _unit(x, -1)[1], _scale(x, -1)
     return jnp.where(nonzero & (r == 0), jnp.nan, r)[..., 0]
 
 

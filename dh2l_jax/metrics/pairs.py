@@ -31,6 +31,7 @@ from dh2l_jax.metrics.profile import (
     split_affine,
     sum_of_opposites,
 )
+from dh2l_jax.metrics.similarity import inverse_norms
 from dh2l_jax.metrics.sums.closed import Closed
 from dh2l_jax.metrics.sums.dense import Dense
 from dh2l_jax.metrics.sums.groups import Groups, grouped_sum, windows_of
@@ -39,7 +40,6 @@ from dh2l_jax.metrics.sums.sampled import Sampled, sampled_sum
 from dh2l_jax.metrics.sums.stacks import stacked_sum
 from dh2l_jax.metrics.sums.tiled import Tiled
 from dh2l_jax.metrics.table import METRICS, get_metric
-from dh2l_jax.numerics import inverse_norm
 
 __all__ = [
     "explain",
@@ -121,7 +121,7 @@ with_gradient = _sum  # of any `total`: what is no sum over pairs is built on it
 
 
 def _of_pairs(plan: Plan, W: jax.Array, where: jax.Array) -> Cotangent:
-    return plan(Rows(W, inverse_norm(W, plan.rest.epsilon), where))
+    return plan(Rows(W, inverse_norms(W, plan.rest.epsilon), where))
 
 
 def _of_sample(plan: Plan, W: jax.Array, where: jax.Array, index: jax.Array) -> Cotangent:
@@ -129,16 +129,16 @@ def _of_sample(plan: Plan, W: jax.Array, where: jax.Array, index: jax.Array) -> 
 
 
 def _of_maxima(what: Maxima, W: jax.Array, where: jax.Array) -> Cotangent:
-    return largest(what, Rows(W, inverse_norm(W, what.metric.epsilon), where))
+    return largest(what, Rows(W, inverse_norms(W, what.metric.epsilon), where))
 
 
 def _of_groups(metric: Metric, W: jax.Array, groups: Groups) -> Cotangent:
-    r = inverse_norm(W, metric.epsilon)
+    r = inverse_norms(W, metric.epsilon)
     return grouped_sum(metric, Rows(W, r, groups.weights > 0), groups)
 
 
 def _of_stacks(options: tuple[Metric, tuple[float, ...]], stacks: list[jax.Array]):
-    return stacked_sum(*options, stacks, [inverse_norm(W, options[0].epsilon) for W in stacks])
+    return stacked_sum(*options, stacks, [inverse_norms(W, options[0].epsilon) for W in stacks])
 
 
 def _plan(metric: Metric, n: int, method: Method, half_space: bool, **options: Any) -> Plan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
 from dh2l_jax.checks import as_float, unknown_name
@@ -11,6 +12,8 @@ from dh2l_jax.numerics import (
     binary_sign,
     clip,
     clipped_arccos,
+    inverse_norm,
+    nonnegative,
     safe_norm,
     safe_normalize,
     snap,
@@ -26,6 +29,8 @@ __all__ = [
     "cosine_similarity",
     "encode",
     "exact_angle",
+    "inverse_norms",
+    "ratio",
     "theta",
     "theta_h",
     "two_vectors",
@@ -178,6 +183,20 @@ def theta_h(h: jax.Array, prime: bool = False, clamp: str = "hard") -> jax.Array
     return theta(h, clamp) if prime else (1 - h) / 2
 
 
+def inverse_norms(W: jax.Array, epsilon: float) -> jax.Array:
+    """1/√(‖w‖² + ε) over the last axis; 0 for a zero vector.
+
+    >>> round(float(inverse_norms(jnp.array([0.6, 0.8]), 0.0)), 6)
+    1.0
+    """
+    if not epsilon:
+        return inverse_norm(W)
+    root = epsilon**0.5  # entries far below it do not count
+    scale = lax.stop_gradient(jnp.max(jnp.abs(W), axis=-1, initial=root))
+    square = jnp.sum((W / scale[..., None]) ** 2, axis=-1) + (root / scale) ** 2
+    return jnp.where(jnp.any(W != 0, axis=-1), 1 / (jnp.sqrt(square) * scale), 0)
+
+
 def two_vectors(u: ArrayLike, v: ArrayLike) -> tuple[jax.Array, jax.Array]:
     """Both as at least float32 of one shape (d,), or a ValueError with both shapes."""
     u, v = as_float(u), as_float(v)
@@ -194,3 +213,27 @@ def check_code(code: str, threshold: float) -> None:
         raise ValueError(f"threshold must be ≥ 0, found {threshold}")
     if threshold and code == "binary":
         raise ValueError(f"the binary code has no dead zone, found threshold = {threshold}")
+
+
+def _shares(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """a / (a + b) and b / (a + b) for a, b ≥ 0, with 0/0 = 0."""
+    total = a + b
+    positive = total > 0
+    inverse = 1 / jnp.where(positive, total, 1)
+    return jnp.where(positive, a * inverse, 0), jnp.where(positive, b * inverse, 0)
+
+
+@jax.custom_jvp
+def ratio(a: jax.Array, b: jax.Array) -> jax.Array:
+    """ab / (a + b) for a, b ≥ 0, with 0/0 = 0 and finite derivatives."""
+    a, b = nonnegative(a), nonnegative(b)
+    return _shares(a, b)[0] * b
+
+
+@ratio.defjvp
+def _ratio_jvp(primals, tangents):
+    # The squares of the shares: autodiff of the quotient takes several times as long.
+    a, b = (nonnegative(x) for x in primals)
+    of_a, of_b = _shares(a, b)
+    da, db = tangents
+    return of_a * b, of_b * of_b * da + of_a * of_a * db

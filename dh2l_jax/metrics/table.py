@@ -26,6 +26,8 @@ from dh2l_jax.metrics.profile import Metric, MetricLike, Profile
 from dh2l_jax.metrics.similarity import (
     code_similarity,
     cosine_similarity,
+    inverse_norms,
+    ratio,
     theta,
     theta_h,
 )
@@ -36,8 +38,6 @@ from dh2l_jax.numerics import (
     clip,
     clipped_arccos,
     cos_pi,
-    inverse_norm,
-    nonnegative,
     safe_norm,
     safe_normalize,
     safe_sqrt,
@@ -50,37 +50,13 @@ __all__ = ["FAMILIES", "METRICS", "REDUCED", "distance", "energy", "get_metric"]
 # Profiles. a, b: two angles or two similarities in [0, 1].
 
 
-def _shares(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """a / (a + b) and b / (a + b) for a, b ≥ 0, with 0/0 = 0."""
-    total = a + b
-    positive = total > 0
-    inverse = 1 / jnp.where(positive, total, 1)
-    return jnp.where(positive, a * inverse, 0), jnp.where(positive, b * inverse, 0)
-
-
-@jax.custom_jvp
-def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:
-    """ab / (a + b) for a, b ≥ 0, with 0/0 = 0 and finite derivatives."""
-    a, b = nonnegative(a), nonnegative(b)
-    return _shares(a, b)[0] * b
-
-
-@_ratio.defjvp
-def _ratio_jvp(primals, tangents):
-    # The squares of the shares: autodiff of the quotient takes several times as long.
-    a, b = (nonnegative(x) for x in primals)
-    of_a, of_b = _shares(a, b)
-    da, db = tangents
-    return of_a * b, of_b * of_b * da + of_a * of_a * db
-
-
 # As printed: the geometric mean has no root and the harmonic mean has 4 for 2. `std`: textbook.
 _MEANS: dict[str, Profile] = {
     "am": lambda a, b: (a + b) / 2,
     "gm": lambda a, b: a * b,
-    "hm": lambda a, b: 4 * _ratio(a, b),
+    "hm": lambda a, b: 4 * ratio(a, b),
     "gm_std": lambda a, b: safe_sqrt(a * b),
-    "hm_std": lambda a, b: 2 * _ratio(a, b),
+    "hm_std": lambda a, b: 2 * ratio(a, b),
 }
 
 
@@ -220,6 +196,11 @@ def _mhe(kind: str, s: int) -> Callable[..., Metric]:
     return metric
 
 
+def _size(c: jax.Array) -> jax.Array:
+    """|c|, with slope 0 at the kink, where JAX has 1."""
+    return c * jnp.sign(c)
+
+
 def _of_energy(name: str, symbol: str, source: str, energy: Profile) -> Metric:
     """A metric whose distance is what its energy lacks to 1."""
     return Metric(name, symbol, source, _one_minus(energy), energy)
@@ -234,7 +215,7 @@ def _gaussian(clamp: str, t: float = 2.0) -> Metric:
 def _angular_hinge(clamp: str, tau: float = 0.0) -> Metric:
     del clamp
     symbol = "max(0, |c| − τ)"
-    energy = lambda c, h: jnp.maximum(jnp.abs(c) - tau, 0)  # noqa: E731 (a profile)
+    energy = lambda c, h: jnp.maximum(_size(c) - tau, 0)  # noqa: E731 (a profile)
     return _of_energy("angular_hinge", symbol, "Xie 2017", energy)
 
 
@@ -260,10 +241,8 @@ FAMILIES: Mapping[str, Callable[..., Metric]] = types.MappingProxyType(
     | {
         "arccos": _arccos,
         "chord2": _chord2,
-        "abs_cosine": lambda clamp: _of_energy(
-            "abs_cosine", "|c|", "Keras", lambda c, h: jnp.abs(c)
-        ),
-        "cosine2": lambda clamp: dataclasses.replace(
+        "abs_cosine": lambda _: _of_energy("abs_cosine", "|c|", "Keras", lambda c, h: _size(c)),
+        "cosine2": lambda _: dataclasses.replace(
             _of_energy("cosine2", "c²", "coherence", lambda c, h: c * c), square=1.0
         ),
         "gaussian": _gaussian,
@@ -414,6 +393,6 @@ def _similarities(u: ArrayLike, v: ArrayLike, metric: Metric) -> tuple[jax.Array
     c = cosine_similarity(u, v)
     if metric.epsilon:
         for w in map(as_float, (u, v)):
-            c *= safe_norm(w) * inverse_norm(w, metric.epsilon)
+            c *= safe_norm(w) * inverse_norms(w, metric.epsilon)
     u, v = safe_normalize(u), safe_normalize(v)
     return c, code_similarity(u, v, code=metric.code, threshold=metric.threshold)

@@ -19,8 +19,11 @@ from jax.typing import ArrayLike
 from dh2l_jax.checks import name_and_options, unknown_name
 from dh2l_jax.metrics import METRICS, Metric, get_metric, mean_energy
 from dh2l_jax.metrics.table import FAMILIES, REDUCED
-from dh2l_jax.regularizers.field.centers import uniformface
+from dh2l_jax.regularizers.centers import uniformface
+from dh2l_jax.regularizers.field.convolution import ocnn
 from dh2l_jax.regularizers.field.determinants import dpp, log_det, mgd
+from dh2l_jax.regularizers.field.orthogonal import brock, dso, mc, so
+from dh2l_jax.regularizers.field.singular import spectral, srip
 from dh2l_jax.regularizers.field.spectra import uer, von_neumann
 
 __all__ = ["REGULARIZERS", "Regularizer", "Row", "mean_of", "regularizer"]
@@ -164,6 +167,7 @@ def _own(
 
 MHE = "Liu et al., NeurIPS 2018"
 SPHERES = "Liu et al., AISTATS 2021"
+BANSAL = "Bansal et al., NeurIPS 2018"
 BREGMAN = "Xie et al., 2018"
 SMALL_SIDE = "nd·min(n, d)"
 SMALL_CUBE = "nd·min(n, d) + min(n, d)³"
@@ -200,6 +204,15 @@ REGULARIZERS: Mapping[str, Row] = types.MappingProxyType(
         ),
         "mhs": _reduced("mhs", "MHS", SPHERES, "−min ‖û_i−û_j‖²"),
         "coherence": _reduced("coherence", "μ", "Welch, 1974", "max |c_ij|"),
+        "so": _own(so, "SO", BANSAL, "‖G − I‖_F²", SMALL_SIDE),
+        "dso": _own(dso, "DSO", BANSAL, "‖WWᵀ − I‖_F² + ‖WᵀW − I‖_F²", SMALL_SIDE),
+        "brock": _own(brock, "R_β", "Brock et al., ICLR 2019", "‖G ⊙ (1 − I)‖_F²", SMALL_SIDE),
+        "mc": _own(mc, "MC", BANSAL, "max |G − I|, of entries or row sums", "n²d"),
+        "srip": _own(srip, "SRIP", BANSAL, "σ_max(G − I)", SMALL_CUBE),
+        "spectral": _own(spectral, "σ²/2", "Yoshida & Miyato, 2017", "σ_max(W)²/2", SMALL_CUBE),
+        "ocnn": _own(
+            ocnn, "OCNN", "Wang et al., CVPR 2020", "‖Conv(K, K) − I₀‖_F²", "(2k−1)²·nd", KERNEL
+        ),
         "mgd": _own(mgd, "MGD", SPHERES, "−log det(exp(−ε ‖û_i−û_j‖²) + rI)", "n²d + n³"),
         "dpp": _own(dpp, "DPP", "Kwok & Adams, NeurIPS 2012", "−log det(C + rI)", SMALL_CUBE),
         "uer": _own(uer, "UER", "Xie et al., ICML 2017", "Σ_k p_k log p_k + log k", SMALL_CUBE),

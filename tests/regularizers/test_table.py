@@ -37,6 +37,17 @@ VALUES = {
     "mhs": -0.0754991027,
     "mhs(half_space=True)": -0.0754991027,
     "coherence": 0.9622504486,
+    "so": 740.0,
+    "dso": 1479.0,
+    "brock": 80.0,
+    "mc": 24.0,
+    "mc(norm='row_sum')": 30.0,
+    "srip": 24.8124701485,
+    "spectral": 5.0805974204**2 / 2,
+    "ocnn": sum(
+        np.sum((A[:, max(0, x) : 3 + x] @ A[:, max(0, -x) : 3 - x].T - (x == 0) * np.eye(4)) ** 2)
+        for x in (-2, -1, 0, 1, 2)
+    ),
     "mgd": 2.0763997428,
     "mgd(half_space=True)": 4.3742209247,
     "dpp": 13.1980425923,
@@ -48,7 +59,7 @@ VALUES = {
 # Further arguments of a call, of the rows that need some.
 NEEDS = {}
 # The rows of a case are those of the matrix that a row of the table looks at, if it is another.
-VIEWS = {}
+VIEWS = {"ocnn": lambda W: W.T.reshape(1, 3, 1, -1)}
 
 EDGES = {
     "A": A.tolist(),
@@ -132,3 +143,85 @@ def test_float64(name):
     bend = (gradients[2] - gradients[3]) / (2 * STEP)
     product = np.tensordot(hessian, D, 2)
     np.testing.assert_allclose(product, bend, rtol=0, atol=1e-6 * max(np.abs(bend).max(), 1))
+
+
+# Wherever the name of a metric is taken for E.
+
+SHAPES = {"conv": (3, 3, 2, 4), "wide": (2, 3, 3, 2, 4), "grouped": (4, 3, 3, 8)}
+DENSE = {
+    "one": "mma",
+    "two": "mma",
+    "three": "mhe_s2(half_space=True)",
+    "four": "uniformface",
+    "five": "mgd",
+}
+PARAMS = {
+    f"{name}/kernel": np.random.default_rng(k).normal(size=shape).astype(np.float32)
+    for k, (name, shape) in enumerate({**SHAPES, **dict.fromkeys(DENSE, (6, 5))}.items())
+}
+RULES = {
+    "conv": ("ocnn(stride=2)", 0.5),
+    "wide": ("ocnn", 1, "l o i kh kw -> l o (i kh kw)"),
+    "grouped": ("ocnn", 1, "i kh kw (g o) -> g o (i kh kw), g=2"),
+    **{name: (text, 2) for name, text in DENSE.items()},
+}
+
+
+def test_plans_and_weights_take_any():
+    plan = dh2l.plan(PARAMS, RULES)
+    conv, wide, grouped = (PARAMS[f"{name}/kernel"] for name in SHAPES)
+    ocnn = dh2l.regularizer("ocnn")
+
+    def everything(params):
+        value, parts = plan.value(params), plan.report(params)
+        return value, parts, dh2l.weight_energy(params, "mma", include="(one|two)/")
+
+    found, parts, alone = jax.jit(everything)(PARAMS)
+    expected = {
+        "conv": 0.5 * dh2l.regularizer("ocnn(stride=2)")(conv),
+        "wide": sum(ocnn(K.transpose(2, 3, 1, 0)) for K in wide),
+        "grouped": sum(ocnn(K.transpose(1, 2, 0, 3)) for K in np.split(grouped, 2, -1)),
+        **{k: 2 * dh2l.regularizer(text)(PARAMS[f"{k}/kernel"].T) for k, text in DENSE.items()},
+    }
+    for name, part in expected.items():
+        np.testing.assert_allclose(parts[f"{name}/kernel"], part, rtol=2e-6, err_msg=name)
+        assert RULES[name][0] in repr(plan)
+    np.testing.assert_allclose(found, sum(expected.values()), rtol=2e-6)
+    np.testing.assert_allclose(alone, (expected["one"] + expected["two"]) / 2, rtol=2e-6)
+    again = RULES | {"five": (dh2l.regularizer("mgd"), 2)}
+    assert plan == dh2l.plan(PARAMS, again)
+    assert hash(plan) == hash(dh2l.plan(PARAMS, again))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: dh2l.regularizer("mgd(eps=1)"), "mgd: unknown option 'eps': did you mean 'eps"),
+        (lambda: dh2l.regularizer("mgd(epsilon='a')"), "must be like its default, 1.0, found 'a'"),
+        (lambda: dh2l.regularizer("mhe_s2(half_space=1)"), "its default, False, found 1"),
+        (lambda: dh2l.regularizer("mc(norm='row')"), "'row': did you mean 'row_sum'"),
+        (lambda: dh2l.regularizer("mhe_s3"), "unknown regulariser 'mhe_s3': did you mean 'mhe_s"),
+        (lambda: dh2l.regularizer("mma", clamp="harsh"), "unknown clamp 'harsh'"),
+        (
+            lambda: dh2l.mean_energy(A, "mma"),
+            r"'mma' is no mean over pairs: call dh2l.regularizer\('mma'\)\(W\) or "
+            r"mean_energy\(W, 'arccos', reduction='row_max'\)",
+        ),
+        (lambda: dh2l.mean_energy(A, "so"), r"no mean over pairs is dh2l.regularizer\('so'\)\(W\)"),
+        (
+            lambda: dh2l.plan(PARAMS, {"one": ("ocnn", 1)}),
+            r"ocnn looks at kernels of convolutions, such as 'kh kw i o -> o \(kh kw i\)', and "
+            r"'one/kernel' of shape \(6, 5\) is read as 'i o -> o i': leave it out by a rule "
+            r'before the others, r"\^one/kernel\$": None',
+        ),
+        (lambda: dh2l.weight_energy(PARAMS, "ocnn", include="one"), "'one/kernel' of shape"),
+        (
+            lambda: dh2l.weight_energy(PARAMS, "so", include="one", half_space=True),
+            "so is no mean over pairs: it takes no method and no half_space",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named(call, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        call()
+    assert "\n" not in str(caught.value)
