@@ -23,7 +23,8 @@ from jax.typing import ArrayLike
 from dh2l_jax.checks import rows
 from dh2l_jax.metrics.blocks import Cotangent, product, pull_to_rows
 from dh2l_jax.metrics.pairs import with_gradient
-from dh2l_jax.numerics import in_float64, inverse_norm
+from dh2l_jax.numerics import inverse_norm
+from dh2l_jax.regularizers.field.spectra import exactly
 
 __all__ = ["dpp", "log_det", "mgd"]
 
@@ -203,39 +204,21 @@ def _log_det(kernels: _Kernels, W: jax.Array, where: jax.Array) -> Cotangent:
     if not W.size:
         return jnp.zeros((), W.dtype), jnp.zeros_like(W)
     if min(W.shape) <= SMALL or W.dtype == jnp.float64:
-        return _exactly(kernels, W, where)
+        return exactly(_of_rows, kernels, W, where)
     parts = _parts(kernels, W, where)
     factors = _factors(parts)
     pivots = [jnp.diag(L) ** 2 / jnp.diag(K) for K, L in zip(parts.matrices, factors, strict=True)]
     return lax.cond(
         jnp.min(jnp.stack(pivots)) > PIVOT,  # which the NaN of a factor that failed is not
         functools.partial(_of_factors, kernels),
-        lambda W, where, *_: _exactly(kernels, W, where),
+        lambda W, where, *_: exactly(_of_rows, kernels, W, where),
         *(W, where, parts, factors),
     )
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _exactly(kernels: _Kernels, W: jax.Array, where: jax.Array) -> Cotangent:
-    return in_float64(functools.partial(_value_gradient_factors, kernels))(W, where)[:2]
-
-
-@_exactly.defjvp
-def _exactly_jvp(kernels: _Kernels, primals, tangents):
-    # Second derivatives take the exact factor, and float32 from there on.
-    W, where = primals
-    *found, factors = in_float64(functools.partial(_value_gradient_factors, kernels))(W, where)
-
-    def rounded(W: jax.Array) -> Cotangent:
-        return _of_factors(kernels, W, where, _parts(kernels, W, where), factors)
-
-    return tuple(found), jax.jvp(rounded, (W,), tangents[:1])[1]
-
-
-def _value_gradient_factors(kernels: _Kernels, W: jax.Array, where: jax.Array):
+def _of_rows(kernels: _Kernels, W: jax.Array, where: jax.Array) -> Cotangent:
     parts = _parts(kernels, W, where)
-    factors = _factors(parts)
-    return *_of_factors(kernels, W, where, parts, factors), factors
+    return _of_factors(kernels, W, where, parts, _factors(parts))
 
 
 def _parts(kernels: _Kernels, W: jax.Array, where: jax.Array) -> _Parts:

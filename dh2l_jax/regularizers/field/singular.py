@@ -71,7 +71,8 @@ def srip_step(
     Args:
       W: (n, d), a vector a row.
       x: (min(n, d),), of any length but 0: random at first, then what the last step returned.
-      where: (n,) bool, True for the rows that take part.
+      where: (n,) bool, True for the rows that take part; equal to dropping the others. Entries of x
+        wait for theirs.
 
     Returns:
       The value, a scalar of at least float32, and the next x.
@@ -94,9 +95,10 @@ def srip_step(
     x = lax.stop_gradient(as_float(x)).astype(W.dtype)
     if x.shape != (min(W.shape),):
         raise ValueError(f"x must have shape {(min(W.shape),)} for W {W.shape}, found {x.shape}")
-    x = safe_normalize(x)
-    y = _times(W, used, 1.0, x)
-    return safe_norm(y), _normalized(lax.stop_gradient(y), x)
+    here = _entries(W, used)
+    at = safe_normalize(jnp.where(here, x, 0))
+    y = _times(W, 1.0, at)
+    return safe_norm(y), jnp.where(here, _normalized(lax.stop_gradient(y), at), x)
 
 
 def spectral(
@@ -138,16 +140,21 @@ def _largest(
     if operator.index(iterations) < 0:
         raise ValueError(f"iterations must be ≥ 0, found {iterations}")
     fixed = lax.stop_gradient(W)
-    x = safe_normalize(jnp.asarray(np.random.default_rng(0).normal(size=min(W.shape)), W.dtype))
-    x = lax.fori_loop(0, iterations, lambda _, x: _normalized(_times(fixed, used, shift, x), x), x)
-    return safe_norm(_times(W, used, shift, x))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=min(W.shape)), W.dtype)
+    x = safe_normalize(jnp.where(_entries(W, used), x, 0))
+    x = lax.fori_loop(0, iterations, lambda _, x: _normalized(_times(fixed, shift, x), x), x)
+    return safe_norm(_times(W, shift, x))
 
 
-def _times(W: jax.Array, used: jax.Array, shift: float, x: jax.Array) -> jax.Array:
-    """A x."""
-    if W.shape[0] <= W.shape[1]:
-        return product(W, product(x, W)) - shift * jnp.where(used, x, 0)
-    return product(product(W, x), W) - shift * x
+def _entries(W: jax.Array, used: jax.Array) -> jax.Array:
+    """Which entries of x take part: those of the rows that do, or all columns."""
+    return used if W.shape[0] <= W.shape[1] else jnp.ones(W.shape[1], bool)
+
+
+def _times(W: jax.Array, shift: float, x: jax.Array) -> jax.Array:
+    """A x, for an x that is 0 where it takes no part."""
+    rows_first = W.shape[0] <= W.shape[1]
+    return (product(W, product(x, W)) if rows_first else product(product(W, x), W)) - shift * x
 
 
 def _normalized(y: jax.Array, x: jax.Array) -> jax.Array:
@@ -175,9 +182,8 @@ def _exact_jvp(shift, primals, tangents):
 
 def _side(W: jax.Array, used: jax.Array, shift: float) -> jax.Array:
     """A."""
-    if W.shape[0] > W.shape[1]:
-        W, used = W.T, jnp.ones(W.shape[1], bool)
-    return less_identity(gram(W), shift * used)
+    rows_first = W.shape[0] <= W.shape[1]
+    return less_identity(gram(W if rows_first else W.T), shift * _entries(W, used))
 
 
 def _sizes(values: jax.Array, W: jax.Array, used: jax.Array) -> jax.Array:

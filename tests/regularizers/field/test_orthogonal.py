@@ -35,10 +35,11 @@ CALLS = {
     "mc of rows": functools.partial(mc, norm="row_sum"),
     "srip": srip,
     "srip, iterated": functools.partial(srip, iterations=40),
+    "srip at a vector": lambda W, where=None: srip_step(W, np.ones(min(W.shape)), where)[0],
     "spectral": spectral,
     "spectral, iterated": functools.partial(spectral, iterations=40),
 }
-SMOOTH = ("so", "dso", "brock", "mc", "mc of rows", "srip", "spectral")  # and winners without ties
+SMOOTH = set(CALLS) - {"srip, iterated", "spectral, iterated"}  # those have their vector fixed
 
 
 def products(U):
@@ -46,14 +47,15 @@ def products(U):
     return np.array([[sum(x * y for x, y in zip(u, v, strict=True)) for v in U] for u in U])
 
 
-def expected(W):
-    """All penalties of the rows of W, in float64."""
+def expected(W, n=None):
+    """All penalties of the rows of W, in float64; of n rows, which tell the side of a vector."""
     if not len(W):
-        return dict.fromkeys(CALLS, 0.0) | {"dso": W.shape[1]}
+        return dict.fromkeys(CALLS, 0.0) | {"dso": W.shape[1], "srip at a vector": 1}
     G, other = products(W), products(W.T)
     gaps = np.abs(G - np.eye(len(G)))
     columns = np.abs(other - np.eye(len(other)))
     small = G if len(G) <= len(other) else other
+    side = other if (n or len(G)) > len(other) else G
     values = {
         "so": np.sum(gaps**2),
         "dso": np.sum(gaps**2) + np.sum(columns**2),
@@ -61,6 +63,7 @@ def expected(W):
         "mc": gaps.max(),
         "mc of rows": gaps.sum(1).max(),
         "srip": np.abs(np.linalg.eigvalsh(small - np.eye(len(small)))).max(),
+        "srip at a vector": np.linalg.norm(side.sum(1) - 1) / np.sqrt(len(side)),
         "spectral": np.linalg.norm(W, 2) ** 2 / 2,
     }
     return values | {f"{name}, iterated": values[name] for name in ("srip", "spectral")}
@@ -152,7 +155,7 @@ def test_edges_and_masks_equal_fewer_rows(transposed):
             jax.tree.map(np.asarray, everything(W + s * V, where, V)) for s in (0, step, -step)
         )
     for k, edge in enumerate(EDGES):
-        exact = expected(W[k][where[k]])
+        exact = expected(W[k][where[k]], len(where[k]))
         for name, parts in found.items():
             value, gradient, change = (part[k] for part in parts)
             case = f"{name} of {edge}"
