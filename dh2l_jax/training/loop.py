@@ -211,7 +211,7 @@ def _final_terms(experiment: Experiment, state: TrainState) -> dict[str, Any]:
             head_levels(state.params, head), tree, outer_radius=reg.outer_radius
         )
         result["constraints"] = {}
-        for name, (quantity, _) in quantities.items():
-            fraction, worst = satisfaction(quantity)
+        for name, (quantity, counts) in quantities.items():
+            fraction, worst = satisfaction(quantity, where=counts)
             result["constraints"][name] = {"satisfied": float(fraction), "worst": float(worst)}
     return result
