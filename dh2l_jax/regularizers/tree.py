@@ -122,7 +122,8 @@ def _present(where: ArrayLike | None, hierarchy: Hierarchy) -> list[Present]:
     C, labelled, groups = hierarchy.num_classes, None, None
     if jnp.shape(where) == (hierarchy.num_nodes,):
         labelled = mask(where, (hierarchy.num_nodes,), "one entry a node")
-    classes = mask(where, (C,), "one entry a class") if labelled is None else labelled[:C]
+    like = f"one entry a class or ({hierarchy.num_nodes},) one a node"
+    classes = mask(where, (C,), like) if labelled is None else labelled[:C]
     present: list[Present] = []
     for level in range(hierarchy.num_levels, 0, -1):
         inner, below = hierarchy.inner_nodes(level), groups
