@@ -291,6 +291,7 @@ def show_next_steps(
         f"{result['seconds']:.0f} s; results in {workdir}/ ({RESULT}, {METRICS}, {CONFIG})",
         "Next:",
         f"  {command} --eval-only --workdir {shlex.quote(str(workdir))}",
+        f"  dh2l report {shlex.quote(str(workdir))}      one HTML file about the run",
         f"  {again} --variant factored      the factored head without R, the control",
         f"  {again} --variant l2      weight decay alone, the baseline",
         f"  {again} --set reg.fc_metric=d_cos_hm --set seed=1      another metric, another seed",

@@ -85,7 +85,7 @@ class Answers:
 
     def __init__(self, facts: RunFacts, logits: np.ndarray, labels: np.ndarray):
         self.tree, self.labels = facts.tree, labels
-        self.known = ~np.isnan(logits).any(axis=1)
+        self.known = np.logical_not(np.isnan(logits).any(axis=1))
         self._logits = np.where(self.known[:, None], logits, 0) / np.float32(facts.temperature)
         odds = np.exp(self._logits - self._logits.max(axis=1, keepdims=True), dtype=np.float64)
         self._p = odds / odds.sum(axis=1, keepdims=True)
@@ -130,7 +130,7 @@ class Answers:
         for level in range(1, self.tree.num_levels + 1):
             reach = (self.labels < C) | (depths[self.labels] >= level)
             truth = self.line[level, self.labels[reach]]
-            hit = (self.line[level, self.answers[reach]] == truth) & self.known[reach]
+            hit = np.equal(self.line[level, self.answers[reach]], truth) & self.known[reach]
             n = int(reach.sum())
             nodes, number = np.unique(truth, return_inverse=True)
             recalls = np.bincount(number, hit) / np.bincount(number)

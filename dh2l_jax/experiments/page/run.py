@@ -31,6 +31,9 @@ SCORES = {
     "hP": "hierarchical precision",
     "hR": "hierarchical recall",
     "hF1": "hierarchical F1",
+    "hierarchical_distance": "mean severity of the best {}",
+    "best_of_k_height": "least severity among the best {}",
+    "hierarchical_precision": "hierarchical precision of the best {}",
     "full_path_accuracy": "full-path accuracy",
     "inconsistent_path_ratio": "inconsistent paths",
 }
@@ -57,8 +60,8 @@ def run_page(facts: RunFacts) -> str:
         "facts": facts,
         "split": {"test": "test", "validation": "held-out"}.get(split, split),
         "answers": answers,
-        "scores": {name: SCORES[name] for name in SCORES if name in _scores(facts)},
         "scored": _scored(facts),
+        "scores": _scores(_scored(facts)),
         "training": _training(records, facts),
         "confusion": _confusion(answers),
         "mistakes": _mistakes(answers, outputs),
@@ -75,10 +78,6 @@ def run_page(facts: RunFacts) -> str:
     return rendered("run.html", context)
 
 
-def _scores(facts: RunFacts) -> dict[str, Any]:
-    return facts.test[LAST] if facts.test else facts.result
-
-
 def _scored(facts: RunFacts) -> dict[str, dict[str, Any]]:
     """What was evaluated, by what a column is called."""
     if not facts.test:
@@ -90,6 +89,20 @@ def _scored(facts: RunFacts) -> dict[str, dict[str, Any]]:
         if isinstance(scores, dict) and "accuracy" in scores
     }
     return {f"last state, {facts.result['split']}": facts.result} | tests
+
+
+def _scores(scored: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
+    """A row a score that a run has: what it is, and its value in each column."""
+    rows = []
+    for name, text in SCORES.items():
+        columns = [scores[name] for scores in scored.values() if name in scores]
+        if len(columns) != len(scored):
+            continue  # an earlier version did not count it
+        if isinstance(columns[0], dict):
+            rows += [(text.format(k), [column[k] for column in columns]) for k in columns[0]]
+        else:
+            rows.append((text, columns))
+    return rows
 
 
 def _training(records: Sequence[Mapping[str, Any]], facts: RunFacts) -> dict[str, Any]:
