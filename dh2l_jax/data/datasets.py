@@ -113,6 +113,11 @@ class Dataset:
         return Fingerprint(self.hierarchy, labels, digests, self.decoding)
 
     @property
+    def label_counts(self) -> np.ndarray:
+        """(num_nodes,) int64: how many training images each node is the label of."""
+        return np.bincount(self.train_labels, minlength=self.hierarchy.num_nodes)
+
+    @property
     def image_shape(self) -> tuple[int | None, int | None, int]:
         """Height, width and channels; height and width are None where images differ in size."""
         return _shape(self.train_images)

@@ -21,6 +21,7 @@ from jax.typing import ArrayLike
 from dh2l_jax.checks import as_float, integers, mask
 from dh2l_jax.hierarchy.fold import fold_up
 from dh2l_jax.hierarchy.learn.losses import marginal
+from dh2l_jax.hierarchy.learn.nodes import nodes_above
 from dh2l_jax.hierarchy.tree import Hierarchy
 
 __all__ = ["RANKS", "Counts", "count", "has_nan", "refuse_nan"]
@@ -149,7 +150,7 @@ def count(
     at_class = where & (labels < hierarchy.num_classes)
     leaf = jnp.where(labels < hierarchy.num_classes, labels, 0)
     truth = jnp.asarray(hierarchy.ancestors())[:, leaf]
-    above = _nodes_above(hierarchy)
+    above = nodes_above(hierarchy)
     shared = jnp.asarray(above)[:, best] == jnp.asarray(above)[:, None, labels]
     shared &= known[None, None]
     all_known = functools.reduce(jnp.logical_and, [~has_nan(x) for x in inner], known)
@@ -232,18 +233,6 @@ def _inner_choices(
 def _probabilities(logits: jax.Array, hierarchy: Hierarchy) -> list[jax.Array]:
     """For each inner level the (size, b) probabilities of its nodes, up to a factor an image."""
     return fold_up(jnp.exp(logits - jnp.max(logits, axis=1, keepdims=True)).T, hierarchy)[1:-1]
-
-
-def _nodes_above(hierarchy: Hierarchy) -> np.ndarray:
-    """(L, num_nodes): the node above each node at each level; below it a class itself, else −1."""
-    above = np.full((hierarchy.num_levels, hierarchy.num_nodes), -1, np.int32)
-    parents = hierarchy.node_parents()
-    for level in range(1, hierarchy.num_levels + 1):
-        nodes = hierarchy.members(level)
-        above[:, nodes] = above[:, parents[nodes]]
-        above[level - 1, nodes] = nodes
-    above[:, : hierarchy.num_classes] = hierarchy.ancestor_nodes()
-    return above
 
 
 def _own_levels(hierarchy: Hierarchy) -> np.ndarray:

@@ -26,6 +26,7 @@ from jax.typing import ArrayLike
 
 from dh2l_jax.checks import integers, labels_exist, mask
 from dh2l_jax.hierarchy.counts import RANKS, Counts, count, refuse_nan
+from dh2l_jax.hierarchy.fold import carried_up
 from dh2l_jax.hierarchy.tree import Hierarchy
 
 __all__ = [
@@ -246,7 +247,7 @@ def judge_answers(
     n, C, depths, heights = len(a), hierarchy.num_classes, *_depths_and_heights(hierarchy)
     met, below = (
         _meeting_points(a, b, hierarchy),
-        _carried_up(np.arange(len(depths)) < C, hierarchy),
+        carried_up(np.arange(len(depths)) < C, hierarchy),
     )
     right = (met == a) | ((met == b) & (below[a] == below[b]))
     undecided = (met == b) & ~right
@@ -297,7 +298,7 @@ def _meeting_points(a: np.ndarray, b: np.ndarray, hierarchy: Hierarchy) -> np.nd
 
 def _by_level(labelled: ArrayLike, met: ArrayLike, hierarchy: Hierarchy) -> dict[str, list[Any]]:
     """What the images say of each level, by where they are labelled and where answers part."""
-    reached, hits = (_carried_up(np.asarray(x), hierarchy) for x in (labelled, met))
+    reached, hits = (carried_up(np.asarray(x), hierarchy) for x in (labelled, met))
     rows: dict[str, list[Any]] = {
         name: [] for name in ("accuracy", "balanced_accuracy", "level_images", "level_classes")
     }
@@ -311,15 +312,6 @@ def _by_level(labelled: ArrayLike, met: ArrayLike, hierarchy: Hierarchy) -> dict
         rows["level_images"].append(images)
         rows["level_classes"].append(int((depths >= level).sum()))
     return rows
-
-
-def _carried_up(counts: np.ndarray, hierarchy: Hierarchy) -> np.ndarray:
-    """(num_nodes,) int64: the sum of the counts at and below each node."""
-    total, parents = counts.astype(np.int64), hierarchy.node_parents()
-    for level in range(hierarchy.num_levels, 0, -1):
-        nodes = hierarchy.members(level)
-        np.add.at(total, parents[nodes], total[nodes])
-    return total
 
 
 def _share(part: float, whole: int) -> float | None:

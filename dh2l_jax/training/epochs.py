@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dh2l_jax.data.batches.feed import Feed
-from dh2l_jax.data.batches.order import epoch_order
+from dh2l_jax.data.batches.order import SAMPLING, epoch_order, sampled_order
 from dh2l_jax.data.batches.placement import place
 from dh2l_jax.data.store.images import thumbnails
 from dh2l_jax.hierarchy import Hierarchy
@@ -178,7 +178,7 @@ class Epochs:
             next(self.evaluator.send(state))
 
         def batches(epoch: int) -> Iterator[tuple[Any, ...]]:
-            order = epoch_order(config.seed, epoch - 1, len(self.feed))
+            order = self._order(epoch - 1)
             begin = max(start, (epoch - 1) * steps)
             return self.feed.training(key, order, begin, epoch * steps - begin)
 
@@ -195,6 +195,14 @@ class Epochs:
                     return
             if _evaluated(epoch, config):
                 yield from map(Pending, self.evaluator.send(state))
+
+    def _order(self, epoch: int) -> jax.Array:
+        """The images of an epoch, counted from 0."""
+        config = self.experiment.config
+        if config.data.sampling == "uniform":
+            return epoch_order(config.seed, epoch, len(self.feed))
+        power = SAMPLING[config.data.sampling]
+        return sampled_order(config.seed, epoch, self.experiment.dataset.train_labels, power)
 
     def _kept(self, number: int) -> bool:
         """Whether a checkpoint follows the step."""
@@ -299,6 +307,7 @@ class Evaluator:
             yield Evaluation(None, None, sent[-1][0], where)
         # The host waits for all of them: no image can be scored before the temperature is known.
         logits, labels, where = map(np.concatenate, zip(*jax.device_get(sent), strict=True))
+        where &= labels < self.experiment.dataset.hierarchy.num_classes
         return float(fitted_temperature(logits, labels, where=where))
 
     @functools.cached_property

@@ -172,7 +172,12 @@ def _train_step(
     config, dataset = experiment.config, experiment.dataset
     total = config.epochs * experiment.steps_per_epoch
     objective = make_objective(
-        experiment.model, dataset.hierarchy, config.reg, loss=config.loss, steps=total
+        experiment.model,
+        dataset.hierarchy,
+        config.reg,
+        loss=config.loss,
+        counts=dataset.label_counts,
+        steps=total,
     )
     jitted = make_train_step(objective, experiment.tx, dataset, feed)
     if profile is None:
