@@ -34,6 +34,7 @@ COMMANDS = {
     "data": "prepares a data set, or checks a folder of images",
     "diversity": "says how diverse the weights of a file or a run are, beside random ones",
     "report": "writes one HTML file about a run or a table",
+    "evaluate": "scores a finished run, or the answers of any program",
     "tables": "runs, or resumes, a table of the paper",
 }
 

@@ -197,7 +197,7 @@ def _tell(path: Path, left_out: list[_LeftOut], on_bad_image: str) -> None:
         return
     name, reason, *_ = left_out[0]
     if on_bad_image == "refuse":
-        raise ValueError(f"{name}: {reason}")
+        raise ValueError(f"{name}: {reason}; on_bad_image=skip leaves such images out")
     more = f" and {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""
     logging.getLogger(__name__).warning(
         "on_bad_image=skip leaves out images that cannot be read, %d: %s%s; %s has the reasons",
@@ -238,13 +238,13 @@ def _decoded(
     """Every example, in order, decoded by several threads."""
     from dh2l_jax.data.store.decode import decode_traced  # needs Pillow
 
-    classes = source.hierarchy.num_classes
+    nodes = source.hierarchy.num_nodes - 1  # all but the root
 
     def one(position: int) -> _Image | _LeftOut:
         try:
             encoded, label = examples[position]
-            if not 0 <= label < classes:
-                raise ValueError(f"expected a label in 0..{classes - 1}, found {label}")
+            if not 0 <= label < nodes:
+                raise ValueError(f"expected a label in 0..{nodes - 1}, found {label}")
         except ValueError as error:
             raise ValueError(f"{examples.describe(position)}: {error}") from error
         try:
