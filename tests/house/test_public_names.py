@@ -24,9 +24,6 @@ NAMES = {
     "dh2l_jax.metrics": "METRICS Metric MetricLike Profile distance energy get_metric",
     "dh2l_jax.regularizers": """brock center_energy classes_present dso group_energy hierarchical mc
         ocnn orthogonality regularizer so spectral srip srip_step weight_energy""",
-    "dh2l_jax.hierarchy": "Hierarchy",
-    "dh2l_jax.regularizers": """center_energy classes_present group_energy hierarchical
-        orthogonality weight_energy""",
     "dh2l_jax.hierarchy": "Hierarchy decoding frames losses",
     "dh2l_jax.hierarchy.decoding": """answer conditional_log_probs crm crm_risk hrn_log_probs
         log_probs temperature threshold_for""",
