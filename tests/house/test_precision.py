@@ -274,7 +274,8 @@ TABLE = {
         lambda W: sum(oracle.mean_energy(X.T, "d_hm")[0] for X in (W, W[:, :4])),
     ),
 }
-NO_FLOATS = {"Hierarchy", "Level", "classes_present", "diversity"}  # the last looks in NumPy
+# `diversity` looks in NumPy.
+NO_FLOATS = {"Hierarchy", "Level", "Sampled", "classes_present", "diversity"}
 PROFILES = {"METRICS", "Metric", "get_metric"}  # of similarities, which are at least float32
 OF_MODELS = {"kernel_matrices", "plan", "rules", "weight_energy"}  # integers are no weights
 AS_GIVEN = {"kernel_matrices", "straight_through"}
