@@ -43,8 +43,8 @@ def uniformface(W: ArrayLike, where: ArrayLike | None = None, *, unit: bool = Fa
       ValueError: W is not a matrix, `where` has another length.
       TypeError: `where` is not boolean.
 
-    >>> round(uniformface(jnp.array([[3.0, 0.0], [0.0, 4.0]])).item(), 6)
-    0.166667
+    >>> round(uniformface(jnp.array([[3.0, 0.0], [0.0, 4.0]])).item(), 4)  # 1/(5 + 1)
+    0.1667
 
     Reference: Duan et al., UniformFace, CVPR 2019.
     """
