@@ -116,17 +116,17 @@ def integers(what: str, values: Any, shape: tuple[int, ...] | None = None, like:
         raise ValueError(f"{what} must have shape {shape} {like}, found {values.shape}")
 
 
-def labels_exist(labels: Any, num_classes: int, where: Any = None) -> None:
-    """ValueError unless concrete labels, those of a mask if there is one, are in 0..C−1."""
+def labels_exist(labels: Any, count: int, where: Any = None, what: str = "classes") -> None:
+    """ValueError unless concrete labels, those of a mask if there is one, are in 0..count−1."""
     import numpy as np
 
     labels = np.asarray(labels)
-    outside = (labels < 0) | (labels >= num_classes)
+    outside = (labels < 0) | (labels >= count)
     outside = np.flatnonzero(outside if where is None else outside & np.asarray(where))
     if outside.size:
         raise ValueError(
-            f"label {labels[outside[0]]} at index {outside[0]} does not exist: classes are "
-            f"0..{num_classes - 1}"
+            f"label {labels[outside[0]]} at index {outside[0]} does not exist: {what} are "
+            f"0..{count - 1}"
         )
 
 

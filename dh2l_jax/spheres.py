@@ -2,15 +2,20 @@
 
 Each group of siblings lives on a sphere around its centre. The parameters are the surface vectors
 w_s (a node each) and the centre vectors w_c (a group each, relative to the level above).
+
+"surface_<L>" holds a vector for every class, however deep it lies; "surface_<l>" of an inner level
+one for each of its inner nodes; "center_<l>" one for each inner node of level l−1. A class of depth
+p < L belongs to its parent's group at level p, and to none below.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from dh2l_jax.checks import as_float, unknown_name
@@ -24,13 +29,16 @@ __all__ = [
     "Level",
     "absolute_centers",
     "check_options",
+    "group_index",
     "head_logits",
     "head_shapes",
     "logit_vectors",
+    "member_rows",
     "project",
     "radii",
     "sphere_levels",
     "vector_init",
+    "vector_places",
 ]
 
 CENTERS = ("free", "mean", "epsilon")
@@ -42,7 +50,8 @@ class Level(NamedTuple):
     """One level of the tree, as the regularisers see it.
 
     Attributes:
-      vectors: (nodes, d) projection vectors, or None where the level stores no surface vectors.
+      vectors: (nodes, d) projection vectors of the nodes of that depth, inner nodes only where they
+        store surface vectors; None where no node of the level does.
       center: (groups, d) centres relative to the level above, or None at level 1 (the root's is 0).
     """
 
@@ -77,8 +86,8 @@ def sphere_levels(
     """The levels 1..L of a head's parameters.
 
     Args:
-      params: "surface_<l>" (size(l), d) for the leaves' level and any other, and "center_<l>"
-        (size(l−1), d) for l = 2..L if the centres are free.
+      params: "surface_<L>" (C, d), "surface_<l>" (inner nodes, d) of any inner level, and
+        "center_<l>" (inner nodes of level l−1, d) for l = 2..L if the centres are free.
       hierarchy: the tree.
       center: "free" (the stored centres), "mean" (mean of the group's surface vectors; an inner
         node without a surface vector of its own stands at the mean of its children), "epsilon"
@@ -93,28 +102,67 @@ def sphere_levels(
     """
     center = _center_kind(params, hierarchy, center, logits)
     surfaces = _surfaces(params, hierarchy)
+    leaves = surfaces[hierarchy.num_levels]
     means = _mean_centers(surfaces, hierarchy) if center == "mean" else {}
     levels: list[Level] = []
     for level in range(1, hierarchy.num_levels + 1):
         if level == 1:
             middle = None
         elif center == "free":
-            shape = (hierarchy.size(level - 1), _width(surfaces))
+            shape = (len(hierarchy.inner_nodes(level - 1)), leaves.shape[1])
             middle = _parameter(params, f"center_{level}", shape)
         elif center == "mean":
             middle = means[level]
+        elif level - 1 not in surfaces:
+            raise ValueError(f"epsilon centres need 'surface_{level - 1}', found {_keys(params)}")
         else:
-            above = levels[-1].vectors
-            if above is None:
-                raise ValueError(
-                    f"epsilon centres need 'surface_{level - 1}', found {_keys(params)}"
-                )
-            middle = epsilon * above
-        vectors = surfaces.get(level)
+            inner = hierarchy.members(level - 1) >= hierarchy.num_classes
+            above = cast(jax.Array, levels[-1].vectors)
+            middle = epsilon * (above if inner.all() else above[inner])
+        vectors = member_rows(leaves, surfaces.get(level), hierarchy, level)
         if vectors is not None and middle is not None and logits == "relative":
-            vectors = project(vectors, middle, hierarchy.parents(level))
+            vectors = project(vectors, middle, vector_places(vectors, hierarchy, level)[1])
         levels.append(Level(vectors, middle))
     return tuple(levels)
+
+
+def member_rows(
+    leaves: jax.Array, inner: jax.Array | None, hierarchy: Hierarchy, level: int
+) -> jax.Array | None:
+    """Of (C, ...) `leaves` and (inner nodes, ...) `inner` the rows of the nodes of that depth.
+
+    They stand in the order of the level's table; without `inner` those of the classes alone, and
+    None if there are none.
+
+    >>> tree = Hierarchy.from_paths({"sun": "", "gull": "birds", "tern": "birds"})
+    >>> member_rows(jnp.array([1, 2, 3]), jnp.array([7]), tree, 1).tolist()
+    [1, 7]
+    """
+    nodes, C = hierarchy.members(level), hierarchy.num_classes
+    if level == hierarchy.num_levels:
+        return leaves if len(nodes) == C else leaves[nodes]
+    if not np.any(nodes < C):
+        return inner
+    if inner is None:
+        return leaves[nodes[nodes < C]]
+    start = hierarchy.inner_nodes(level).start
+    return jnp.concatenate([leaves, inner])[np.where(nodes < C, nodes, nodes - start + C)]
+
+
+def vector_places(
+    vectors: jax.Array, hierarchy: Hierarchy, level: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each row of a level's vectors its place among the level's nodes, and its group."""
+    nodes = hierarchy.members(level)
+    places = np.arange(len(nodes))
+    if len(vectors) < len(nodes):
+        places = np.flatnonzero(nodes < hierarchy.num_classes)
+    return places, group_index(nodes[places], hierarchy, level)
+
+
+def group_index(nodes: np.ndarray | range, hierarchy: Hierarchy, level: int) -> np.ndarray:
+    """The number of the group of each of these nodes of a level, 0 for all of level 1."""
+    return hierarchy.node_parents()[np.asarray(nodes, int)] - hierarchy.inner_nodes(level - 1).start
 
 
 def head_shapes(
@@ -122,8 +170,8 @@ def head_shapes(
 ) -> dict[str, tuple[int, int]]:
     """Names and shapes of a head's parameters, as `sphere_levels` reads them.
 
-    "surface_<L>" (C, d) for the leaves; "center_<l>" (groups, d) for l = 2..L if the centres are
-    free; "surface_<l>" of inner levels where something uses them.
+    "surface_<L>" (C, d) for the classes; "center_<l>" (groups, d) for l = 2..L if the centres are
+    free; "surface_<l>" (inner nodes, d) of inner levels where something uses them.
 
     Args:
       hierarchy: the tree.
@@ -141,17 +189,18 @@ def head_shapes(
     """
     check_options(center)
     last, inner = hierarchy.num_levels, inner_surfaces or center == "epsilon"
-    levels = range(1 if inner else last, last + 1)
-    shapes = {f"surface_{level}": (hierarchy.size(level), d) for level in levels}
+    sizes = {level: len(hierarchy.inner_nodes(level)) for level in range(1, last)}
+    shapes = {f"surface_{level}": (size, d) for level, size in sizes.items() if inner}
+    shapes[f"surface_{last}"] = (hierarchy.num_classes, d)
     if center == "free":
-        shapes |= {f"center_{lv}": (hierarchy.size(lv - 1), d) for lv in range(2, last + 1)}
+        shapes |= {f"center_{level + 1}": (size, d) for level, size in sizes.items()}
     return shapes
 
 
 def vector_init(hierarchy: Hierarchy) -> Callable[..., jax.Array]:
     """An initialiser (key, shape, dtype) of each array of a head: N(0, 1/(2d)).
 
-    So w_s − w_c has variance 1/d; a flat tree has one factor, N(0, 1/d).
+    So w_s − w_c has variance 1/d; a class at level 1 has one factor, N(0, 1/d).
 
     >>> vector_init(Hierarchy.flat(3))(jax.random.key(0), (3, 8)).shape
     (3, 8)
@@ -159,9 +208,13 @@ def vector_init(hierarchy: Hierarchy) -> Callable[..., jax.Array]:
     Reference: DH²L, §3.2.
     """
     factors = 1 if hierarchy.num_levels == 1 else 2
+    shallow = np.asarray(hierarchy.class_depths) == 1
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-        return jax.random.normal(key, shape, dtype) * (factors * shape[-1]) ** -0.5
+        values = jax.random.normal(key, shape, dtype) * (factors * shape[-1]) ** -0.5
+        if np.any(shallow) and len(shallow) == shape[0]:  # no level has so many inner nodes
+            values = jnp.where(shallow[:, None], values * 2**0.5, values)
+        return values
 
     return init
 
@@ -213,7 +266,7 @@ def absolute_centers(levels: Sequence[Level], hierarchy: Hierarchy) -> tuple[jax
     """Absolute centres of the groups of each level: w_c^(l) = Σ_{l' ≤ l} w_c^(l',l'−1).
 
     Returns:
-      For l = 1..L an array (size(l−1), d); the root's is 0.
+      For l = 1..L an array (groups, d), a group for each inner node of level l−1; the root's is 0.
 
     Reference: DH²L, §3.2.
     """
@@ -221,7 +274,8 @@ def absolute_centers(levels: Sequence[Level], hierarchy: Hierarchy) -> tuple[jax
     centers = [jnp.zeros_like(stored[:1])]
     for number, level in enumerate(levels[1:], 2):
         assert level.center is not None
-        centers.append(centers[-1][hierarchy.parents(number - 1)] + level.center)
+        above = group_index(hierarchy.inner_nodes(number - 1), hierarchy, number - 1)
+        centers.append(centers[-1][above] + level.center)
     return tuple(centers)
 
 
@@ -234,7 +288,8 @@ def logit_vectors(
 ) -> jax.Array:
     """(size(level), d): the vectors whose products with the features are the logits of a level.
 
-    "relative": the projection vectors; "absolute": the absolute centre plus the offset.
+    "relative": the projection vectors; "absolute": the absolute centre plus the offset. A class
+    that lies less deep than the level has its one vector in it.
 
     Args:
       levels: from `sphere_levels`.
@@ -243,15 +298,26 @@ def logit_vectors(
       level: 1..L; the leaves' if None.
 
     Raises:
-      ValueError: the level stores no surface vectors.
+      ValueError: inner nodes of the level store no surface vectors.
     """
     level = hierarchy.num_levels if level is None else level
     vectors = levels[level - 1].vectors
-    if vectors is None:
+    if vectors is None or len(vectors) < len(hierarchy.members(level)):
         raise ValueError(f"level {level} stores no surface vectors, so it has no logits")
-    if logits == "relative":
-        return vectors
-    return absolute_centers(levels, hierarchy)[level - 1][hierarchy.parents(level)] + vectors
+    rows, nodes = [], []
+    for number in range(1 if hierarchy.class_depths else level, level + 1):
+        vectors = levels[number - 1].vectors
+        if vectors is not None:
+            places, groups = vector_places(vectors, hierarchy, number)
+            if logits == "absolute":
+                vectors = absolute_centers(levels[:number], hierarchy)[-1][groups] + vectors
+            rows.append(vectors)
+            nodes.append(hierarchy.members(number)[places])
+    if len(rows) == 1:
+        return rows[0]
+    place = np.empty(hierarchy.num_nodes, int)
+    place[np.concatenate(nodes)] = np.arange(sum(map(len, nodes)))
+    return jnp.concatenate(rows)[place[hierarchy.level_nodes(level)]]
 
 
 def radii(
@@ -293,26 +359,28 @@ def _center_kind(
 
 
 def _surfaces(params: Mapping[str, ArrayLike], hierarchy: Hierarchy) -> dict[int, jax.Array]:
-    """The stored surface vectors by level; the leaves' must be there."""
+    """The stored surface vectors by level; the classes' must be there."""
     last = hierarchy.num_levels
     if f"surface_{last}" not in params:
         raise ValueError(f"expected the leaves' vectors 'surface_{last}', found {_keys(params)}")
     width = jnp.shape(params[f"surface_{last}"])[-1]
+    shapes = head_shapes(hierarchy, width, inner_surfaces=True)
     return {
-        level: _parameter(params, f"surface_{level}", (hierarchy.size(level), width))
+        level: _parameter(params, f"surface_{level}", shapes[f"surface_{level}"])
         for level in range(1, last + 1)
         if f"surface_{level}" in params
     }
 
 
 def _mean_centers(surfaces: dict[int, jax.Array], hierarchy: Hierarchy) -> dict[int, jax.Array]:
+    leaves, inner = surfaces[hierarchy.num_levels], None
     centers: dict[int, jax.Array] = {}
-    own = surfaces[hierarchy.num_levels]
     for level in range(hierarchy.num_levels, 1, -1):
-        sizes = jnp.asarray(hierarchy.group_sizes(level), own.dtype)
-        total = jax.ops.segment_sum(own, hierarchy.parents(level), hierarchy.size(level - 1))
-        centers[level] = total / sizes[:, None]
-        own = surfaces[level - 1] if level - 1 in surfaces else centers[level]
+        own = cast(jax.Array, member_rows(leaves, inner, hierarchy, level))
+        groups = group_index(hierarchy.members(level), hierarchy, level)
+        sizes = jnp.asarray(np.bincount(groups), own.dtype)
+        centers[level] = jax.ops.segment_sum(own, groups, len(sizes)) / sizes[:, None]
+        inner = surfaces.get(level - 1, centers[level])
     return centers
 
 
@@ -323,10 +391,6 @@ def _parameter(params: Mapping[str, ArrayLike], key: str, shape: tuple[int, ...]
     if value.shape != shape:
         raise ValueError(f"parameter {key!r} must have shape {shape}, found {value.shape}")
     return value
-
-
-def _width(surfaces: dict[int, jax.Array]) -> int:
-    return next(iter(surfaces.values())).shape[1]
 
 
 def _keys(params: Mapping[str, ArrayLike]) -> str:

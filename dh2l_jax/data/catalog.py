@@ -123,11 +123,11 @@ def _load(
 
 
 def _name_of(source: Source, images: tuple[int, int], split: str, index: int) -> str:
-    """What the source calls an image; a number where images were left out, which shift the rest."""
+    """The path of an image; a number where images were left out, which shift the rest."""
     examples = {"train": source.train, "test": source.test}
     if tuple(map(len, examples.values())) != images:
         return image_number(split, index)
-    return f"image {examples[split].describe(index)!r}"
+    return examples[split].describe(index)
 
 
 def _with_tree(dataset: Dataset, tree: str) -> Dataset:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dh2l_jax.data.store.fingerprint import SPLITS, Fingerprint
+from dh2l_jax.data.store.fingerprint import SPLITS, Fingerprint, image_number
 from dh2l_jax.data.store.images import (
     Images,
     RaggedImages,
@@ -45,7 +45,8 @@ class Dataset:
       first_new: the first image of which an earlier version decoded other pixels, see
         `decode.VERSION`; empty if there is none.
       decoding: `decode.VERSION` of the pixels; 0 where they come decoded.
-      name_of: (split, i) → what a message calls image i of the split "train" or "test".
+      name_of: (split, i) → the path of image i of the split "train" or "test", or what else it is
+        called; parts of a data set keep the names of the whole.
 
     Raises:
       ValueError: an array has another shape or dtype, or a label is not a leaf.
@@ -63,7 +64,7 @@ class Dataset:
     )
     first_new: str = ""
     decoding: int = 0
-    name_of: Callable[[str, int], str] | None = dataclasses.field(default=None, repr=False)
+    name_of: Callable[[str, int], str] = dataclasses.field(default=image_number, repr=False)
 
     def __post_init__(self) -> None:
         arrays = {
@@ -143,17 +144,13 @@ def subsample(dataset: Dataset, fraction: float, seed: int = 0) -> Dataset:
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must lie in (0, 1], found {fraction}")
 
-    def part(images: Images, labels: np.ndarray) -> Split:
+    def chosen(labels: np.ndarray) -> np.ndarray:
         counts = np.bincount(labels)
-        index = balanced_indices(labels, np.ceil(fraction * counts).astype(int), seed)
-        return take(images, index), labels[index]
+        return balanced_indices(labels, np.ceil(fraction * counts).astype(int), seed)
 
-    return Dataset.from_splits(
-        f"{dataset.name}/fraction({fraction:g})",
-        part(dataset.train_images, dataset.train_labels),
-        part(dataset.test_images, dataset.test_labels),
-        dataset.hierarchy,
-    )
+    train, test = chosen(dataset.train_labels), chosen(dataset.test_labels)
+    name = f"{dataset.name}/fraction({fraction:g})"
+    return _parts(dataset, name, ("train", train), ("test", test))
 
 
 def hold_out(dataset: Dataset, count: int, seed: int) -> Dataset:
@@ -180,14 +177,32 @@ def hold_out(dataset: Dataset, count: int, seed: int) -> Dataset:
             f"count must be below {classes * smallest}, since the smallest of {classes} classes of "
             f"{dataset.name} has {smallest} training images, found {count}"
         )
-    held = np.zeros(len(labels), bool)
-    held[balanced_indices(labels, count // classes, seed)] = True
-    return Dataset.from_splits(
-        f"{dataset.name}/hold_out({count}, seed={seed})",
-        (take(dataset.train_images, ~held), labels[~held]),
-        (take(dataset.train_images, held), labels[held]),
-        dataset.hierarchy,
-    )
+    held = balanced_indices(labels, count // classes, seed)
+    kept = np.delete(np.arange(len(labels)), held)
+    name = f"{dataset.name}/hold_out({count}, seed={seed})"
+    return _parts(dataset, name, ("train", kept), ("train", held))
+
+
+def _parts(
+    whole: Dataset, name: str, train: tuple[str, np.ndarray], test: tuple[str, np.ndarray]
+) -> Dataset:
+    """A data set of some images of a split for each of its own; they keep their names."""
+    origins = {"train": train, "test": test}
+    whole_splits = {
+        "train": (whole.train_images, whole.train_labels),
+        "test": (whole.test_images, whole.test_labels),
+    }
+
+    def part(split: str, index: np.ndarray) -> Split:
+        images, labels = whole_splits[split]
+        return take(images, index), labels[index]
+
+    def name_of(part: str, number: int) -> str:
+        split, index = origins[part]
+        return whole.name_of(split, int(index[number]))
+
+    dataset = Dataset.from_splits(name, part(*train), part(*test), whole.hierarchy)
+    return dataclasses.replace(dataset, name_of=name_of)
 
 
 def balanced_indices(labels: np.ndarray, per_class: int | np.ndarray, seed: int) -> np.ndarray:

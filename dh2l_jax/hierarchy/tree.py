@@ -2,10 +2,16 @@
 
 Levels are numbered 1..L from the root down, as in the paper; the root itself is level 0 and holds
 no vector. Node k of level l−1 owns one *group* of level l: its children. Level 1 is one group.
+
+Classes may lie at different depths. In the tables of levels (`size`, `names`, `parents`,
+`ancestors`) a class of depth p < L stands for itself at every deeper level, so that each level
+holds all classes. The *nodes* are the true ones, each once, with an id: the classes 0..C−1, then
+the inner nodes from level L−1 up to 1, each level in the order of its table, and the root last.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import operator
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,51 +19,78 @@ from pathlib import Path
 
 import numpy as np
 
-from dh2l_jax.hierarchy.class_lists import read_class_list
+from dh2l_jax.hierarchy.class_lists import (
+    as_integers,
+    check_depths,
+    check_names,
+    check_parents,
+    default_names,
+    find_node,
+    kind_of,
+    level_tables,
+    path_parts,
+    paths_of_edges,
+    read_class_list,
+    unique_names,
+)
 
 __all__ = ["Hierarchy"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Hierarchy:
-    """A tree whose leaves are the classes; every leaf lies at the same depth L ≥ 1.
+    """A tree whose leaves are the classes, L ≥ 1 levels deep.
 
-    Build one with `flat`, `two_level`, `from_parents`, `from_paths` or `from_csv`. Instances hold
-    tuples only, so they are hashable, comparable and can be static arguments of a jitted function.
+    Build one with `flat`, `two_level`, `from_parents`, `from_paths`, `from_edges` or `from_csv`.
+    Instances hold tuples only, so they are hashable, comparable and can be static arguments of a
+    jitted function.
 
     >>> tree = Hierarchy.two_level([0, 0, 1])
     >>> tree.num_levels, tree.size(1), tree.size(2)
     (2, 2, 3)
     >>> tree.adjacency(2).tolist()
     [[1, 0], [1, 0], [0, 1]]
+    >>> Hierarchy.from_paths({"sun": "", "gull": "animals/birds", "cat": "animals"})
+    Hierarchy(3 classes at depths {1: 1, 2: 1, 3: 1}, 2 inner nodes)
 
     Attributes:
-      parent_table: for each level 1..L the parent of every node in the level above.
-      node_names: for each level 1..L the name of every node.
+      parent_table: for each level 1..L the parent of every entry in the level above.
+      node_names: for each level 1..L the name of every entry.
+      class_depths: the depth of each class; empty where all lie at depth L.
 
     Raises:
-      ValueError: a level is empty, a parent is out of range, or an inner node has no child.
-      TypeError: a parent is not an integer.
+      ValueError: a level is empty, a parent is out of range, an inner node has no child, or the
+        depths do not fit the tables.
+      TypeError: a parent or a depth is not an integer.
 
     Reference: DH²L, §3 (the adjacency P^(l,l−1)).
     """
 
     parent_table: tuple[tuple[int, ...], ...]
     node_names: tuple[tuple[str, ...], ...] = ()
+    class_depths: tuple[int, ...] = dataclasses.field(default=(), hash=False)
 
     def __post_init__(self) -> None:
         table = tuple(
-            _integers(row, f"the parents of level {level}")
+            as_integers(row, f"the parents of level {level}")
             for level, row in enumerate(self.parent_table, 1)
         )
         if not table:
             raise ValueError("a Hierarchy needs at least one level, found none")
-        names = self.node_names or _default_names(table)
+        names = self.node_names or default_names(table)
         names = tuple(tuple(str(name) for name in row) for row in names)
-        _check_names(table, names)
-        _check_parents(table, names)
+        check_names(table, names)
+        check_parents(table, names)
         object.__setattr__(self, "parent_table", table)
         object.__setattr__(self, "node_names", names)
+        depths = as_integers(self.class_depths, "the depths of the classes")
+        if depths:
+            check_depths(depths, self.ancestors(), names)
+        if all(depth == len(table) for depth in depths):
+            # The class's own () stands in: an even tree holds, and pickles, its two tables alone.
+            object.__delattr__(self, "class_depths")
+        else:
+            object.__setattr__(self, "class_depths", depths)
 
     # Constructors.
 
@@ -68,7 +101,7 @@ class Hierarchy:
         >>> Hierarchy.flat(10).group_sizes(1).tolist()
         [10]
         """
-        (n,) = _integers((n,), "the number of classes")
+        (n,) = as_integers((n,), "the number of classes")
         if n < 1:
             raise ValueError(f"a Hierarchy needs at least one class, found n = {n}")
         return cls(((0,) * n,), () if names is None else (tuple(names),))
@@ -96,7 +129,8 @@ class Hierarchy:
         3
         """
         rows = tuple(
-            _integers(row, f"the parents of level {level}") for level, row in enumerate(parents, 2)
+            as_integers(row, f"the parents of level {level}")
+            for level, row in enumerate(parents, 2)
         )
         if not rows or not rows[0]:
             raise ValueError("no parents given: use Hierarchy.flat(n) for classes without parents")
@@ -114,33 +148,53 @@ class Hierarchy:
     def from_paths(cls, paths: Mapping[str, str | Sequence[str]]) -> Hierarchy:
         """From {class: ancestors}, the ancestors named from the root down without the class itself.
 
-        A path is a sequence of names or one string with "/" between them; "" makes a flat tree.
-        Classes keep the order of the mapping, inner nodes the order of their first appearance;
-        an inner node is identified by its whole path.
+        A path is a sequence of names or one string with "/" between them; "" is the root itself,
+        and paths may differ in length. Classes keep the order of the mapping, inner nodes the order
+        of their first appearance; an inner node is identified by its whole path.
 
         >>> tree = Hierarchy.from_paths({"Sandal": "Goods/Shoes", "Coat": "Clothes/Outers"})
         >>> tree.names(2)
         ('Shoes', 'Outers')
         """
         if not isinstance(paths, Mapping):
-            raise TypeError(f"from_paths takes a mapping {{class: path}}, found {_kind(paths)}")
+            raise TypeError(f"from_paths takes a mapping {{class: path}}, found {kind_of(paths)}")
         if not paths:
             raise ValueError("a Hierarchy needs at least one class, found an empty mapping")
-        full = [(*_path_parts(name, path), str(name)) for name, path in paths.items()]
-        return _from_full_paths(full)
+        return cls(*level_tables([path_parts(name, path) for name, path in paths.items()]))
+
+    @classmethod
+    def from_edges(
+        cls, edges: Iterable[tuple[str, str]], *, classes: Sequence[str] | None = None
+    ) -> Hierarchy:
+        """From a list of (child, parent), as WordNet's.
+
+        The one name without a parent is the root; several are the nodes of level 1 instead.
+
+        Args:
+          edges: pairs of names in any order.
+          classes: in the order of their labels; what lies not above them is left out. None: all
+            names without children, in the order of the list.
+
+        Raises:
+          ValueError: a name with two parents or below itself, a class above another or unknown.
+
+        >>> tree = Hierarchy.from_edges([("gull", "bird"), ("bird", "animal"), ("cat", "animal")])
+        >>> tree.node_names
+        (('bird', 'cat'), ('gull', 'cat'))
+        """
+        return cls(*level_tables(paths_of_edges(edges, classes)))
 
     @classmethod
     def from_csv(cls, path: str | Path) -> Hierarchy:
         """From a CSV file with the header `class,parent[,grandparent[,...]]`, one line a class.
 
-        Columns run from the class upwards; a name that stands under two parents is an error.
+        Columns run from the class upwards, and the last ones are empty where a class lies less
+        deep. A node is its name in whichever column it stands; under two parents it is an error.
 
         Raises:
           ValueError: names the file, the line and the node.
         """
-        path = Path(path)
-        rows = read_class_list(path)
-        return _from_full_paths([tuple(reversed(cells)) for _, cells in rows])
+        return cls(*level_tables([cells[::-1] for _, cells in read_class_list(Path(path))]))
 
     # Shape of the tree.
 
@@ -155,17 +209,17 @@ class Hierarchy:
         return len(self.parent_table[-1])
 
     def size(self, level: int) -> int:
-        """Number of nodes of a level; level 0 is the root alone."""
+        """Number of entries of a level's table; level 0 is the root alone."""
         if level == 0:
             return 1
         return len(self.parent_table[self._index(level)])
 
     def names(self, level: int) -> tuple[str, ...]:
-        """Names of the nodes of a level."""
+        """Names of the entries of a level's table."""
         return self.node_names[self._index(level)]
 
     def parents(self, level: int) -> np.ndarray:
-        """(size(level),) int32: each node's parent in the level above; zeros at level 1."""
+        """(size(level),) int32: each entry's parent in the level above; zeros at level 1."""
         return np.asarray(self.parent_table[self._index(level)], np.int32)
 
     def adjacency(self, level: int) -> np.ndarray:
@@ -173,7 +227,7 @@ class Hierarchy:
         return np.eye(self.size(level - 1), dtype=np.int32)[self.parents(level)]
 
     def group_sizes(self, level: int) -> np.ndarray:
-        """(size(level−1),) int32: |g_k|, the number of children of each node of the level above."""
+        """(size(level−1),) int32: |g_k|, how many children each entry of the level above has."""
         counts = np.bincount(self.parents(level), minlength=self.size(level - 1))
         return counts.astype(np.int32)
 
@@ -189,17 +243,147 @@ class Hierarchy:
         return np.stack(rows[::-1])
 
     def lca_height(self) -> np.ndarray:
-        """(C, C) int32: height of the lowest common ancestor of two leaves.
+        """(C, C) int32: height of the lowest common ancestor of two leaves, see `node_heights`.
 
-        0 for a leaf with itself, 1 for siblings, L where only the root is shared.
+        0 for a leaf with itself, L where only the root is shared, on even trees 1 for siblings.
 
         >>> Hierarchy.two_level([0, 0, 1]).lca_height().tolist()
         [[0, 1, 2], [1, 0, 2], [2, 2, 0]]
         """
         height = np.full((self.num_classes, self.num_classes), self.num_levels, np.int32)
-        for row in self.ancestors():
-            height -= row[:, None] == row[None, :]
+        heights = self.node_heights()
+        for row in self.ancestor_nodes():
+            np.copyto(height, heights[row], where=row[:, None] == row[None, :])
         return height
+
+    # Its true nodes.
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of true nodes: classes, inner nodes and the root, whose id is the last."""
+        return self.inner_nodes(0).stop
+
+    def inner_nodes(self, level: int) -> range:
+        """The ids of the inner nodes of a level; each owns one group of the next level.
+
+        >>> tree = Hierarchy.from_paths({"sun": "", "gull": "animals/birds", "cat": "animals"})
+        >>> [tree.inner_nodes(level) for level in (0, 1, 2)]
+        [range(5, 6), range(4, 5), range(3, 4)]
+        """
+        last = self._index(level) + 1 if level else 0
+        counts = [self.size(n) - len(self._ended(n)) for n in range(self.num_levels, last - 1, -1)]
+        stop = self.num_classes + sum(counts)
+        return range(stop - counts[-1], stop)
+
+    def level_nodes(self, level: int) -> np.ndarray:
+        """(size(level),) int32: the node of each entry of a level's table; level 0 is the root.
+
+        >>> tree = Hierarchy.from_paths({"sun": "", "gull": "animals/birds", "cat": "animals"})
+        >>> [tree.level_nodes(level).tolist() for level in (0, 1, 2, 3)]
+        [[5], [0, 4], [0, 3, 2], [0, 1, 2]]
+        """
+        return self._tables()[level if level == 0 else self._index(level) + 1]
+
+    def members(self, level: int) -> np.ndarray:
+        """(n,) int32: the nodes whose depth is the level, in the order of the level's table."""
+        return self._links()[self._index(level)][0]
+
+    def ancestor_nodes(self) -> np.ndarray:
+        """(L, C) int32: the node above each class at each level, itself from its depth on."""
+        rows = zip(self._tables()[1:], self.ancestors(), strict=True)
+        return np.stack([nodes[row] for nodes, row in rows])
+
+    def node_parents(self) -> np.ndarray:
+        """(num_nodes,) int32: the node above each node; the root's is itself."""
+        parents = np.arange(self.num_nodes, dtype=np.int32)
+        for nodes, above in self._links():
+            parents[nodes] = above
+        return parents
+
+    def node_depths(self) -> np.ndarray:
+        """(num_nodes,) int32: the level of each node, 0 for the root."""
+        depths = np.zeros(self.num_nodes, np.int32)
+        for level, (nodes, _) in enumerate(self._links(), 1):
+            depths[nodes] = level
+        return depths
+
+    def node_heights(self) -> np.ndarray:
+        """(num_nodes,) int32: the longest way from each node down to a class, 0 for the classes.
+
+        >>> Hierarchy.from_paths({"sun": "", "gull": "animals/birds"}).node_heights().tolist()
+        [0, 0, 1, 2, 3]
+        """
+        heights = np.zeros(self.num_nodes, np.int32)
+        for nodes, above in reversed(self._links()):
+            np.maximum.at(heights, above, heights[nodes] + 1)
+        return heights
+
+    def depth(self, node: int) -> int:
+        """The level of a node, 0 for the root."""
+        node = operator.index(node)
+        if not 0 <= node < self.num_nodes:
+            raise ValueError(f"node {node} does not exist: nodes are 0..{self.num_nodes - 1}")
+        return int(self.node_depths()[node])
+
+    def node_id(self, name: str | Sequence[str]) -> int:
+        """The node of a path from the root down, or of a name that stands at one place only.
+
+        Args:
+          name: "a/b" or ("a", "b"), which are paths, or "b"; "" is the root. A text that is both a
+            path and a name is taken for the path.
+
+        Raises:
+          ValueError: there is no such node, or there are several.
+
+        >>> tree = Hierarchy.from_paths({"gull": "birds", "toy": "birds/other", "car": "other"})
+        >>> tree.node_id("toy"), tree.node_id("birds/other"), tree.node_id("other")
+        (1, 3, 5)
+        """
+        return find_node(name, self._paths())
+
+    def unique_names(self) -> tuple[str, ...]:
+        """For each node its name, or its path where several nodes have that name; "" for the root.
+
+        >>> tree = Hierarchy.from_paths({"gull": "birds", "toy": "birds/other", "car": "other"})
+        >>> tree.unique_names()
+        ('gull', 'toy', 'car', 'birds/other', 'birds', 'other', '')
+        """
+        return unique_names(self._paths())
+
+    def _ended(self, level: int) -> np.ndarray:
+        """The classes of at most this depth."""
+        depths = self.class_depths or (self.num_levels,) * self.num_classes
+        return np.flatnonzero(np.asarray(depths) <= level)
+
+    def _tables(self) -> list[np.ndarray]:
+        """For levels 0..L the node of each entry."""
+        tables = [np.full(1, self.num_nodes - 1, np.int32)]
+        for level, row in enumerate(self.ancestors(), 1):
+            classes = self._ended(level)
+            nodes = np.full(self.size(level), -1, np.int32)
+            nodes[row[classes]] = classes
+            nodes[nodes < 0] = self.inner_nodes(level)
+            tables.append(nodes)
+        return tables
+
+    def _links(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For levels 1..L the nodes of that depth, and the nodes above them."""
+        tables, links = self._tables(), []
+        for level in range(1, self.num_levels + 1):
+            above = tables[level - 1][self.parents(level)]
+            true = tables[level] != above
+            links.append((tables[level][true], above[true]))
+        return links
+
+    def _paths(self) -> list[tuple[str, ...]]:
+        """For each node the names from the root down to it; () for the root."""
+        paths: list[tuple[str, ...]] = [()] * self.num_nodes
+        tables = zip(self._tables()[1:], self.node_names, strict=True)
+        names = {node: name for nodes, row in tables for node, name in zip(nodes, row, strict=True)}
+        for nodes, above in self._links():
+            for node, parent in zip(nodes, above, strict=True):
+                paths[node] = (*paths[parent], names[node])
+        return paths
 
     def _index(self, level: int) -> int:
         level = operator.index(level)
@@ -208,86 +392,9 @@ class Hierarchy:
         return level - 1
 
     def __repr__(self) -> str:
+        if self.class_depths:
+            depths = dict(sorted(collections.Counter(self.class_depths).items()))
+            C, inner = self.num_classes, self.num_nodes - 1 - self.num_classes
+            return f"Hierarchy({C} classes at depths {depths}, {inner} inner nodes)"
         sizes = ", ".join(str(len(row)) for row in self.parent_table)
         return f"Hierarchy({{{sizes}}})"
-
-
-def _kind(value: object) -> str:
-    return f"{value!r} of type {type(value).__name__}"
-
-
-def _integers(values: Iterable[object], what: str) -> tuple[int, ...]:
-    """Integers as Python ints; booleans, floats and strings are refused."""
-    values = values.tolist() if isinstance(values, np.ndarray) else values
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        raise TypeError(f"{what} must be a sequence of integers, found {_kind(values)}")
-    result = []
-    for index, value in enumerate(values):
-        if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__"):
-            raise TypeError(f"{what} must be integers, found {_kind(value)} at index {index}")
-        result.append(operator.index(value))  # pyright: ignore[reportArgumentType]
-    return tuple(result)
-
-
-def _default_names(table: tuple[tuple[int, ...], ...]) -> tuple[tuple[str, ...], ...]:
-    return tuple(tuple(str(i) for i in range(len(row))) for row in table)
-
-
-def _check_names(table: tuple[tuple[int, ...], ...], names: tuple[tuple[str, ...], ...]) -> None:
-    found, expected = [len(row) for row in names], [len(row) for row in table]
-    if found != expected:
-        raise ValueError(f"names must hold {expected} nodes (levels 1..L), found {found}")
-    seen: dict[str, int] = {}
-    for index, name in enumerate(names[-1]):
-        if name in seen:
-            raise ValueError(f"class {name!r} occurs twice, as number {seen[name]} and {index}")
-        seen[name] = index
-
-
-def _check_parents(table: tuple[tuple[int, ...], ...], names: tuple[tuple[str, ...], ...]) -> None:
-    above, above_names = 1, ("the root",)
-    for level, (row, row_names) in enumerate(zip(table, names, strict=True), 1):
-        if not row:
-            raise ValueError(f"level {level} has no nodes")
-        for index, parent in enumerate(row):
-            if not 0 <= parent < above:
-                raise ValueError(
-                    f"node {row_names[index]!r} (number {index} of level {level}) has the parent "
-                    f"{parent}, expected 0..{above - 1}, the nodes of level {level - 1}"
-                )
-        for index in sorted(set(range(above)) - set(row)):
-            raise ValueError(
-                f"node {above_names[index]!r} (number {index} of level {level - 1}) has no child "
-                f"at level {level}: every class must lie at the same depth"
-            )
-        above, above_names = len(row), row_names
-
-
-def _path_parts(name: str, path: str | Sequence[str]) -> tuple[str, ...]:
-    if isinstance(path, str):
-        path = path.split("/") if path else ()
-    parts = tuple(str(part).strip() for part in path)
-    if not str(name).strip() or not all(parts):
-        raise ValueError(f"class {name!r} has a blank name in its path {'/'.join(parts)!r}")
-    return parts
-
-
-def _from_full_paths(full: Sequence[tuple[str, ...]]) -> Hierarchy:
-    """Full paths (root's child, ..., class) in class order; nodes are numbered by appearance."""
-    depth = len(full[0])
-    for path in full:
-        if len(path) != depth:
-            raise ValueError(
-                f"class {path[-1]!r} lies at depth {len(path)} and {full[0][-1]!r} at {depth}: "
-                "every class must lie at the same depth"
-            )
-    table, names = [], []
-    above: dict[tuple[str, ...], int] = {(): 0}
-    for level in range(1, depth + 1):
-        nodes = [path[:level] for path in full]
-        if level < depth:
-            nodes = list(dict.fromkeys(nodes))
-        table.append(tuple(above[node[:-1]] for node in nodes))
-        names.append(tuple(node[-1] for node in nodes))
-        above = {node: index for index, node in enumerate(nodes)}
-    return Hierarchy(tuple(table), tuple(names))

@@ -17,17 +17,22 @@ from jax.typing import ArrayLike
 from dh2l_jax.checks import as_float
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.numerics import safe_norm
-from dh2l_jax.spheres import Level, radii
+from dh2l_jax.spheres import Level, group_index, radii, vector_places
 
 __all__ = [
     "CONSTRAINTS",
+    "Present",
     "constraint_values",
     "containment",
     "hinge",
     "margin",
     "radius_order",
+    "rows_at",
     "satisfaction",
 ]
+
+# Which nodes of a level and which of its groups take part; None for all.
+Present = tuple[jax.Array | None, jax.Array | None]
 
 CONSTRAINTS = ("C1", "C2", "C3")
 
@@ -109,18 +114,18 @@ def constraint_values(
     levels: Sequence[Level],
     hierarchy: Hierarchy,
     *,
-    present: Sequence[jax.Array | None] | None = None,
+    present: Sequence[Present] | None = None,
     outer_radius: float = 1.0,
-) -> dict[str, tuple[jax.Array, jax.Array | None]]:
+) -> dict[str, tuple[jax.Array, ArrayLike | None]]:
     """The quantities C1–C3 of every level that has spheres, with the mask of those that count.
 
-    A level without surface vectors has no radius of its own; what it holds is compared with the
-    next sphere outwards, in the end with r^(0).
+    A group of which no present member has a vector has no radius of its own; what it holds is
+    compared with the next sphere outwards, in the end with r^(0).
 
     Args:
       levels: one a level 1..L.
       hierarchy: the tree.
-      present: for each level 0..L which nodes take part, or None for all.
+      present: for each level 1..L which of its nodes and groups take part, or None for all.
       outer_radius: r^(0).
 
     Returns:
@@ -133,22 +138,39 @@ def constraint_values(
         (1,), outer_radius, jnp.result_type(jnp.float32, *jax.tree.leaves(list(levels)))
     )
     for number, level in enumerate(levels, 1):
-        parents = hierarchy.parents(number)
-        if level.vectors is None:
-            outer = outer[parents]
-            continue
-        groups = None if present is None else present[number - 1]
-        members = None if present is None else present[number]
-        r = radii(level.vectors, parents, hierarchy.size(number - 1), where=members)
-        values[f"C1/{number}"] = (radius_order(outer, r), groups)
-        if level.center is not None:
-            values[f"C2/{number}"] = (containment(outer, safe_norm(level.center), r), groups)
-            siblings = hierarchy.parents(number - 1)
-            i, j = _sibling_pairs(len(siblings), siblings)
-            both = None if groups is None else groups[i] & groups[j]
-            values[f"C3/{number}"] = (margin(level.center, r, siblings), both)
-        outer = r[parents]
+        if level.vectors is not None:
+            nodes = None if present is None else present[number - 1][0]
+            r, counts = _spheres(level.vectors, hierarchy, number, nodes)
+            values[f"C1/{number}"] = (radius_order(outer, r), counts)
+            if level.center is not None:
+                values[f"C2/{number}"] = (containment(outer, safe_norm(level.center), r), counts)
+                above = hierarchy.inner_nodes(number - 1)
+                siblings = group_index(above, hierarchy, number - 1)
+                i, j = _sibling_pairs(len(siblings), siblings)
+                both = None if counts is None else counts[i] & counts[j]
+                values[f"C3/{number}"] = (margin(level.center, r, siblings), both)
+            outer = r if counts is None else jnp.where(counts, r, outer)
+        if number < hierarchy.num_levels:
+            outer = outer[group_index(hierarchy.inner_nodes(number), hierarchy, number)]
     return values
+
+
+def _spheres(
+    vectors: jax.Array, hierarchy: Hierarchy, level: int, nodes: jax.Array | None
+) -> tuple[jax.Array, np.ndarray | jax.Array | None]:
+    """The radii of a level's groups, and which of them have one; None for all."""
+    places, groups = vector_places(vectors, hierarchy, level)
+    members, size = rows_at(nodes, places), len(hierarchy.inner_nodes(level - 1))
+    r = radii(vectors, groups, size, where=members)
+    if members is not None:
+        return r, jax.ops.segment_max(members, groups, num_segments=size)
+    counts = np.bincount(groups, minlength=size) > 0
+    return r, None if counts.all() else counts
+
+
+def rows_at(mask: jax.Array | None, places: np.ndarray) -> jax.Array | None:
+    """The entries of a mask at these places, which may be all of them."""
+    return mask if mask is None or len(mask) == len(places) else mask[places]
 
 
 def _sibling_pairs(n: int, groups: Sequence[int] | np.ndarray | None):

@@ -9,6 +9,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
 from dh2l_jax.checks import checked_rows, integers, labels_exist, rows
+from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.metrics import MetricLike, get_metric, mean_energy
 from dh2l_jax.metrics.pairs import grouped_energy
 
@@ -108,12 +109,15 @@ def center_energy(
     return grouped_energy(C, parents, (sizes > 0) / jnp.maximum(count, 1), metric)
 
 
-def classes_present(labels: ArrayLike, num_classes: int) -> jax.Array:
+def classes_present(labels: ArrayLike, num_classes: int | Hierarchy) -> jax.Array:
     """(C,) bool: which classes occur in a batch of labels; the `where` of `hierarchical`.
 
+    Of a tree (num_nodes,) bool: labels may be any of its nodes, and the nodes above a label are
+    present too, so that a label at an inner node brings along no class.
+
     Args:
-      labels: (b,) int in 0..C−1.
-      num_classes: C.
+      labels: (b,) int in 0..C−1, or in 0..num_nodes−1.
+      num_classes: C, or the tree.
 
     Raises:
       ValueError: labels are not (b,), or, where that can be seen, out of range.
@@ -121,12 +125,26 @@ def classes_present(labels: ArrayLike, num_classes: int) -> jax.Array:
 
     >>> classes_present(jnp.array([2, 0, 2]), 4).tolist()
     [True, False, True, False]
+    >>> tree = Hierarchy.from_paths({"sun": "", "gull": "birds", "tern": "birds"})
+    >>> classes_present(jnp.array([tree.node_id("birds")]), tree).tolist()
+    [False, False, False, True, True]
     """
     labels = jnp.asarray(labels)
     integers("labels", labels, (labels.size,), "of a batch")
+    tree = num_classes if isinstance(num_classes, Hierarchy) else None
+    size = num_classes.num_nodes if isinstance(num_classes, Hierarchy) else num_classes
     if not isinstance(labels, Tracer):
-        labels_exist(labels, num_classes)
-    return jnp.any(jax.nn.one_hot(labels, num_classes, dtype=bool), axis=0)
+        labels_exist(labels, size, what="nodes" if tree else "classes")
+    present = jnp.any(jax.nn.one_hot(labels, size, dtype=bool), axis=0)
+    return present if tree is None else _with_ancestors(present, tree)
+
+
+def _with_ancestors(present: jax.Array, tree: Hierarchy) -> jax.Array:
+    parents = tree.node_parents()
+    for level in range(tree.num_levels, 0, -1):
+        nodes = tree.members(level)
+        present = present.at[parents[nodes]].max(present[nodes])
+    return present
 
 
 def _rows_present(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from dh2l_jax.checks import unknown_name
 from dh2l_jax.regularizers.params.leaves import named, path_text
 from dh2l_jax.regularizers.params.plan import Plan
 
-__all__ = ["RegularizationState", "add_gradient_of", "add_regularization"]
+__all__ = ["RegularizationState", "add_gradient_of", "add_regularization", "ascend"]
 
 
 class RegularizationState(NamedTuple):
@@ -121,3 +122,36 @@ def add_gradient_of(regularizer: Callable[[Any], jax.Array]) -> optax.GradientTr
         return jax.tree.map(lambda u, g: u + g, updates, gradient), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def ascend(pattern: str) -> optax.GradientTransformation:
+    """Turns the gradients of leaves whose path matches: they ascend what the others descend.
+
+    First in a chain it makes each step one of a min–max problem, such as that of weights and a pole
+    (`mhp`, `mhc`): the weights move to a smaller loss, the pole to a larger one.
+
+    Args:
+      pattern: regular expression, searched in paths such as "head/pole".
+
+    Raises:
+      ValueError: on update, no leaf has such a path.
+
+    >>> from dh2l_jax.regularizers.field.hyperspherical import mhc
+    >>> params = {"W": jnp.eye(3), "pole": jnp.array([1.0, 0.5, 0.2])}
+    >>> tx = optax.chain(ascend(r"(^|/)pole$"), optax.sgd(0.1))
+    >>> gradients = jax.grad(lambda p: mhc(p["W"], p["pole"]))(params)
+    >>> updates, _ = tx.update(gradients, tx.init(params))
+    >>> bool(jnp.vdot(updates["pole"], gradients["pole"]) > 0)
+    True
+    """
+
+    def update(updates: Any, params: Any = None) -> Any:
+        del params
+        paths = [path for path, _ in named(updates)]
+        turned = {path for path in paths if re.search(pattern, path)}
+        if not turned:
+            raise ValueError(unknown_name("leaf", pattern, paths))
+        leaves = [-leaf if path in turned else leaf for path, leaf in named(updates)]
+        return jax.tree.unflatten(jax.tree.structure(updates), leaves)
+
+    return optax.stateless(update)

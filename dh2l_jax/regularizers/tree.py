@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,16 @@ from jax.typing import ArrayLike
 
 from dh2l_jax.checks import mask, unknown_name
 from dh2l_jax.hierarchy import Hierarchy
-from dh2l_jax.hierarchy.fold import fold_up
 from dh2l_jax.metrics import MetricLike
-from dh2l_jax.regularizers.constraints import CONSTRAINTS, constraint_values, hinge
+from dh2l_jax.regularizers.constraints import (
+    CONSTRAINTS,
+    Present,
+    constraint_values,
+    hinge,
+    rows_at,
+)
 from dh2l_jax.regularizers.energies import center_energy, group_energy
-from dh2l_jax.spheres import Level, sphere_levels
+from dh2l_jax.spheres import Level, group_index, member_rows, sphere_levels, vector_places
 
 __all__ = ["hierarchical"]
 
@@ -43,8 +49,9 @@ def hierarchical(
       levels: one `Level` a level 1..L (see `sphere_levels`), or a head's parameters.
       hierarchy: the tree.
       metric: a name, a `Metric` or a profile f(c, h).
-      where: (C,) bool, the classes present in the mini-batch; an inner node and its group's
-        centre take part when one class below them does. None: all ("global").
+      where: what is present in the mini-batch, (C,) bool, the classes, or (num_nodes,) bool, of
+        labels that may be inner nodes; see `classes_present`. A node takes part when it or one
+        below it is present, a centre when a member of its group takes part. None: all ("global").
       max_present: an upper bound of the number of classes present, such as the size of the
         mini-batch; of a large tree only so many nodes of a level are then looked at.
       weight: λ_l, one for all levels or {level: λ}; levels not named have 0.
@@ -75,22 +82,24 @@ def hierarchical(
         levels = sphere_levels(levels, hierarchy)
     _check_levels(levels, hierarchy)
     weights, active = _level_weights(weight, hierarchy), _checked_constraints(constraints)
-    present = _nodes_present(where, hierarchy)
+    present = _present(where, hierarchy)
     terms, value = {}, jnp.zeros((), _dtype(levels))
-    for number, level in enumerate(levels, 1):
-        nodes, groups = present[number], present[number - 1]
+    for number, (level, (nodes, groups)) in enumerate(zip(levels, present, strict=True), 1):
         if level.vectors is not None:
+            places, own = vector_places(level.vectors, hierarchy, number)
             terms[f"R_p/{number}"] = group_energy(
                 level.vectors,
-                hierarchy.parents(number),
+                own,
                 metric,
-                where=nodes,
+                where=rows_at(nodes, places),
                 max_present=max_present,
                 half_space=half_space,
             )
             value += weights[number] * terms[f"R_p/{number}"]
         if level.center is not None:
-            siblings = hierarchy.parents(number - 1) if pairs == "siblings" else None
+            siblings = None
+            if pairs == "siblings":
+                siblings = group_index(hierarchy.inner_nodes(number - 1), hierarchy, number - 1)
             terms[f"R_c/{number}"] = center_energy(
                 level.center, metric, groups=siblings, where=groups, max_present=max_present
             )
@@ -106,12 +115,26 @@ def hierarchical(
     return value, terms
 
 
-def _nodes_present(where: ArrayLike | None, hierarchy: Hierarchy) -> Sequence[jax.Array | None]:
-    """For each level 0..L the nodes above a present class; None where all are present."""
+def _present(where: ArrayLike | None, hierarchy: Hierarchy) -> list[Present]:
+    """For each level 1..L the nodes of that depth and the groups that take part."""
     if where is None:
-        return [None] * (hierarchy.num_levels + 1)
-    classes = mask(where, (hierarchy.num_classes,), "one entry a class")
-    return fold_up(classes, hierarchy, jax.ops.segment_max)
+        return [(None, None)] * hierarchy.num_levels
+    C, labelled, groups = hierarchy.num_classes, None, None
+    if jnp.shape(where) == (hierarchy.num_nodes,):
+        labelled = mask(where, (hierarchy.num_nodes,), "one entry a node")
+    like = f"one entry a class or ({hierarchy.num_nodes},) one a node"
+    classes = mask(where, (C,), like) if labelled is None else labelled[:C]
+    present: list[Present] = []
+    for level in range(hierarchy.num_levels, 0, -1):
+        inner, below = hierarchy.inner_nodes(level), groups
+        if below is not None and labelled is not None:
+            below |= labelled[inner.start : inner.stop]
+        nodes = cast(jax.Array, member_rows(classes, below, hierarchy, level))
+        above = group_index(hierarchy.members(level), hierarchy, level)
+        size = len(hierarchy.inner_nodes(level - 1))
+        groups = jax.ops.segment_max(nodes, above, num_segments=size)
+        present.append((nodes, groups))
+    return present[::-1]
 
 
 def _dtype(levels: Sequence[Level]) -> jnp.dtype:
@@ -123,13 +146,16 @@ def _check_levels(levels: Sequence[Level], hierarchy: Hierarchy) -> None:
     if len(levels) != hierarchy.num_levels:
         raise ValueError(f"the tree has {hierarchy.num_levels} levels, found {len(levels)}")
     for number, level in enumerate(levels, 1):
-        for name, array, size in (
-            ("vectors", level.vectors, hierarchy.size(number)),
-            ("center", level.center, hierarchy.size(number - 1)),
+        nodes = hierarchy.members(number)
+        classes = int((nodes < hierarchy.num_classes).sum())
+        for name, array, sizes in (
+            ("vectors", level.vectors, (len(nodes), classes or len(nodes))),
+            ("center", level.center, (len(hierarchy.inner_nodes(number - 1)),)),
         ):
-            if array is not None and (array.ndim != 2 or array.shape[0] != size):
+            if array is not None and (array.ndim != 2 or array.shape[0] not in sizes):
+                shapes = " or ".join(f"({size}, d)" for size in dict.fromkeys(sizes))
                 raise ValueError(
-                    f"{name} of level {number} must have shape ({size}, d), found {array.shape}"
+                    f"{name} of level {number} must have shape {shapes}, found {array.shape}"
                 )
 
 

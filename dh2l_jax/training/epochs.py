@@ -24,6 +24,7 @@ import numpy as np
 from dh2l_jax.data.batches.feed import Feed
 from dh2l_jax.data.batches.order import epoch_order
 from dh2l_jax.data.batches.placement import place
+from dh2l_jax.data.store.images import thumbnails
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.hierarchy.scores import Counts, summarize
 from dh2l_jax.training.config import Config
@@ -33,6 +34,7 @@ from dh2l_jax.training.host.profiling import Step
 from dh2l_jax.training.host.signals import Stop
 from dh2l_jax.training.run import checkpoint
 from dh2l_jax.training.run.console import Log
+from dh2l_jax.training.run.facts import Outputs, gravest
 from dh2l_jax.training.run.folder import METRICS
 from dh2l_jax.training.run.records import append_record
 from dh2l_jax.training.step.finite import check_finite
@@ -226,6 +228,24 @@ class Evaluator:
         tree, size = self.experiment.dataset.hierarchy, self.experiment.config.eval_batch_size
         return counts_so_far(self._step, state, self.feed, tree, size)
 
+    def outputs(self, state: TrainState) -> tuple[dict[str, Any], Outputs]:
+        """The scores, and the logits that they are of with the gravest mistakes."""
+        data, size = self.experiment.dataset, self.experiment.config.eval_batch_size
+        steps = evaluated(self._step, state, self.feed, data.hierarchy, size)
+        rows: list[np.ndarray] = []
+
+        def totals() -> Iterator[Counts]:
+            for total, logits, where in look_one_step_behind(steps):
+                rows.append(np.asarray(logits, np.float32)[where])
+                yield total
+
+        counts, labels = last_item(totals()), data.test_labels
+        logits = np.concatenate(rows)
+        worst = gravest(logits, labels, data.hierarchy)
+        pixels = thumbnails(data.test_images, worst, self.experiment.crop)
+        names = [data.name_of("test", row) for row in worst.tolist()]
+        return self.scores(counts), Outputs(logits, labels, worst, names, pixels)
+
     def scores(self, counts: Counts) -> dict[str, Any]:
         """What `summarize` makes of the counts, with the name of the split."""
         tree = self.experiment.dataset.hierarchy
@@ -269,16 +289,24 @@ def _means(history: list[dict[str, float]], batch_size: int) -> dict[str, float]
     return means
 
 
-def counts_so_far(
+def counts_so_far(*evaluation: Any) -> Iterator[Counts]:
+    """The counts of `evaluated` alone."""
+    return (total for total, *_ in evaluated(*evaluation))
+
+
+def evaluated(
     eval_step: Callable, state: TrainState, feed: Feed, hierarchy: Hierarchy, batch_size: int
-) -> Iterator[Counts]:
-    """The counts after each batch; every image counts once. Taking an item sends a step."""
+) -> Iterator[tuple[Counts, jax.Array, np.ndarray]]:
+    """The counts after each batch, its logits and its mask; every image counts once.
+
+    Taking an item sends a step.
+    """
     zero = Counts.zero(hierarchy, confusion=hierarchy.num_classes <= MAX_CONFUSION)
     # The zeros are placed as every later total is: otherwise the step would be compiled twice.
     total = place(zero, feed.replicated)
     for batch, where in feed.evaluation(batch_size):
-        total = eval_step(state, total, where, *batch)
-        yield total
+        total, logits = eval_step(state, total, where, *batch)
+        yield total, logits, where
 
 
 def look_one_step_behind(sent: Iterable[T]) -> Iterator[T]:

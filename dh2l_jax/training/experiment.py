@@ -24,6 +24,7 @@ from dh2l_jax.training.config.conflicts import refuse_conflicts, refuse_conflict
 from dh2l_jax.training.host.processes import on_first
 from dh2l_jax.training.run import evidence
 from dh2l_jax.training.run.evidence import CheckpointError
+from dh2l_jax.training.run.facts import crop_size
 from dh2l_jax.training.step import optim
 from dh2l_jax.training.step.objective import energy_plan, make_regularizer
 from dh2l_jax.training.step.state import TrainState, init_state
@@ -74,7 +75,7 @@ class Experiment:
     @property
     def crop(self) -> tuple[int, int]:
         """Height and width of what the network sees."""
-        return _crop(self.config, self.dataset.image_shape, self.dataset.name)
+        return crop_size(self.config, self.dataset.image_shape, self.dataset.name)
 
     @functools.cached_property
     def data_record(self) -> bytes:
@@ -149,7 +150,7 @@ def without_data(config: Config, record: DataRecord) -> tuple[Network, TrainStat
     tree, shape = record.fingerprint.tree, record.image_shape
     model, mesh = _model(config, tree), _mesh()
     tx = optim.optimizer(config.optim, optim.learning_rate(config.optim, 1, config.epochs))
-    crop = _crop(config, shape, config.data.name)
+    crop = crop_size(config, shape, config.data.name)
     return model, init_state(model, tx, (*crop, shape[2]), config.seed, mesh, abstract=True)
 
 
@@ -209,22 +210,6 @@ def _mesh() -> jax.sharding.Mesh:
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=auto)
 
 
-def _crop(
-    config: Config, image_shape: tuple[int | None, int | None, int], name: str
-) -> tuple[int, int]:
-    """Height and width of what the network sees."""
-    height, width, _ = image_shape
-    side = config.data.crop
-    if side:
-        return side, side
-    if height is None or width is None:
-        raise ValueError(
-            f"the images of {name} differ in size: set data.crop, the side of the square that the "
-            "network sees, and data.resize, the shorter side of the images"
-        )
-    return height, width
-
-
 def _steps(config: Config, images: int) -> int:
     """Steps of an epoch; refuses a batch that no epoch fills, and more steps than int32 counts."""
     if config.batch_size > images:
@@ -275,8 +260,13 @@ def _dataset(config: Config, split: str, progress: bool) -> tuple[Dataset, Datas
     if data.holdout:
         dataset = _held_out(whole, config)
         if split == "test":
-            test = {name: getattr(whole, name) for name in ("test_images", "test_labels")}
-            dataset = dataclasses.replace(dataset, **test)
+            names = {"train": dataset.name_of, "test": whole.name_of}
+            dataset = dataclasses.replace(
+                dataset,
+                test_images=whole.test_images,
+                test_labels=whole.test_labels,
+                name_of=lambda split, i: names[split](split, i),
+            )
     if config.model.pretrained:
         dataset = dataclasses.replace(dataset, normalization=IMAGENET)
     return dataset, source

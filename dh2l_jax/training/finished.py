@@ -22,13 +22,21 @@ from dh2l_jax.training.run.console import PrintLine
 from dh2l_jax.training.run.folder import (
     BEST,
     LAST,
+    OUTPUTS,
+    RESULT,
     TEST,
     is_finished,
+    outputs_name,
     read_config,
     read_result,
     refuse_damaged_run,
 )
-from dh2l_jax.training.run.records import CONFUSION, write_confusion, write_sealed
+from dh2l_jax.training.run.records import (
+    CONFUSION,
+    write_bytes,
+    write_confusion,
+    write_sealed,
+)
 
 __all__ = ["eval_only", "export", "test"]
 
@@ -37,6 +45,8 @@ def eval_only(
     workdir: Path, print_line: PrintLine | None = None, places: Sequence[str] = ()
 ) -> dict[str, Any]:
     """The scores of the last state of a run, on what it was evaluated on.
+
+    A run of an earlier version gets the outputs that it did not keep.
 
     Args:
       print_line: told of a run from before checkpoints knew their data.
@@ -49,7 +59,14 @@ def eval_only(
     config, result = _config(workdir, places), read_result(workdir)
     experiment = build(config, training=False)
     _refuse_other_data(experiment, workdir, print_line)
-    return make_evaluator(experiment)(_state(experiment, workdir, result["steps"]))
+    evaluator, state = make_evaluator(experiment), _state(experiment, workdir, result["steps"])
+    if OUTPUTS in result.get("files", {}):
+        return evaluator(state)
+    scores, outputs = evaluator.outputs(state)
+    write_bytes(workdir / OUTPUTS, outputs.pack())
+    files = [*result.pop("files", {}), OUTPUTS]
+    write_sealed(workdir / RESULT, {k: v for k, v in result.items() if k != "sha256"}, files)
+    return scores
 
 
 def test(
@@ -75,7 +92,9 @@ def test(
     state_of = functools.partial(_state, experiment, workdir)
     states = {LAST: state_of(result["steps"]), BEST: state_of(best, checkpoint.BEST)}
     for name, state in states.items():
-        scores[name] = scores_of(state)
+        scores[name], outputs = scores_of.outputs(state)
+        write_bytes(workdir / outputs_name(name), outputs.pack())
+        files += [outputs_name(name)]
         files += write_confusion(workdir, scores[name], f"test_{name}_{CONFUSION}")
     summary = {"data": experiment.source.fingerprint.summary()}
     write_sealed(workdir / TEST, scores | summary, files)

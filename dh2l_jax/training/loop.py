@@ -24,11 +24,17 @@ from dh2l_jax.training.host.signals import stop_requests
 from dh2l_jax.training.run import checkpoint
 from dh2l_jax.training.run.console import Console, Log, PrintLine, line_printer
 from dh2l_jax.training.run.evidence import CONFIG, METRICS, CheckpointError
-from dh2l_jax.training.run.folder import RESULT, refuse_damaged_run, refuse_lost_checkpoints
+from dh2l_jax.training.run.folder import (
+    OUTPUTS,
+    RESULT,
+    refuse_damaged_run,
+    refuse_lost_checkpoints,
+)
 from dh2l_jax.training.run.records import (
     keep_records,
     read_records,
     versions,
+    write_bytes,
     write_confusion,
     write_sealed,
 )
@@ -70,12 +76,13 @@ def train(
     with Log(experiment.steps, config.batch_size, console=console) as log, stop_requests() as stop:
         epochs = Epochs(experiment, train_feed, scores_of, step, workdir, log, stop)
         state, progress = _run(epochs, state, progress, print_line)
-    scores = scores_of(state)
+    scores, outputs = scores_of.outputs(state)
     if experiment.split == "validation":
         data, best = experiment.data_record, progress.best
         progress.best = keep_better(workdir, state, config.epochs, scores, best, data)
     with checkpoint.tell_what_is_kept(workdir):
-        files = [CONFIG, METRICS, *write_confusion(workdir, scores)]
+        write_bytes(workdir / OUTPUTS, outputs.pack())
+        files = [CONFIG, METRICS, OUTPUTS, *write_confusion(workdir, scores)]
         result = _result(experiment, state, progress, scores, start)
         write_sealed(workdir / RESULT, result, files)
     return result
@@ -225,7 +232,7 @@ def _final_terms(experiment: Experiment, state: TrainState) -> dict[str, Any]:
             head_levels(state.params, head), tree, outer_radius=reg.outer_radius
         )
         result["constraints"] = {}
-        for name, (quantity, _) in quantities.items():
-            fraction, worst = satisfaction(quantity)
+        for name, (quantity, counts) in quantities.items():
+            fraction, worst = satisfaction(quantity, where=counts)
             result["constraints"][name] = {"satisfied": float(fraction), "worst": float(worst)}
     return result

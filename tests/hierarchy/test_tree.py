@@ -214,7 +214,11 @@ def test_commas_in_quotes_and_accents(tmp_path):
         ("class,parent\na,x\nb,y,z\n", r"(line 3|:3)"),
         ("class,parent\na,x\nb,y\na,y\n", r"(line 4|:4).*'a'|'a'.*(line 4|:4)"),
         ("class,parent\na,x\n,y\n", r"line 3|:3"),
-        ("class,parent\na,x\nb,\n", r"(line 3|:3).*|'b'"),
+        (
+            "class,parent,grandparent\na,x,y\nb,,y\n",
+            r"line 3: class 'b' has a blank name before 'y'",
+        ),
+        ("class,parent,grandparent\na,x,y\nx,y,\n", r"line 3: 'x' is a class here and a parent on"),
         (
             "class,parent,grandparent\na,x,t\nb,x,u\n",
             r"(line 3|:3).*'x'|'x'.*(line 3|:3)",
@@ -229,7 +233,7 @@ def test_commas_in_quotes_and_accents(tmp_path):
         ),
         (
             "class,parent,grandparent\na,x,y\nb,y,x\n",
-            r"line 3: 'y' is a parent here and a grandparent on line 2",
+            r"line 3: 'y' stands under 'x' here and under the root on line 2",
         ),
         (
             "class,parent\ncat,pet\ntabby,cat\n",
@@ -244,7 +248,8 @@ def test_commas_in_quotes_and_accents(tmp_path):
         "extra column",
         "duplicate class",
         "blank class",
-        "blank parent",
+        "blank parent below a grandparent",
+        "a class above another, less deep",
         "two parents",
         "its own parent",
         "its own grandparent",
@@ -284,7 +289,7 @@ def test_a_file_that_is_not_there(tmp_path):
         (lambda: Hierarchy.from_parents(([0, 1], [0, 1, 2])), ValueError, "2"),
         (lambda: Hierarchy.from_paths({}), ValueError, "empty|at least one"),
         (lambda: Hierarchy.from_paths(["a"]), TypeError, "list"),
-        (lambda: Hierarchy.from_paths({"a": "x", "b": "x/y"}), ValueError, "'b'"),
+        (lambda: Hierarchy.from_paths({"x": "", "b": "x/y"}), ValueError, "'x'.*above class 'b'"),
         (lambda: Hierarchy.from_paths({"a": "x//y", "b": "x/z/y"}), ValueError, "'a'"),
         (lambda: Hierarchy.flat(3).size(2), ValueError, "2.*1"),
         (lambda: Hierarchy.flat(3).parents(0), ValueError, "0"),

@@ -56,6 +56,7 @@ ONLY = {
     "data.datasets training.config training.step",
     "training.run": "checks files training.config training.run training.host.processes "
     "training.step.state.TrainState",
+    "training.run.facts": "files hierarchy data.store.fingerprint training.config training.run",
     "training.host": "checks training.config.DistributedConfig training.host",
 }
 # Rooms with one door: who comes in, and by which of its modules, if not by the room's own names.

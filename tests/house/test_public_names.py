@@ -21,8 +21,8 @@ NAMES = {
         straight_through ternary_sign weight_energy""",
     "dh2l_jax.models": "create HierarchicalHead dense_kernel",
     "dh2l_jax.metrics": "METRICS Metric MetricLike Profile distance energy get_metric",
-    "dh2l_jax.regularizers": """center_energy classes_present group_energy hierarchical
-        orthogonality weight_energy""",
+    "dh2l_jax.regularizers": """brock center_energy classes_present dso group_energy hierarchical mc
+        ocnn orthogonality so spectral srip srip_step weight_energy""",
     "dh2l_jax.hierarchy": "Hierarchy",
     "dh2l_jax.spheres": """CENTERS EPSILON LOGITS Level absolute_centers logit_vectors project radii
         sphere_levels""",

@@ -55,7 +55,7 @@ def make(root: Path) -> Config:
     with run_folder.opened(root / "finished", config):
         loop.train(loop.build(config), root / "finished", Console(quiet=True))
     shutil.copytree(root / "finished", root / "stopped")
-    for name in ("result.json", "confusion.csv", "confusion.json"):
+    for name in ("result.json", "outputs.npz", "confusion.csv", "confusion.json"):
         (root / "stopped" / name).unlink()
     return config
 

@@ -274,7 +274,7 @@ def test_an_evaluation_is_one_step_ahead(monkeypatch):
     monkeypatch.setattr(steps.Counts, "zero", lambda *args, **kwargs: jnp.zeros(()))
 
     def eval_step(state, total, where, batch):
-        return tape.send(getattr(total, "value", 0.0) + where.sum())
+        return tape.send(getattr(total, "value", 0.0) + where.sum()), None
 
     hierarchy = types.SimpleNamespace(num_classes=3)
     totals = list(look_one_step_behind(counts_so_far(eval_step, None, Feed(tape), hierarchy, 4)))

@@ -12,10 +12,14 @@ from support import flips
 from support.folders import picture
 
 import train
+from dh2l_jax.hierarchy.scores import evaluate
 from dh2l_jax.training import experiment as experiment_module
 from dh2l_jax.training import loop
+from dh2l_jax.training.config import override
 from dh2l_jax.training.run import checkpoint
+from dh2l_jax.training.run.facts import Outputs, read_facts
 from dh2l_jax.training.run.folder import read_config
+from dh2l_jax.training.run.records import write_sealed
 
 CLASSES = ("gulls/trout", "gulls/ivory", "owls/snowy")
 OPTIONS = {
@@ -197,6 +201,73 @@ def test_export_needs_no_data(place, made, capsys, monkeypatch):
     np.testing.assert_array_equal(np.float32(json.loads(facts["std"])), data.std)
 
 
+def test_a_run_is_whole_in_itself(place, made, capsys, monkeypatch):
+    """All that it knows is the data set's and the evaluation's, and is read without the images."""
+    places = {key: str(path) for key, path in where(made).items()}
+    experiment = loop.build(override_all(read_config(made / "run"), places))
+    test = loop.build(override_all(read_config(made / "run"), places), split="test").dataset
+    assert command(place / "run", "--test", **where(place)) == 0
+    shutil.rmtree(place / "images")
+    shutil.rmtree(place / "cache")
+    facts = read_facts(place / "run")
+    data = experiment.dataset
+    assert facts.tree == data.hierarchy
+    assert facts.classes == ("ivory", "trout", "snowy")
+    np.testing.assert_array_equal([facts.mean, facts.std], [data.mean, data.std])
+    assert facts.size == (8, 8, 3)
+    assert facts.temperature == 1
+    read = {"validation": (facts.outputs, facts.result, data)}
+    for state in ("last", "best_on_validation"):
+        read[state] = facts.test_outputs(state), facts.test[state], test
+    for outputs, scores, dataset in read.values():
+        np.testing.assert_array_equal(outputs.labels, dataset.test_labels)
+        again = evaluate(outputs.logits, outputs.labels, facts.tree, confusion=False)
+        assert {name: scores[name] for name in again} == {
+            name: pytest.approx(value, rel=1e-6) for name, value in again.items()
+        }
+        wrong = outputs.logits.argmax(1) != outputs.labels
+        assert len(outputs.worst) == wrong.sum()
+        assert wrong[outputs.worst].all()
+        for row, name, pixels in zip(outputs.worst, outputs.names, outputs.thumbnails, strict=True):
+            np.testing.assert_array_equal(pixels, np.asarray(Image.open(made / "images" / name)))
+            np.testing.assert_array_equal(pixels, dataset.test_images[row])
+    assert any(len(outputs.worst) for outputs, *_ in read.values())
+
+
+def override_all(config, values):
+    for key, value in values.items():
+        config = override(config, f"{key}={value}")
+    return config
+
+
+def test_a_run_without_outputs_gets_them_where_its_images_are(place, made):
+    workdir = place / "run"
+    result = json.loads((workdir / "result.json").read_text())
+    names = set(result.pop("files")) - {"outputs.npz"}
+    kept = (workdir / "outputs.npz").read_bytes()
+    (workdir / "outputs.npz").unlink()
+    write_sealed(workdir / "result.json", {k: result[k] for k in result if k != "sha256"}, names)
+    with pytest.raises(
+        ValueError, match=f"holds no outputs.npz: `dh2l train --eval-only .*{place}"
+    ):
+        _ = read_facts(workdir).outputs
+    with pytest.raises(ValueError, match=r"holds no test_last_outputs\.npz: `dh2l train --test "):
+        read_facts(workdir).test_outputs("last")
+    assert command(workdir, "--eval-only", **where(place)) == 0
+    assert (workdir / "outputs.npz").read_bytes() == kept
+    again = json.loads((workdir / "result.json").read_text())
+    assert again["files"] == json.loads((made / "run/result.json").read_text())["files"]
+    unfinish(workdir)
+    with pytest.raises(ValueError, match="not finished: `dh2l train --workdir"):
+        _ = read_facts(workdir).outputs
+
+
+def test_outputs_that_are_none_are_refused():
+    for content in (b"", b"PK", b"[]"):
+        with pytest.raises(ValueError, match="no outputs of a run: "):
+            Outputs.unpack(content)
+
+
 def forget(workdir):
     """Makes a run one of a version that knew no data."""
     for step in workdir.glob("checkpoints*/[0-9]*"):
@@ -214,9 +285,12 @@ def test_a_run_from_before_goes_on_and_says_so(place, capsys):
     for words in (["--eval-only"], ["--test"]):
         assert command(workdir, *words, **where(place)) == 0
         assert f"{workdir} {line}those here are taken" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"move result\.json and checkpoints/6 away"):
+        read_facts(workdir)
     unfinish(workdir)
     shutil.rmtree(workdir / "checkpoints/6")
     assert command(workdir, **where(place)) == 0
+    assert read_facts(workdir).outputs.labels.tolist() == [0, 1, 2]
     assert f"{workdir} {line}it goes on with those" in capsys.readouterr().out
     assert checkpoint.steps(workdir) == [3, 6]
     overwrite(place / "images")
@@ -275,6 +349,7 @@ AT_THE_END = [
     (edit("result.json", b"{", b"["), "result.json is damaged: not JSON"),
     (edit("confusion.csv", b",", b";"), "confusion.csv is damaged: its SHA-256"),
     (edit("confusion.json", b"[", b"("), "confusion.json is damaged: its SHA-256"),
+    (edit("outputs.npz", b"labels", b"lebals"), "outputs.npz is damaged: its SHA-256"),
     (lambda workdir: (workdir / "confusion.csv").unlink(), "confusion.csv is missing"),
     (edit("metrics.jsonl", b'"epoch": 1', b'"epoch": 2'), "metrics.jsonl is damaged"),
     (DAMAGES[0][0], "config.json is not what step 6 was saved with"),

@@ -240,12 +240,14 @@ def show(report: FolderReport, console: Console) -> None:
 
 def _tree_table(tree: Hierarchy) -> Table:
     table = Table("level", "nodes", "children each", "names")
+    children_of = np.bincount(tree.node_parents()[:-1], minlength=tree.num_nodes)
     for level in range(1, tree.num_levels + 1):
-        children = "–"
-        if level < tree.num_levels:
-            sizes = tree.group_sizes(level + 1)
+        children, inner = "–", tree.inner_nodes(level)
+        if inner:
+            sizes = children_of[inner.start : inner.stop]
             children = f"{sizes.min()}–{sizes.max()}" if np.ptp(sizes) else f"{sizes.min()}"
-        names = [one_line(name) for name in tree.names(level)]
+        here = np.isin(tree.level_nodes(level), tree.members(level))
+        names = [one_line(name) for name in np.array(tree.names(level), object)[here]]
         shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
         table.add_row(str(level), str(len(names)), children, Text(shown, overflow="fold"))
     return table

@@ -281,14 +281,15 @@ def _note_twofold_names(classes: _Classes, findings: Findings) -> None:
 
 def _note_similar_names(levels: Iterable[Sequence[str]], findings: Findings) -> None:
     """Two names that people would not tell apart are often one class, written in two ways."""
+    remarks: dict[str, None] = {}
     for names in levels:
         alike: dict[str, dict[str, None]] = collections.defaultdict(dict)
         for name in names:
             alike["".join(name.casefold().split())][name] = None
-        for found in alike.values():
-            if len(found) > 1:
-                where = " and ".join(map(repr, found))
-                findings.remark("names that differ only in case or blanks", where)
+        groups = (found for found in alike.values() if len(found) > 1)
+        remarks |= {" and ".join(map(repr, found)): None for found in groups}
+    for where in remarks:
+        findings.remark("names that differ only in case or blanks", where)
 
 
 def _from_csv(

@@ -44,7 +44,8 @@ class Fingerprint:
     @functools.cached_property
     def sha256(self) -> str:
         """One text for all of it; the same for equal data, however they were decoded."""
-        tree = json.dumps([self.tree.parent_table, self.tree.node_names])
+        depths = [self.tree.class_depths] if self.tree.class_depths else []
+        tree = json.dumps([self.tree.parent_table, self.tree.node_names, *depths])
         whole = hashlib.sha256(tree.encode())
         for split in SPLITS:
             for values, dtype in ((self.labels[split], "<i4"), (self.digests[split], "<u8")):
@@ -84,6 +85,8 @@ class DataRecord(NamedTuple):
             "decoding": print_.decoding,
             "image_shape": self.image_shape,
         }
+        if print_.tree.class_depths:
+            facts["depths"] = print_.tree.class_depths
         arrays: dict[str, Any] = {
             f"{split}_labels": labels for split, labels in print_.labels.items()
         }
@@ -99,7 +102,8 @@ class DataRecord(NamedTuple):
             facts, arrays = json.loads(file["facts"].tobytes()), dict(file)
         if facts["format"] != FORMAT:
             raise ValueError(f"expected a record of format {FORMAT}, found {facts['format']!r}")
-        tree = Hierarchy(tuple(map(tuple, facts["parents"])), tuple(map(tuple, facts["names"])))
+        parents, names = (tuple(map(tuple, facts[name])) for name in ("parents", "names"))
+        tree = Hierarchy(parents, names, tuple(facts.get("depths", ())))
         labels = {split: arrays[f"{split}_labels"] for split in SPLITS}
         digests = {split: arrays[f"{split}_digests"] for split in SPLITS}
         print_ = Fingerprint(tree, labels, digests, facts["decoding"])
@@ -112,7 +116,7 @@ def difference(
     """None if both are of the same data, else what has changed, in one line.
 
     Args:
-      name: (split, i) → what to call image i of a split of those of now.
+      name: (split, i) → the name of image i of a split of those of now.
 
     >>> tree, labels = Hierarchy.flat(2, names=["trout", "perch"]), np.array([0, 1, 1])
     >>> of = lambda tree, labels, *digests: Fingerprint(
@@ -178,7 +182,8 @@ def _paths(tree: Hierarchy) -> list[tuple[str, ...]]:
     for level in range(1, tree.num_levels + 1):
         names, parents = tree.names(level), tree.parents(level)
         paths = [(*paths[parent], name) for name, parent in zip(names, parents, strict=True)]
-    return paths
+    depths = tree.node_depths()[: tree.num_classes]
+    return [path[:depth] for path, depth in zip(paths, depths, strict=True)]
 
 
 def _of_images(
@@ -195,6 +200,8 @@ def _of_images(
     come, gone = _more(new, old), _more(old, new)
     classes = now.tree.names(now.tree.num_levels)
     first = name(split, come[0]) if come else ""
+    if come and first != image_number(split, come[0]):
+        first = f"image {first!r}"
     if not come and not gone:
         yield f"the {plural} are in another order"
     elif not _more([d for d, _ in new], [d for d, _ in old]) and len(old) == len(new):

@@ -24,6 +24,7 @@ __all__ = [
     "pixel_rows",
     "sizes",
     "take",
+    "thumbnails",
 ]
 
 
@@ -96,6 +97,35 @@ def take(images: Images, index: np.ndarray) -> Images:
     if isinstance(images, RaggedImages):
         return RaggedImages(images.pixels, images.start[index], images.size[index])
     return images[index]
+
+
+def thumbnails(
+    images: Images, index: np.ndarray, crop: tuple[int, int], side: int = 96
+) -> np.ndarray:
+    """The central crops of some images, made smaller by averages over whole squares.
+
+    Args:
+      index: (k,) which of them.
+      crop: height and width.
+      side: neither height nor width becomes larger.
+
+    Returns:
+      (k, h, w, c) uint8.
+
+    >>> images = np.arange(72, dtype=np.uint8).reshape(2, 6, 6, 1)
+    >>> thumbnails(images, np.array([1]), (4, 4), side=2)[0, ..., 0].tolist()
+    [[46, 48], [58, 60]]
+    """
+    factor = -(-max(crop) // side)
+    height, width = (max(1, length // factor) for length in crop)
+    found = np.zeros((len(index), height, width, channels(images)), np.uint8)
+    for place, number in enumerate(index):
+        image = images[int(number)]
+        top, left = (round((a - b) / 2) for a, b in zip(image.shape, crop, strict=False))
+        cut = image[top : top + height * factor, left : left + width * factor]
+        squares = cut.reshape(height, factor, width, factor, -1)
+        found[place] = np.rint(squares.mean(axis=(1, 3)))
+    return found
 
 
 def channels(images: Images) -> int:

@@ -14,6 +14,8 @@ from dh2l_jax.hierarchy.published import TAXONOMIES
 from dh2l_jax.metrics import get_metric
 from dh2l_jax.models import CIFAR, TORCHVISION, create
 from dh2l_jax.regularizers import rules
+from dh2l_jax.regularizers.params.rules import as_regularizer
+from dh2l_jax.regularizers.table import KERNEL, mean_of
 from dh2l_jax.training.config.rule_texts import rules_of
 from dh2l_jax.training.config.sections import (
     Config,
@@ -43,8 +45,10 @@ def refuse_conflicts(config: Config) -> None:
     ValueError: optim.nesterov=true has no effect without momentum: set optim.momentum > 0
     """
     # A name is refused by what resolves it, and by nothing else; the data set's by its loader.
-    for metric in (config.reg.conv_metric, config.reg.fc_metric):
-        get_metric(metric)
+    for name in _names_of_energy(config):
+        as_regularizer(getattr(config.reg, name))
+    if config.model.head != "plain":  # R takes pairs of vectors
+        get_metric(config.reg.fc_metric)
     create(config.model.name, num_classes=1, shortcut=config.model.shortcut)
     for problem in (
         *_network(config),
@@ -111,18 +115,32 @@ def _regularizers(config: Config) -> Iterator[str]:
         rules(rules_of(reg.rules))
         for term in _set_terms(reg, ("lambda_e",)):
             yield f"reg.rules stand in place of E: leave out reg.{term}, found {reg.lambda_e:g}"
-        for name in ("conv_metric", *(["fc_metric"] if config.model.head == "plain" else [])):
+        for name in _names_of_energy(config):
             if getattr(reg, name) != getattr(type(reg), name):
                 yield (
                     f"reg.{name} has no effect on reg.rules, which name their own, found "
                     f"{getattr(reg, name)}: leave it out"
                 )
+    for name in _names_of_energy(config):
+        given = as_regularizer(getattr(reg, name))
+        if reg.half_space and not mean_of(given):
+            yield (
+                f"reg.half_space has no effect on reg.{name}={given.name}, which is no mean over "
+                "pairs: leave it out"
+            )
+        if name == "fc_metric" and given.row.looks_at == KERNEL:
+            yield f"reg.fc_metric={given.name} looks at convolutions, and the head is none"
     weights = (getattr(reg, name) for name in ("lambda_e", "lambda_l", *CONSTRAINTS))
     if reg.schedule != "constant" and not (reg.rules or any(weights)):
         yield (
             f"reg.schedule={reg.schedule} has no effect where E and R have no weight: leave it "
             "out, or set reg.lambda_e, reg.lambda_l or reg.rules"
         )
+
+
+def _names_of_energy(config: Config) -> tuple[str, ...]:
+    """The options that name the regularisers of E."""
+    return ("conv_metric", "fc_metric") if config.model.head == "plain" else ("conv_metric",)
 
 
 def _has_tree(name: str) -> bool:

@@ -111,8 +111,8 @@ class RegConfig(Checked):
     """The regularisers and their weights λ.
 
     Attributes:
-      conv_metric: metric of E on the convolutions.
-      fc_metric: metric of the head: R of a hierarchical one, E of a plain one.
+      conv_metric: regulariser of E on the convolutions: a metric, or a name of `REGULARIZERS`.
+      fc_metric: of the head: metric of R of a hierarchical one, regulariser of E of a plain one.
       clamp: gradient of the arccos beyond ±0.99: "hard" or "straight_through".
       half_space: E and R_p of the vectors together with their opposites, w and −w.
       lambda_e: λ_e of E.

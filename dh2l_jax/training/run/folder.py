@@ -30,11 +30,13 @@ __all__ = [
     "CONFIG",
     "LAST",
     "METRICS",
+    "OUTPUTS",
     "RESULT",
     "TEST",
     "is_finished",
     "is_run",
     "opened",
+    "outputs_name",
     "read_config",
     "read_result",
     "refuse_damaged_run",
@@ -42,13 +44,18 @@ __all__ = [
     "refuse_lost_checkpoints",
 ]
 
-RESULT, TEST = "result.json", "test.json"
+RESULT, TEST, OUTPUTS = "result.json", "test.json", "outputs.npz"
 LAST, BEST = "last", "best_on_validation"
 """The states that the file TEST has scores of."""
 LOCK = ".lock"
 # Paths below which no checkpoint can be read again: Orbax takes brackets for a pattern, TensorStore
 # a backslash for a slash.
 UNREADABLE = re.compile(r"\[.*\]" if os.name == "nt" else r"\[.*\]|\\")
+
+
+def outputs_name(state: str) -> str:
+    """The file of the outputs on the test images of one of the states that TEST has scores of."""
+    return f"test_{state}_{OUTPUTS}"
 
 
 def is_run(workdir: Path) -> bool:

@@ -26,6 +26,7 @@ __all__ = [
     "refuse_damaged",
     "spreadsheet_cell",
     "versions",
+    "write_bytes",
     "write_confusion",
     "write_json",
     "write_sealed",
@@ -45,9 +46,14 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """See `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Replaces a file in one step; of several processes of a run, the first one does it."""
     if not jax.process_index():
-        write_atomically(path, text.encode())
+        write_atomically(path, content)
 
 
 def append_record(path: Path, values: Mapping[str, Any]) -> None:

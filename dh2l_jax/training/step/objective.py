@@ -27,6 +27,7 @@ from dh2l_jax.regularizers import (
     hierarchical,
     orthogonality,
     plan,
+    regularizer,
     rules,
     weight_energy,
 )
@@ -73,12 +74,12 @@ def make_regularizer(
     The terms are not yet weighted, but those of `reg.rules`. One whose λ is 0 is left out, unless
     `everything` asks for its value. `where` and `max_present` are those of `hierarchical`.
     """
-    fc_metric = get_metric(reg.fc_metric, clamp=reg.clamp)
     constraints = {"C1": reg.lambda_c1, "C2": reg.lambda_c2, "C3": reg.lambda_c3}
     in_tree = isinstance(head, HierarchicalHead)
+    fc_metric = get_metric(reg.fc_metric, clamp=reg.clamp) if in_tree else ""
     energy = make_energy(reg, in_tree)
 
-    def regularizer(
+    def terms_of(
         params: Any,
         where: jax.Array | None,
         *,
@@ -114,13 +115,13 @@ def make_regularizer(
             value += reg.lambda_o * terms["R_o"]
         return value, terms
 
-    return regularizer
+    return terms_of
 
 
 def make_energy(reg: RegConfig, in_tree: bool) -> Callable[[Any], tuple[jax.Array, Terms]]:
     """A function params → λ_e R_E, and R_E with its parts, if `reg.rules` name them."""
-    conv_metric = get_metric(reg.conv_metric, clamp=reg.clamp)
-    fc_metric = get_metric(reg.fc_metric, clamp=reg.clamp)
+    of_convolutions = regularizer(reg.conv_metric, clamp=reg.clamp)
+    of_head = None if in_tree else regularizer(reg.fc_metric, clamp=reg.clamp)
 
     def energy(params: Any) -> tuple[jax.Array, Terms]:
         if reg.rules:
@@ -128,8 +129,8 @@ def make_energy(reg: RegConfig, in_tree: bool) -> Callable[[Any], tuple[jax.Arra
             total = sum(parts.values(), start=jnp.zeros((), jnp.float32))
             return total, {"R_E": total, **parts}
         of = functools.partial(weight_energy, params, half_space=reg.half_space)
-        value = of(conv_metric, exclude=() if in_tree else HEAD)
-        value = value if in_tree else value + of(fc_metric, include=HEAD)
+        value = of(of_convolutions, exclude=() if in_tree else HEAD)
+        value = value if of_head is None else value + of(of_head, include=HEAD)
         return reg.lambda_e * value, {"R_E": value}
 
     return energy
@@ -143,7 +144,7 @@ def make_objective(
     `terms` holds J, the cross-entropy L, "hits" (right classes in the batch), every regulariser
     before its λ and, where it is not constant, the factor "schedule". `steps` are those of the run.
     """
-    head, regularizer = model.head, make_regularizer(model.head, hierarchy, reg)
+    head, terms_of = model.head, make_regularizer(model.head, hierarchy, reg)
     schedule = factor_of(reg.schedule, steps)
 
     def objective(params, batch_stats, images, labels, step=0):
@@ -161,7 +162,7 @@ def make_objective(
             if reg.presence == "batch":
                 where, max_present = classes_present(labels, hierarchy.num_classes), len(labels)
             factor = schedule(jnp.asarray(step)) if schedule else None
-            R, terms = regularizer(params, where, max_present=max_present, factor=factor)
+            R, terms = terms_of(params, where, max_present=max_present, factor=factor)
             if factor is not None:
                 terms["schedule"] = factor
         J = L + R

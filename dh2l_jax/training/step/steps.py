@@ -86,19 +86,21 @@ def make_train_step(
     return functools.partial(jitted, scale=_scale(dataset, feed))
 
 
-def make_eval_step(model: Network, dataset: Dataset, feed: Feed) -> Callable[..., Counts]:
-    """The jitted step of evaluation: (state, counts so far, where, *batch of the feed) → Counts."""
+def make_eval_step(
+    model: Network, dataset: Dataset, feed: Feed
+) -> Callable[..., tuple[Counts, jax.Array]]:
+    """The jitted step of evaluation: (state, counts so far, where, *batch) → counts, logits."""
     tree = dataset.hierarchy
     confusion = tree.num_classes <= MAX_CONFUSION
 
     def eval_step(
         state: TrainState, total: Counts, where: jax.Array, *batch: Any, scale: Scale
-    ) -> Counts:
+    ) -> tuple[Counts, jax.Array]:
         pixels, labels = feed.evaluation_crops(*batch)
         images = normalize(pixels, *scale)
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         logits = cast(jax.Array, model.apply(variables, images, train=False))
-        return total + count(logits, labels, tree, where=where, confusion=confusion)
+        return total + count(logits, labels, tree, where=where, confusion=confusion), logits
 
     # The counts so far are not donated: the host waits for them when they have been added to.
     jitted = jax.jit(eval_step, out_shardings=feed.replicated)

@@ -138,7 +138,7 @@ PROBLEMS = {
         for text, message in {
             "": "expected the header class,parent",
             "class,parent\n": "no classes below the header",
-            "class,parent\na,\n": "line 2: class 'a' has a blank name",
+            "class,parent,top\na,,b\n": "line 2: class 'a' has a blank name before 'b'",
             "class,parent\na,b\na,c\n": "line 3: class 'a' occurs twice",
             "class,parent\na\n": "line 2: class 'a' has 1 columns, expected 2",
             "class,parent\na,a\n": "line 2: 'a' is a parent here and a class on line 2",
