@@ -45,6 +45,10 @@ class Counts:
       hits: (L,) int32, leaf predictions whose ancestor at levels 1..L is right.
       rank_hits: (K,) int32, K = min(20, C), labels found at the first, second, ... best class.
       rank_heights: (K,) int32, summed LCA heights of label and first, second, ... best class.
+      best_heights: (K,) int32, summed least LCA heights of label and 1, 2, ... best classes.
+      ideal_heights: (K,) int32, summed LCA heights of label and the 1st, 2nd, ... nearest class.
+      leaf_nodes: (3,) int32, sizes of the sets of the leaf prediction and of the label with their
+        ancestors, and how many nodes both sets share.
       independent_hits: (L,) int32, right independent predictions of levels 1..L.
       full_paths: () int32, images whose independent predictions are right at every level.
       inconsistent_paths: () int32, images whose independent predictions are no path of the tree.
@@ -58,6 +62,9 @@ class Counts:
     hits: jax.Array
     rank_hits: jax.Array
     rank_heights: jax.Array
+    best_heights: jax.Array
+    ideal_heights: jax.Array
+    leaf_nodes: jax.Array
     independent_hits: jax.Array
     full_paths: jax.Array
     inconsistent_paths: jax.Array
@@ -83,14 +90,16 @@ def count(
     *,
     where: ArrayLike | None = None,
     level_logits: Sequence[ArrayLike] | None = None,
+    risk: ArrayLike | None = None,
     confusion: bool = True,
 ) -> Counts:
     """The sums of one batch, from which `summarize` computes every metric.
 
-    Classes rank by their logits, the lower index first among equals. The independent prediction of
-    an inner level is its most probable node, the probability of a node being the sum over its
-    classes; again the lower index first, but sums that differ by rounding alone may go either way.
-    Apart from the confusion matrix nothing larger than (b, C) and (L, 20, b) is built.
+    Classes rank by their logits, or by their risk, the lower index first among equals. The
+    independent prediction of an inner level is its most probable node, the probability of a node
+    being the sum over its classes; again the lower index first, but sums that differ by rounding
+    alone may go either way. Apart from the confusion matrix nothing larger than (b, C) and
+    (L, 20, b) is built.
 
     Args:
       logits: (b, C); half precision is widened.
@@ -99,6 +108,7 @@ def count(
       where: (b,) bool, the images that count. What the others hold, NaN included, is not used.
       level_logits: a (b, size(l)) array for each inner level l = 1..L−1, the largest entries of
         which are then the independent predictions. None: from the probabilities.
+      risk: (b, C), by which the classes rank, the lowest first, in place of their logits.
       confusion: whether to count the confusion matrix: C² integers, 400 MB for C = 10,000.
 
     Raises:
@@ -123,7 +133,8 @@ def count(
     inner = () if level_logits is None else level_logits
     refuse_nan([logits, *inner], where)
     known = ~has_nan(logits)
-    best = jax.lax.top_k(logits, min(RANKS, hierarchy.num_classes))[1].T
+    ranking = logits if risk is None else -jnp.asarray(risk)
+    best = jax.lax.top_k(ranking, min(RANKS, hierarchy.num_classes))[1].T
     chosen = jnp.stack([*_inner_choices(logits, level_logits, hierarchy), best[0]])
     ancestors = jnp.asarray(hierarchy.ancestors())
     truth = ancestors[:, labels]
@@ -132,15 +143,20 @@ def count(
     right = (chosen == truth) & all_known[None]
     nodes, common = _path_sets(chosen, truth, hierarchy)
     nodes = jnp.where(all_known, nodes, hierarchy.num_levels)
+    heights, ideal = _heights(shared, labels, hierarchy)
+    leaf_nodes = _leaf_sets(shared[:, 0], best[0], labels, known, hierarchy)
     return Counts(
         images=_total(where, where),
         loss=jnp.sum(_cross_entropy(logits, labels), where=where),
         hits=_total(shared[:, 0], where),
         rank_hits=_total(shared[-1], where),
-        rank_heights=_total(hierarchy.num_levels - jnp.sum(shared, axis=0), where),
+        rank_heights=_total(heights, where),
+        best_heights=_total(jax.lax.cummin(heights), where),
+        ideal_heights=_total(ideal, where),
+        leaf_nodes=_total(leaf_nodes, where),
         independent_hits=_total(right, where),
         full_paths=_total(jnp.all(right, axis=0), where),
-        inconsistent_paths=_total((nodes > hierarchy.num_levels) | ~all_known, where),
+        inconsistent_paths=_total(~(_is_path(chosen, hierarchy) & all_known), where),
         path_nodes=_total(nodes, where),
         path_common=_total(jnp.where(all_known, common, 0), where),
         confusion=_confusion(labels, best[0], where & known, hierarchy) if confusion else None,
@@ -200,22 +216,68 @@ def _probabilities(logits: jax.Array, hierarchy: Hierarchy) -> list[jax.Array]:
     return fold_up(jnp.exp(logits - jnp.max(logits, axis=1, keepdims=True)).T, hierarchy)[1:-1]
 
 
+def _own_levels(hierarchy: Hierarchy) -> np.ndarray:
+    """(L, C) bool: where a class's ancestor is a node, and not a class that is shown again."""
+    levels = np.arange(1, hierarchy.num_levels + 1)[:, None]
+    return hierarchy.node_depths()[hierarchy.ancestor_nodes()] == levels
+
+
+def _heights(
+    shared: jax.Array, labels: jax.Array, hierarchy: Hierarchy
+) -> tuple[jax.Array, jax.Array]:
+    """(K, b) LCA heights of the label with the best classes, and with those nearest to it.
+
+    Args:
+      shared: (L, K, b) bool, which ancestors the best classes have in common with the label.
+      labels: (b,).
+      hierarchy: the tree.
+    """
+    nodes, heights = hierarchy.ancestor_nodes(), hierarchy.node_heights()
+    fall = np.where(
+        _own_levels(hierarchy), heights[hierarchy.node_parents()[nodes]] - heights[nodes], 0
+    )
+    below = np.stack([np.bincount(row)[row] for row in nodes])  # classes below each ancestor
+    fall, below = (jnp.asarray(x, jnp.int32)[:, None, labels] for x in (fall, below))
+    near = jnp.arange(shared.shape[1])[None, :, None] < below
+    H = int(heights[-1])
+    return H - jnp.sum(fall * shared, axis=0), H - jnp.sum(fall * near, axis=0)
+
+
+def _leaf_sets(
+    shared: jax.Array, best: jax.Array, labels: jax.Array, known: jax.Array, hierarchy: Hierarchy
+) -> jax.Array:
+    """(3, b): depths of prediction and label, and of the node where they part."""
+    depths = jnp.asarray(hierarchy.node_depths())
+    common = jnp.sum(shared & jnp.asarray(_own_levels(hierarchy))[:, labels], axis=0)
+    return jnp.stack([jnp.where(known, depths[best], hierarchy.num_levels), depths[labels], common])
+
+
 def _path_sets(
     chosen: jax.Array, truth: jax.Array, hierarchy: Hierarchy
 ) -> tuple[jax.Array, jax.Array]:
     """(b,) sizes of the sets of the (L, b) chosen nodes with their ancestors, and of what is right.
 
-    A set has L nodes where the chosen ones are a path of the tree, and more where they are not.
+    A node that is shown at several levels counts once.
     """
     size = common = jnp.zeros(truth.shape[1:], jnp.int32)
     nodes = chosen[:0]  # at a level: its own choice and the ancestors of the choices below
     for level in range(hierarchy.num_levels, 0, -1):
         own = slice(level - 1, level)
+        counts = hierarchy.node_depths()[hierarchy.level_nodes(level)] == level
+        counts = jnp.asarray(counts, jnp.int32)
         nodes = jnp.sort(jnp.concatenate([nodes, chosen[own]]), axis=0)
-        size += 1 + jnp.sum(nodes[1:] != nodes[:-1], axis=0)
-        common += jnp.any(nodes == truth[own], axis=0)
+        size += counts[nodes[0]] + jnp.sum((nodes[1:] != nodes[:-1]) * counts[nodes[1:]], axis=0)
+        common += jnp.any(nodes == truth[own], axis=0) * counts[truth[level - 1]]
         nodes = jnp.asarray(hierarchy.parents(level))[nodes]
     return size, common
+
+
+def _is_path(chosen: jax.Array, hierarchy: Hierarchy) -> jax.Array:
+    """(b,) bool: whether each of the (L, b) chosen nodes is the parent of the next level's."""
+    path = jnp.ones(chosen.shape[1:], bool)
+    for level in range(2, hierarchy.num_levels + 1):
+        path &= jnp.asarray(hierarchy.parents(level))[chosen[level - 1]] == chosen[level - 2]
+    return path
 
 
 def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,30 +24,34 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from dh2l_jax.checks import labels_exist
+from dh2l_jax.checks import integers, labels_exist, mask
 from dh2l_jax.hierarchy.counts import RANKS, Counts, count, refuse_nan
 from dh2l_jax.hierarchy.tree import Hierarchy
 
-__all__ = ["Counts", "count", "evaluate", "summarize", "tree_order"]
+__all__ = ["Counts", "count", "evaluate", "score_answers", "summarize", "tree_order"]
 
 Tally, tally = Counts, count  # the names of 0.1
 
-DISTANCE_RANKS = (1, 5, RANKS)
+DISTANCE_RANKS = (1, 5, RANKS)  # k of the scores of the k best classes
 
 _jitted_count = jax.jit(count, static_argnames=("hierarchy", "confusion"))
 
 
-def summarize(sums: Counts, hierarchy: Hierarchy) -> dict[str, Any]:
+def summarize(
+    sums: Counts, hierarchy: Hierarchy, *, ranks: Sequence[int] = DISTANCE_RANKS
+) -> dict[str, Any]:
     """Every metric as plain Python numbers, ready for JSON.
 
     The height of a lowest common ancestor is that of `Hierarchy.lca_height`: 0 for a class with
-    itself, 1 for siblings, L where only the root is shared. All classes lie at one depth, so a leaf
-    prediction has as many ancestors as the label, and its hP, hR and hF1 are all the mean of
-    `accuracy` over levels; those of the independent predictions differ where levels disagree.
+    itself, 1 for siblings of the greatest depth, L where only the root is shared. Where all classes
+    lie at one depth, a leaf prediction has as many ancestors as the label, and its hP, hR and hF1
+    are all the mean of `accuracy` over levels; those of the independent predictions differ where
+    levels disagree.
 
     Args:
       sums: over all images, at least one.
       hierarchy: the tree.
+      ranks: the k of the scores of the k best classes, in 1..20; all C classes where k is larger.
 
     Returns:
       images: number of images.
@@ -57,6 +62,9 @@ def summarize(sums: Counts, hierarchy: Hierarchy) -> dict[str, Any]:
         [1, L]; 0 if none is wrong.
       hierarchical_distance: for "1", "5" and "20", the mean over images of the mean LCA height of
         the k best classes, k at most C.
+      best_of_k_height: for each k, the mean over images of the least LCA height of the k best.
+      hierarchical_precision: for each k, Σ (1 − h/H) over images and their k best classes, over the
+        same sum for the k classes nearest to each label; h the LCA height, H the root's.
       hP, hR, hF1: hierarchical precision |P ∩ T|/|P|, recall |P ∩ T|/|T| and their harmonic mean,
         P and T being prediction and label with all ancestors but the root, each size summed over
         all images.
@@ -69,28 +77,36 @@ def summarize(sums: Counts, hierarchy: Hierarchy) -> dict[str, Any]:
       confusion_names: the classes in that order. Both only where the confusion matrix was counted.
 
     Raises:
-      ValueError: no image was counted.
+      ValueError: no image was counted, or a rank is not in 1..20.
     """
+    if not all(1 <= k <= RANKS for k in ranks):
+        raise ValueError(f"ranks must be in 1..{RANKS}, found {list(ranks)}")
     sums = jax.device_get(sums)
-    n, L = int(sums.images), hierarchy.num_levels
+    n = int(sums.images)
     if n == 0:
         raise ValueError("expected counts of at least one image, found 0")
     hits, heights = sums.hits.tolist(), sums.rank_heights.tolist()
     mistakes = n - hits[-1]
+    H = int(hierarchy.node_heights()[-1])
+    gained, gainable = (
+        np.cumsum(n * H - np.asarray(x, int)).tolist() for x in (heights, sums.ideal_heights)
+    )
+    last = {str(k): min(k, len(heights)) - 1 for k in ranks}
+    predicted, true, common = sums.leaf_nodes.tolist()
     return {
         "images": n,
         "loss": float(sums.loss) / n,
         "accuracy": [number / n for number in hits],
         "top5": sum(sums.rank_hits[:5].tolist()) / n,
         "mistake_severity": heights[0] / mistakes if mistakes else 0.0,
-        "hierarchical_distance": {
-            str(k): sum(heights[:k]) / (len(heights[:k]) * n) for k in DISTANCE_RANKS
-        },
-        **_precision_recall("h", sum(hits), n * L, n * L),
+        "hierarchical_distance": {str(k): sum(heights[:k]) / (len(heights[:k]) * n) for k in ranks},
+        "best_of_k_height": {k: int(sums.best_heights[i]) / n for k, i in last.items()},
+        "hierarchical_precision": {k: gained[i] / gainable[i] for k, i in last.items()},
+        **_precision_recall("h", common, predicted, true),
         "full_path_accuracy": int(sums.full_paths) / n,
         "inconsistent_path_ratio": int(sums.inconsistent_paths) / n,
         "independent_accuracy": [number / n for number in sums.independent_hits.tolist()],
-        **_precision_recall("independent_h", int(sums.path_common), int(sums.path_nodes), n * L),
+        **_precision_recall("independent_h", int(sums.path_common), int(sums.path_nodes), true),
         **({} if sums.confusion is None else _in_tree_order(sums.confusion, hierarchy)),
     }
 
@@ -103,6 +119,7 @@ def evaluate(
     where: ArrayLike | None = None,
     level_logits: Sequence[ArrayLike] | None = None,
     confusion: bool = True,
+    ranks: Sequence[int] = DISTANCE_RANKS,
 ) -> dict[str, Any]:
     """`summarize` of the `count` of arrays at hand; see both for arguments and results.
 
@@ -122,7 +139,63 @@ def evaluate(
     )
     labels_exist(labels, hierarchy.num_classes, where)
     refuse_nan([logits, *(() if level_logits is None else level_logits)], where)
-    return summarize(sums, hierarchy)
+    return summarize(sums, hierarchy, ranks=ranks)
+
+
+def score_answers(
+    answers: ArrayLike, labels: ArrayLike, hierarchy: Hierarchy, *, where: ArrayLike | None = None
+) -> dict[str, float]:
+    """Hierarchical precision, recall and F1 of answers that may stop at inner nodes.
+
+    P and T are the sets of answer and label with all ancestors but the root; P is empty for the
+    root, of which nothing can be wrong: its precision is 1.
+
+    Args:
+      answers: (n,) int, nodes, such as `decoding.answer` gives.
+      labels: (n,) int, nodes.
+      hierarchy: the tree.
+      where: (n,) bool, the images that count.
+
+    Returns:
+      hP, hR, hF1: micro, Σ|P ∩ T|/Σ|P|, Σ|P ∩ T|/Σ|T| and their harmonic mean.
+      macro_hP, macro_hR, macro_hF1: means over images of |P ∩ T|/|P|, |P ∩ T|/|T| and the harmonic
+        mean of these two, which weighs every image alike.
+
+    Raises:
+      ValueError: shapes do not fit, a node does not exist, no image counts.
+      TypeError: answers or labels are not integers, `where` is not boolean.
+
+    A cat called an animal, and a dog called a cat:
+
+    >>> tree = Hierarchy.from_paths({"cat": "animal", "dog": "animal", "car": "thing"})
+    >>> answers = np.array([tree.node_id("animal"), 0])
+    >>> scores = score_answers(answers, np.array([0, 1]), tree)
+    >>> scores["hP"], scores["hR"], scores["macro_hP"], scores["macro_hR"]
+    (0.6666666666666666, 0.5, 0.75, 0.5)
+    """
+    answers, labels = np.asarray(answers), np.asarray(labels)
+    used = np.asarray(mask(where, labels.shape, "like the labels"))
+    for what, nodes in (("answers", answers), ("labels", labels)):
+        integers(what, nodes, (len(used),), "like the labels")
+        labels_exist(nodes, hierarchy.num_nodes, used, "nodes")
+    if not used.any():
+        raise ValueError("expected answers to at least one image, found 0")
+    depths, parents = hierarchy.node_depths(), hierarchy.node_parents()
+    a, b = answers[used], labels[used]
+    predicted, true = depths[a].tolist(), depths[b].tolist()
+    while (differ := a != b).any():  # the deeper one goes up
+        a, b = (
+            np.where(differ & (depths[a] >= depths[b]), parents[a], a),
+            np.where(differ & (depths[b] >= depths[a]), parents[b], b),
+        )
+    common = depths[a].tolist()
+    images = [
+        _precision_recall("macro_h", *sizes) for sizes in zip(common, predicted, true, strict=True)
+    ]
+    return {
+        **_precision_recall("h", sum(common), sum(predicted), sum(true)),
+        **{key: math.fsum(image[key] for image in images) / len(images) for key in images[0]},
+    }
 
 
 def tree_order(hierarchy: Hierarchy) -> np.ndarray:
@@ -135,11 +208,14 @@ def tree_order(hierarchy: Hierarchy) -> np.ndarray:
 
 
 def _precision_recall(prefix: str, common: int, predicted: int, true: int) -> dict[str, float]:
-    """The harmonic mean of common/predicted and common/true is 2·common/(predicted + true)."""
+    """The harmonic mean of common/predicted and common/true is 2·common/(predicted + true).
+
+    Nothing of nothing is 1.
+    """
     return {
-        f"{prefix}P": common / predicted,
-        f"{prefix}R": common / true,
-        f"{prefix}F1": 2 * common / (predicted + true),
+        f"{prefix}P": common / predicted if predicted else 1.0,
+        f"{prefix}R": common / true if true else 1.0,
+        f"{prefix}F1": 2 * common / (predicted + true) if predicted or true else 1.0,
     }
 
 

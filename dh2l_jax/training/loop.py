@@ -180,7 +180,11 @@ def _train_step(
 def _jitted_step(experiment: Experiment, feed: Feed) -> Callable[..., Any]:
     config, dataset = experiment.config, experiment.dataset
     objective = make_objective(
-        experiment.model, dataset.hierarchy, config.reg, steps=experiment.steps
+        experiment.model,
+        dataset.hierarchy,
+        config.reg,
+        loss=config.loss,
+        steps=experiment.steps,
     )
     return make_train_step(objective, experiment.tx, dataset, feed)
 

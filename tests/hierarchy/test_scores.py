@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 
@@ -14,10 +15,19 @@ import pytest
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 from oracle import evaluation as oracle_evaluation
+from oracle import learn
+from support.trees import EVEN, TREES, hierarchy, ids
 
 from dh2l_jax import Hierarchy
 from dh2l_jax.data.batches.order import padded_batches
-from dh2l_jax.hierarchy.scores import Counts, count, evaluate, summarize, tree_order
+from dh2l_jax.hierarchy.scores import (
+    Counts,
+    count,
+    evaluate,
+    score_answers,
+    summarize,
+    tree_order,
+)
 
 PARENTS = ((0, 0), (0, 1, 1, 0, 1), (0, 1, 1, 2, 4, 3, 4, 4, 2))
 TREE = Hierarchy.from_parents(PARENTS[1:])
@@ -135,6 +145,8 @@ def test_by_hand():
         "top5": 1.0,
         "mistake_severity": 1.5,
         "hierarchical_distance": {"1": 0.75, "5": 13 / 12, "20": 13 / 12},
+        "best_of_k_height": {"1": 0.75, "5": 0.0, "20": 0.0},
+        "hierarchical_precision": {"1": 0.625, "5": 1.0, "20": 1.0},
         "hP": 0.625,
         "hR": 0.625,
         "hF1": 0.625,
@@ -147,6 +159,83 @@ def test_by_hand():
         "confusion": [[1, 0, 0], [1, 1, 0], [0, 1, 0]],
         "confusion_names": ["car", "cat", "dog"],
     }
+
+
+# Published values, uneven trees, and answers at inner nodes.
+
+
+def test_published_values_of_the_best_k():
+    """Of five classes on three levels; the answers are 0 and 3, the labels 1 and 2."""
+    logits = np.array([[2.0, 1, 0, 0, -1], [0, 0, 1, 3, 1]])
+    scores = evaluate(logits, np.array([1, 2]), hierarchy(EVEN), ranks=(1, 2, 5))
+    assert scores["mistake_severity"] == 2
+    assert scores["hierarchical_distance"] == {"1": 2, "2": 1, "5": 1.9}
+    assert scores["best_of_k_height"]["2"] == 0
+    assert scores["hierarchical_precision"]["1"] == pytest.approx(1 / 3)
+    assert scores["hierarchical_precision"]["2"] == pytest.approx(8 / 9)
+    with pytest.raises(ValueError, match=r"ranks must be in 1\.\.20, found \[0\]"):
+        evaluate(logits, np.array([1, 2]), hierarchy(EVEN), ranks=[0])
+
+
+def test_published_values_of_answers_at_inner_nodes():
+    tree = hierarchy(EVEN)
+    answers = np.array([tree.node_id("0/00"), 4, 0])
+    scores = score_answers(answers, np.array([1, 3, -1]), tree, where=np.arange(3) < 2)
+    expected = {"hP": 4 / 5, "hR": 2 / 3, "hF1": 8 / 11}
+    expected |= {"macro_hP": 5 / 6, "macro_hR": 2 / 3, "macro_hF1": 11 / 15}
+    assert scores == pytest.approx(expected)
+    root = tree.num_nodes - 1
+    scores = score_answers(np.array([root, root]), np.array([1, root]), tree)
+    assert [scores[f"macro_h{name}"] for name in ("P", "R", "F1")] == [1, 0.5, 0.5]
+    assert [scores[f"h{name}"] for name in ("P", "R", "F1")] == [1, 0, 0]
+    for wrong in ({"answers": [11, 0]}, {"labels": [0, -1]}, {"where": [False, False]}):
+        arguments = {"answers": [0, 0], "labels": [0, 0], "where": [True, True]} | wrong
+        with pytest.raises(ValueError, match=r"nodes are 0\.\.10|at least one image"):
+            score_answers(
+                *(np.array(arguments[k]) for k in ("answers", "labels")),
+                tree,
+                where=np.array(arguments["where"]),
+            )
+
+
+@pytest.mark.parametrize("name", ["uneven", "random"])
+def test_uneven_trees_against_loops(name):
+    """Heights and sets of true nodes; a class that is shown again below its depth counts once."""
+    classes, rng = TREES[name], np.random.default_rng(7)
+    tree, count = hierarchy(classes), len(classes)
+    logits, labels = normal(rng, (40, count)), rng.integers(0, count, 40)
+    inner = [rng.normal(size=(40, tree.size(level))) for level in range(1, tree.num_levels)]
+    scores = evaluate(logits, labels, tree, ranks=(1, 3), level_logits=inner)
+    height = learn.height(classes, ())
+    far = np.array([[learn.distance(classes, a, b) for b in classes] for a in classes])
+    best = np.argsort(-logits, axis=1)
+    heights, wrong = far[labels[:, None], best], best[:, 0] != labels
+    assert scores["mistake_severity"] == pytest.approx(heights[wrong, 0].mean())
+    assert scores["best_of_k_height"]["3"] == pytest.approx(heights[:, :3].min(1).mean())
+    nearest = np.sort(far[labels], axis=1)
+    precision = (height - heights[:, :3]).sum() / (height - nearest[:, :3]).sum()
+    assert scores["hierarchical_precision"]["3"] == pytest.approx(precision)
+
+    paths = {number: node for node, number in ids(classes, tree).items()}
+    levels = [*inner, logits]
+    chosen = [
+        [paths[tree.level_nodes(n)[x[i].argmax()]] for n, x in enumerate(levels, 1)]
+        for i in range(40)
+    ]
+    for prefix, predicted in (
+        ("h", [set(learn.steps(classes[k])) for k in best[:, 0]]),
+        ("independent_h", [{s for node in nodes for s in learn.steps(node)} for nodes in chosen]),
+    ):
+        true = [set(learn.steps(classes[k])) for k in labels]
+        common = sum(len(p & t) for p, t in zip(predicted, true, strict=True))
+        assert scores[f"{prefix}P"] == pytest.approx(common / sum(map(len, predicted)))
+        assert scores[f"{prefix}R"] == pytest.approx(common / sum(map(len, true)))
+    of_classes = score_answers(best[:, 0], labels, tree)
+    assert [of_classes[k] for k in ("hP", "hR", "hF1")] == [scores[k] for k in ("hP", "hR", "hF1")]
+    broken = sum(
+        any(low[: len(high)] != high for high, low in itertools.pairwise(nodes)) for nodes in chosen
+    )
+    assert scores["inconsistent_path_ratio"] == broken / 40
 
 
 # Sums.
@@ -240,7 +329,8 @@ def test_zero_is_neutral_and_shapes_are_as_documented(confusion):
     chex.assert_trees_all_equal(zero + sums, sums)
     chex.assert_trees_all_equal_shapes_and_dtypes(zero, sums)
     shapes: dict = dict.fromkeys(("hits", "independent_hits"), (3,))
-    shapes |= {"rank_hits": (C,), "rank_heights": (C,), "confusion": (C, C)}
+    shapes |= dict.fromkeys(("rank_hits", "rank_heights", "best_heights", "ideal_heights"), (C,))
+    shapes |= {"leaf_nodes": (3,), "confusion": (C, C)}
     for field in dataclasses.fields(Counts):
         value = getattr(sums, field.name)
         if field.name == "confusion" and not confusion:

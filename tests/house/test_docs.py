@@ -15,7 +15,7 @@ import jax
 import pytest
 
 import dh2l_jax
-from dh2l_jax.commands import arguments, data, diversity, tables, train
+from dh2l_jax.commands import arguments, data, diversity, report, tables, train
 from dh2l_jax.training.config import Config
 from dh2l_jax.training.config.options import flat
 
@@ -63,6 +63,8 @@ def test_commands_of_the_pages_have_options_and_values_that_exist(monkeypatch):
             tables.parse_arguments(words)
         elif command == "diversity":
             diversity.parse_arguments(words)
+        elif command == "report":
+            report.parse_arguments(words)
         else:
             assert (command == "data" and words[0] in data.COMMANDS) or command == "--help"
 
@@ -88,6 +90,17 @@ def test_page_of_options_lists_every_one_with_a_sentence():
     }
     assert rows.keys() == dict(flat(Config())).keys()
     assert rows["optim.lr"] == (" number > 0 ", " `0.1` ", "highest learning rate.")
+
+
+def test_page_of_regularizers_has_every_one_twice():
+    """In the table, which is made of the code, and among what each is like."""
+    page = TEXTS["docs/ideas/field.md"]
+    table = _script("docs/hooks.py").on_page_markdown("<!-- regularizers -->")
+    names = re.findall(r"^\| `(\w+)`(?:<br>`.*?`)* \| ", table, re.M)
+    notes = page[page.index("## What each is like") :]
+    told = [name for cell in re.findall(r"^\| (`.+?) \|", notes, re.M) for name in cell.split(", ")]
+    assert [*dh2l_jax.REGULARIZERS] == names
+    assert sorted(told) == sorted(f"`{name}`" for name in names)
 
 
 def test_pictures_are_drawn_and_show_what_they_say(tmp_path):

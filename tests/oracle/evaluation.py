@@ -83,6 +83,17 @@ def precision_recall_f(predicted, true):
     return precision, recall, 2 * precision * recall / both if both else Fraction(0)
 
 
+def precision_at(parents, heights, labels, k):
+    """Σ (1 − h/H) of the k best classes, over the same sum of the k nearest."""
+    classes = range(len(parents[-1]))
+    nearest = [sorted(lca_height(parents, label, other) for other in classes) for label in labels]
+    gained, gainable = (
+        sum(1 - Fraction(h, len(parents)) for row in rows for h in row[:k])
+        for rows in (heights, nearest)
+    )
+    return gained / gainable
+
+
 def tree_order(parents):
     """Classes sorted by their ancestors from the top down."""
     return sorted(range(len(parents[-1])), key=lambda leaf: sorted(path(parents, leaf)))
@@ -114,6 +125,10 @@ def leaf_scores(parents, logits, labels):
         "mistake_severity": mean(lca_height(parents, g, t) for g, t in pairs if g != t),
         "hierarchical_distance": {
             str(k): mean(mean(row[:k]) for row in heights) for k in (1, 5, 20)
+        },
+        "best_of_k_height": {str(k): mean(min(row[:k]) for row in heights) for k in (1, 5, 20)},
+        "hierarchical_precision": {
+            str(k): precision_at(parents, heights, labels, k) for k in (1, 5, 20)
         },
         **dict(zip(("hP", "hR", "hF1"), precision_recall_f(*paths), strict=True)),
         "confusion": confusion(parents, guesses, labels),
