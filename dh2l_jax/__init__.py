@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from dh2l_jax.numerics import binary_sign, safe_normalize, straight_through, ternary_sign
     from dh2l_jax.regularizers import (
+        REGULARIZERS,
         center_energy,
         classes_present,
         diversity,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         kernel_matrices,
         orthogonality,
         plan,
+        regularizer,
         rules,
         weight_energy,
     )
@@ -54,6 +56,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METRICS",
+    "REGULARIZERS",
     "Hierarchy",
     "Level",
     "Metric",
@@ -83,6 +86,7 @@ __all__ = [
     "project",
     "radii",
     "radius_order",
+    "regularizer",
     "rules",
     "safe_normalize",
     "satisfaction",

@@ -40,7 +40,14 @@ from dh2l_jax.metrics.sums.tiled import Tiled
 from dh2l_jax.metrics.table import METRICS, get_metric
 from dh2l_jax.numerics import inverse_norm
 
-__all__ = ["explain", "grouped_energy", "mean_energy", "pairwise", "stacked_energy"]
+__all__ = [
+    "explain",
+    "grouped_energy",
+    "mean_energy",
+    "pairwise",
+    "stacked_energy",
+    "with_gradient",
+]
 
 REDUCTIONS = ("mean", "log_mean_exp", "max", "row_max")
 
@@ -106,6 +113,9 @@ def _value_and_gradient_jvp(total: Total, options: Any, primals, tangents):
 def _value(total: Total, options: Any, W: Any, *constants: Any) -> jax.Array:
     # Compiled even where nobody jits: the compiler drops the gradient.
     return total(options, W, *constants)[0]
+
+
+with_gradient = _sum  # of any `total`: what is no sum over pairs is built on it too
 
 
 def _of_pairs(plan: Plan, W: jax.Array, where: jax.Array) -> Cotangent:

@@ -11,6 +11,7 @@ from dh2l_jax.numerics import (
     binary_sign,
     clip,
     clipped_arccos,
+    nonnegative,
     safe_norm,
     safe_normalize,
     snap,
@@ -26,6 +27,7 @@ __all__ = [
     "cosine_similarity",
     "encode",
     "exact_angle",
+    "ratio",
     "theta",
     "theta_h",
     "two_vectors",
@@ -194,3 +196,27 @@ def check_code(code: str, threshold: float) -> None:
         raise ValueError(f"threshold must be ≥ 0, found {threshold}")
     if threshold and code == "binary":
         raise ValueError(f"the binary code has no dead zone, found threshold = {threshold}")
+
+
+def _shares(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """a / (a + b) and b / (a + b) for a, b ≥ 0, with 0/0 = 0."""
+    total = a + b
+    positive = total > 0
+    inverse = 1 / jnp.where(positive, total, 1)
+    return jnp.where(positive, a * inverse, 0), jnp.where(positive, b * inverse, 0)
+
+
+@jax.custom_jvp
+def ratio(a: jax.Array, b: jax.Array) -> jax.Array:
+    """ab / (a + b) for a, b ≥ 0, with 0/0 = 0 and finite derivatives."""
+    a, b = nonnegative(a), nonnegative(b)
+    return _shares(a, b)[0] * b
+
+
+@ratio.defjvp
+def _ratio_jvp(primals, tangents):
+    # The squares of the shares: autodiff of the quotient takes several times as long.
+    a, b = (nonnegative(x) for x in primals)
+    of_a, of_b = _shares(a, b)
+    da, db = tangents
+    return of_a * b, of_b * of_b * da + of_a * of_a * db

@@ -26,6 +26,7 @@ from dh2l_jax.metrics.profile import Metric, MetricLike, Profile
 from dh2l_jax.metrics.similarity import (
     code_similarity,
     cosine_similarity,
+    ratio,
     theta,
     theta_h,
 )
@@ -36,49 +37,24 @@ from dh2l_jax.numerics import (
     clip,
     clipped_arccos,
     cos_pi,
-    nonnegative,
     safe_normalize,
     safe_sqrt,
     sin_pi,
 )
 
-__all__ = ["FAMILIES", "METRICS", "distance", "energy", "get_metric"]
+__all__ = ["FAMILIES", "METRICS", "REDUCED", "distance", "energy", "get_metric"]
 
 
 # Profiles. a, b: two angles or two similarities in [0, 1].
-
-
-def _shares(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """a / (a + b) and b / (a + b) for a, b ≥ 0, with 0/0 = 0."""
-    total = a + b
-    positive = total > 0
-    inverse = 1 / jnp.where(positive, total, 1)
-    return jnp.where(positive, a * inverse, 0), jnp.where(positive, b * inverse, 0)
-
-
-@jax.custom_jvp
-def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:
-    """ab / (a + b) for a, b ≥ 0, with 0/0 = 0 and finite derivatives."""
-    a, b = nonnegative(a), nonnegative(b)
-    return _shares(a, b)[0] * b
-
-
-@_ratio.defjvp
-def _ratio_jvp(primals, tangents):
-    # The squares of the shares: autodiff of the quotient takes several times as long.
-    a, b = (nonnegative(x) for x in primals)
-    of_a, of_b = _shares(a, b)
-    da, db = tangents
-    return of_a * b, of_b * of_b * da + of_a * of_a * db
 
 
 # As printed: the geometric mean has no root and the harmonic mean has 4 for 2. `std`: textbook.
 _MEANS: dict[str, Profile] = {
     "am": lambda a, b: (a + b) / 2,
     "gm": lambda a, b: a * b,
-    "hm": lambda a, b: 4 * _ratio(a, b),
+    "hm": lambda a, b: 4 * ratio(a, b),
     "gm_std": lambda a, b: safe_sqrt(a * b),
-    "hm_std": lambda a, b: 2 * _ratio(a, b),
+    "hm_std": lambda a, b: 2 * ratio(a, b),
 }
 
 
@@ -204,6 +180,11 @@ def _mhe(kind: str, s: int) -> Callable[[str], Metric]:
     return metric
 
 
+def _size(c: jax.Array) -> jax.Array:
+    """|c|, with slope 0 at the kink, where JAX has 1."""
+    return c * jnp.sign(c)
+
+
 def _of_energy(name: str, symbol: str, source: str, energy: Profile) -> Metric:
     """A metric whose distance is what its energy lacks to 1."""
     return Metric(name, symbol, source, _one_minus(energy), energy)
@@ -218,7 +199,7 @@ def _gaussian(clamp: str, t: float = 2.0) -> Metric:
 def _angular_hinge(clamp: str, tau: float = 0.0) -> Metric:
     del clamp
     symbol = "max(0, |c| − τ)"
-    energy = lambda c, h: jnp.maximum(jnp.abs(c) - tau, 0)  # noqa: E731 (a profile)
+    energy = lambda c, h: jnp.maximum(_size(c) - tau, 0)  # noqa: E731 (a profile)
     return _of_energy("angular_hinge", symbol, "Xie 2017", energy)
 
 
@@ -228,12 +209,23 @@ def _uniformface(clamp: str) -> Metric:
     return _of_energy("uniformface", "1/(‖û_i−û_j‖ + 1)", "Duan 2019", energy)
 
 
+def _arccos(clamp: str) -> Metric:
+    energy = lambda c, h: -angle_of_gap(_gap(c, clamp))  # noqa: E731 (a profile)
+    return Metric("arccos", "−arccos", "Wang 2020", lambda c, h: angle_of_gap(1 - c), energy)
+
+
+def _chord2(clamp: str, t: float = 1.0) -> Metric:
+    del clamp
+    profiles = lambda c, h: 2 * t * (1 - c), lambda c, h: 2 * t * (c - 1)
+    return Metric("chord2", "−t ‖û_i−û_j‖²", "Liu 2021", *profiles, (2.0 * t, 0.0, -2.0 * t))
+
+
 FAMILIES: Mapping[str, Callable[..., Metric]] = types.MappingProxyType(
     {f"mhe_{kind}{s}": _mhe(kind, s) for kind in "sa" for s in range(3)}
     | {
-        "abs_cosine": lambda clamp: _of_energy(
-            "abs_cosine", "|c|", "Keras", lambda c, h: jnp.abs(c)
-        ),
+        "arccos": _arccos,
+        "chord2": _chord2,
+        "abs_cosine": lambda _: _of_energy("abs_cosine", "|c|", "Keras", lambda c, h: _size(c)),
         "cosine2": lambda clamp: _of_energy("cosine2", "c²", "coherence", lambda c, h: c * c),
         "gaussian": _gaussian,
         "angular_hinge": _angular_hinge,
@@ -241,6 +233,18 @@ FAMILIES: Mapping[str, Callable[..., Metric]] = types.MappingProxyType(
     }
 )
 """The field's metrics by name: (clamp, options) → metric."""
+
+REDUCED: Mapping[str, tuple[str, str]] = types.MappingProxyType(
+    {
+        "uniformity": ("chord2(t=2)", "log_mean_exp"),
+        "mma": ("arccos", "row_max"),
+        "regularface": ("cosine", "row_max"),
+        "koleo": ("mhe_s0", "row_max"),
+        "mhs": ("chord2", "max"),
+        "coherence": ("abs_cosine", "max"),
+    }
+)
+"""What the field calls a metric under another reduction than the mean."""
 
 
 _TABLES = {clamp: _metrics(clamp) for clamp in CLAMPS}
@@ -293,7 +297,7 @@ def get_metric(
 def _named(text: str, clamp: str) -> Metric:
     name, options = name_and_options(text)
     if name not in METRICS and name not in FAMILIES:
-        raise ValueError(unknown_name("metric", name, (*METRICS, *FAMILIES)))
+        raise ValueError(_no_metric(name, text))
     if name in METRICS and not options:
         return _TABLES[clamp][name]
     make = FAMILIES.get(name, lambda clamp: _TABLES[clamp][name])
@@ -302,6 +306,16 @@ def _named(text: str, clamp: str) -> Metric:
         if option not in known:
             raise ValueError(f"metric {name}: {unknown_name('option', option, known)}")
     return dataclasses.replace(make(clamp, **options), name=text)
+
+
+def _no_metric(name: str, text: str) -> str:
+    call = f"dh2l.regularizer({text!r})(W)"
+    if name not in REDUCED:
+        unknown = unknown_name("metric", name, (*METRICS, *FAMILIES))
+        return f"{unknown}; a regulariser that is no mean over pairs is {call}"
+    metric, reduction = REDUCED[name]
+    reduced = f"mean_energy(W, {metric!r}, reduction={reduction!r})"
+    return f"{name!r} is no mean over pairs: call {call} or {reduced}"
 
 
 @functools.cache

@@ -1,7 +1,8 @@
-"""A regulariser as one link of an optax chain."""
+"""A regulariser as one link of an optax chain; steps on spheres."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,10 +12,17 @@ import optax
 from jax.typing import ArrayLike
 
 from dh2l_jax.checks import unknown_name
+from dh2l_jax.numerics import safe_normalize
 from dh2l_jax.regularizers.params.leaves import named, path_text
 from dh2l_jax.regularizers.params.plan import Plan
 
-__all__ = ["RegularizationState", "add_gradient_of", "add_regularization"]
+__all__ = [
+    "RegularizationState",
+    "add_gradient_of",
+    "add_regularization",
+    "ascend",
+    "riemannian",
+]
 
 
 class RegularizationState(NamedTuple):
@@ -121,3 +129,93 @@ def add_gradient_of(regularizer: Callable[[Any], jax.Array]) -> optax.GradientTr
         return jax.tree.map(lambda u, g: u + g, updates, gradient), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def ascend(pattern: str) -> optax.GradientTransformation:
+    """Turns the gradients of leaves whose path matches: they ascend what the others descend.
+
+    First in a chain it makes each step one of a min–max problem, such as that of weights and a pole
+    (`mhp`, `mhc`): the weights move to a smaller loss, the pole to a larger one.
+
+    Args:
+      pattern: regular expression, searched in paths such as "head/pole".
+
+    Raises:
+      ValueError: on update, no leaf has such a path.
+
+    >>> from dh2l_jax.regularizers.field.hyperspherical import mhc
+    >>> params = {"W": jnp.eye(3), "pole": jnp.array([1.0, 0.5, 0.2])}
+    >>> tx = optax.chain(ascend(r"(^|/)pole$"), optax.sgd(0.1))
+    >>> gradients = jax.grad(lambda p: mhc(p["W"], p["pole"]))(params)
+    >>> updates, _ = tx.update(gradients, tx.init(params))
+    >>> bool(jnp.vdot(updates["pole"], gradients["pole"]) > 0)
+    True
+    """
+
+    def update(updates: Any, params: Any = None) -> Any:
+        del params
+        paths = [path for path, _ in named(updates)]
+        turned = {path for path in paths if re.search(pattern, path)}
+        if not turned:
+            raise ValueError(unknown_name("leaf", pattern, paths))
+        leaves = [-leaf if path in turned else leaf for path, leaf in named(updates)]
+        return jax.tree.unflatten(jax.tree.structure(updates), leaves)
+
+    return optax.stateless(update)
+
+
+def riemannian(
+    optimizer: optax.GradientTransformation,
+    where: Callable[[Any], Any] | None = None,
+) -> optax.GradientTransformation:
+    """Steps of an optimiser on unit spheres: each row δ of a leaf (..., d) keeps its length 1.
+
+        P = I − δδᵀ,   u = P · optimizer(P g),   δ ← (δ + u)/‖δ + u‖
+
+    The optimiser sees gradients along the sphere. What its momentum remembers of former points is
+    projected again where the row is now; so is whatever a preconditioner turns out of the tangent.
+
+    Args:
+      optimizer: with its learning rate.
+      where: parameters → tree of bools of the same structure, the leaves on spheres; all of them if
+        None. The others are the optimiser's alone.
+
+    Raises:
+      ValueError: on update, no parameters are given.
+
+    >>> tx = riemannian(optax.sgd(0.1, momentum=0.9))
+    >>> delta = jnp.array([[0.6, 0.8, 0.0]])
+    >>> updates, _ = tx.update(jnp.array([[1.0, 2.0, 3.0]]), tx.init(delta), delta)
+    >>> (delta + updates).round(4).tolist()
+    [[0.6049000024795532, 0.7426999807357788, -0.2870999872684479]]
+
+    Reference: Scieur and Kim, "Connecting Sphere Manifolds Hierarchically for Regularization",
+    ICML 2021 ("+Riemann").
+    """
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any):
+        if params is None:
+            raise ValueError("the parameters are needed: call update(gradients, state, params)")
+        on_sphere = where(params) if where else jax.tree.map(lambda leaf: True, params)
+        updates = jax.tree.map(_tangent, on_sphere, params, updates)
+        updates, state = inner.update(updates, state, params, **extra)
+        return jax.tree.map(_retraction, on_sphere, params, updates), state
+
+    inner = optax.with_extra_args_support(optimizer)
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def _tangent(on_sphere: bool, delta: jax.Array, u: jax.Array) -> jax.Array:
+    """The part of u along the sphere at δ; u itself where there is no sphere."""
+    if not on_sphere:
+        return u
+    point = safe_normalize(delta)
+    return (u - jnp.sum(point * u, axis=-1, keepdims=True) * point).astype(u.dtype)
+
+
+def _retraction(on_sphere: bool, delta: jax.Array, u: jax.Array) -> jax.Array:
+    """What takes δ to the point of the sphere in the direction of δ + u."""
+    if not on_sphere:
+        return u
+    step = _tangent(on_sphere, delta, u)
+    return (safe_normalize(safe_normalize(delta) + step) - delta).astype(u.dtype)

@@ -81,7 +81,7 @@ ARGUMENTS = {
     # What options say to each other, to the data set and to the devices.
     "--model.head plain --reg.lambda_l 0.5": "reg.lambda_l=0.5 has no effect on model.head=plain",
     "--model.name resnet19": "unknown model 'resnet19'",
-    "--reg.conv_metric d_amcos": "unknown metric 'd_amcos': did you mean 'd_am_cos'?",
+    "--reg.conv_metric d_amcos": "unknown regulariser 'd_amcos': did you mean 'd_am_cos'?",
     "--distributed.processes 2": "come together: set distributed.coordinator too, or distributed",
     "--data.name fashion_mnst": "unknown data set 'fashion_mnst': did you mean 'fashion_mnist",
     "--data.name cifar-100": "unknown data set 'cifar-100': did you mean 'cifar100'?",

@@ -165,11 +165,7 @@ def answers():
     logits[7] = np.nan
     labels[7] = 0
 
-    class Facts:
-        temperature = 2.0
-
-    Facts.tree = tree
-    return Answers(Facts, logits, labels), logits, labels
+    return Answers(tree, logits, labels, temperature=2.0), logits, labels
 
 
 def test_levels_count_what_reaches_them(answers):
@@ -273,6 +269,14 @@ def test_calibration_sums_to_its_error(answers):
             assert (sure, right) == (pytest.approx(a), pytest.approx(b))
             total += n * abs(a - b) / count
     assert error == pytest.approx(total)
+
+
+def test_answers_by_risk_have_the_least():
+    logits = np.log(np.array([[0.3, 0.3, 0.4]], np.float32))
+    tree, label = Hierarchy.two_level([0, 0, 1]), np.zeros(1, np.int32)
+    found = [Answers(tree, logits, label, decision=name) for name in ("argmax", "crm")]
+    assert [answers.answers.tolist() for answers in found] == [[2], [0]]
+    assert [answers.sure.item() for answers in found] == [pytest.approx(0.4), pytest.approx(0.3)]
 
 
 def test_a_group_on_its_sphere():

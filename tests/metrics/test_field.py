@@ -1,4 +1,4 @@
-"""The field's metrics and reductions: published values, brute force, and every edge."""
+"""Reductions of metrics against brute force, and at every edge; the values are in the table's."""
 
 import functools
 
@@ -9,43 +9,8 @@ import pytest
 from support.helpers import rows
 
 import dh2l_jax as dh2l
-from dh2l_jax.metrics.table import FAMILIES
 
-# The matrix of which the values were computed in float64 with loops, to ten digits.
 A = np.array([[1, 2, 2], [2, -1, 0], [0, 3, -4], [1, 1, 1]], np.float64)
-VALUES = {
-    ("mhe_s0", "mean", False): -0.0879638276,
-    ("mhe_s1", "mean", False): 1.1881810412,
-    ("mhe_s2", "mean", False): 2.6171438980,
-    ("mhe_a0", "mean", False): -0.1832901506,
-    ("mhe_a1", "mean", False): 1.1250725418,
-    ("mhe_a2", "mean", False): 2.5233670121,
-    ("mhe_s0", "mean", True): -0.2968781452,
-    ("mhe_s1", "mean", True): 0.8792450832,
-    ("mhe_s2", "mean", True): 1.3700448457,
-    ("mhe_a0", "mean", True): -0.4641731068,
-    ("mhe_a1", "mean", True): 0.7908086388,
-    ("mhe_a2", "mean", True): 1.2654920465,
-    ("uniformface", "mean", False): 0.4725590536,
-    ("abs_cosine", "mean", False): 0.2895968138,
-    ("cosine2", "mean", False): 0.1826172840,
-    ("angular_hinge(tau=0.2)", "mean", False): 0.1481295826,
-    ("cosine", "row_max", False): 0.5168074333,  # RegularFace
-    ("mhe_s0", "row_max", False): 0.4962966103,  # KoLeo
-    ("abs_cosine", "max", False): 0.9622504486,  # coherence
-}
-
-
-@pytest.mark.parametrize("x64", [False, True])
-@pytest.mark.parametrize("case", VALUES, ids=str)
-def test_published_values(case, x64):
-    metric, reduction, half_space = case
-    with jax.enable_x64(x64):
-        W = jnp.asarray(A)
-        found = dh2l.mean_energy(W, metric, reduction=reduction, half_space=half_space)
-        assert found.dtype == W.dtype
-    # The values have ten digits after the point.
-    np.testing.assert_allclose(found, VALUES[case], rtol=1e-6, atol=1e-10 if x64 else 0)
 
 
 def profile(c, h):
@@ -57,8 +22,9 @@ def uniformity(c, h):
     return -4 * (1 - c)
 
 
-METRICS = (*FAMILIES, "cosine", "d_cos_hm", "d_am_cos", profile, uniformity)
-WITH_POLES = ("mhe_s1", "mhe_s2", "mhe_a1", "mhe_a2")
+# By c alone and not, with a pole and a kink, with codes.
+METRICS = ("cosine", "mhe_a1", "abs_cosine", "d_cos_hm", profile, uniformity)
+WITH_POLES = ("mhe_a1",)
 WHERE = np.array([True, True, False, True, True, True, True])
 
 
@@ -146,7 +112,7 @@ def test_values_and_gradients_are_finite():
             (str(metric), reduction, half_space): jax.value_and_grad(dh2l.mean_energy)(
                 W, metric, where=where, reduction=reduction, half_space=half_space
             )
-            for metric in (*FAMILIES, uniformity)
+            for metric in ("mhe_a1", "abs_cosine")
             for reduction in ("mean", *REDUCTIONS)
             for half_space in (False, True)
             if not (reduction == "log_mean_exp" and metric in WITH_POLES)

@@ -219,7 +219,7 @@ STATE = TrainState(0, network(), {}, optax.sgd(0.1).init(network()), jax.random.
     ("call", "words"),
     [
         (lambda p: dh2l.plan(p, {"kernl": ("d_am", 1)}), "unknown path pattern 'kernl'.*kernel"),
-        (lambda p: dh2l.plan(p, {"kernel$": ("d_amm", 1)}), "unknown metric 'd_amm'.*d_am"),
+        (lambda p: dh2l.plan(p, {"kernel$": ("d_amm", 1)}), "unknown regulariser 'd_amm'.*d_am"),
         (lambda p: dh2l.plan(p, {"kernel$": "d_am"}), "expected .regulariser, weight.*'d_am'"),
         (lambda p: dh2l.plan(p, {"kernel$": ("d_am", "1")}), "a number as its weight, found '1'"),
         (lambda p: dh2l.plan(p, {"kernel$": ("d_am", np.nan)}), "a number as its weight"),

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from dh2l_jax.hierarchy import Hierarchy
-from dh2l_jax.models import HierarchicalHead
+from dh2l_jax.models import HierarchicalHead, dense_kernel
 from dh2l_jax.regularizers.params.diversity import Figures, diversity
 from dh2l_jax.regularizers.params.layouts.files import file_rules
 from dh2l_jax.regularizers.params.plan import plan
@@ -22,7 +22,7 @@ from dh2l_jax.training.step.objective import head_levels
 
 __all__ = ["HEAD_RULE", "Sphere", "class_vectors", "layers", "read_arrays", "spheres"]
 
-HEAD_RULE = r"^head/(surface|center)_\d+$"  # of a hierarchical head, a vector a row
+HEAD_RULE = r"^head/((surface|center)_\d+|direction)$"  # of heads on a tree, a vector a row
 GROUPS = 12  # the largest are shown
 
 
@@ -59,15 +59,18 @@ def layers(arrays: dict[str, Any]) -> dict[str, Figures]:
     return diversity(plan(arrays, rules), arrays)
 
 
-def class_vectors(facts: RunFacts, arrays: dict[str, Any]) -> np.ndarray | None:
-    """(d, C), the vector of each class as seen from the centre of its group; None without any."""
+def class_vectors(facts: RunFacts, arrays: dict[str, Any]) -> np.ndarray:
+    """(d, C), the vector of each class, where the head has such as seen from its group's centre."""
     network, _ = without_data(facts.config, facts.data)
     head = {name[5:]: array for name, array in arrays.items() if name.startswith("head/")}
     if isinstance(network.head, HierarchicalHead):
         levels = head_levels({"head": head}, network.head)
         return np.asarray(logit_vectors(levels, facts.tree, logits="relative")).T
-    kernel = np.asarray(head.get("kernel", ()))
-    return kernel if kernel.shape[1:] == (facts.tree.num_classes,) else None
+    if "direction" in head:  # of each node, as seen from its parent
+        return head["direction"][: facts.tree.num_classes].T
+    if "kernel" in head:  # of the classes, or of all nodes, the classes first
+        return head["kernel"][:, : facts.tree.num_classes]
+    return np.asarray(dense_kernel(head, network.head))  # a frame, which has no parameters
 
 
 def spheres(kernel: np.ndarray, tree: Hierarchy) -> list[Sphere]:

@@ -25,12 +25,14 @@ class Axes:
       left: the array's axes; names in parentheses share one.
       right: those of the vectors.
       sizes: of names in parentheses on the left.
+      rank: how many of the last axes are one thing: a matrix (n, d), or a kernel.
     """
 
     text: str
     left: Groups
     right: Groups
     sizes: tuple[tuple[str, int], ...] = ()
+    rank: int = 2
 
     def fits(self, rank: int) -> bool:
         """Whether an array of so many axes can be read."""
@@ -55,6 +57,18 @@ class Axes:
         left, right = self._named(len(shape))
         size = self._sizes(left, shape)
         return tuple(math.prod(size[name] for name in group) for group in right)
+
+    def kernel(self) -> Axes | None:
+        """How the array is read as kernels (..., kh, kw, i, o), if its axes have these names.
+
+        >>> parse("o i kh kw -> o (i kh kw)").kernel().vectors(jnp.ones((5, 4, 3, 2))).shape
+        (3, 2, 4, 5)
+        """
+        *batch, n, d = self.right
+        if n != ("o",) or {*d} != {"kh", "kw", "i"}:
+            return None
+        kernel = (("kh",), ("kw",), ("i",), ("o",))
+        return dataclasses.replace(self, right=(*batch, *kernel), rank=4)
 
     def _named(self, rank: int) -> tuple[Groups, Groups]:
         """Both sides for an array of so many axes, with names for those of "..."."""

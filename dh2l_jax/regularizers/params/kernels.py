@@ -9,13 +9,14 @@ from collections.abc import Iterable, Sequence
 import jax
 import jax.numpy as jnp
 
-from dh2l_jax.checks import as_float, unknown_name
+from dh2l_jax.checks import unknown_name
 from dh2l_jax.metrics import MetricLike, get_metric
-from dh2l_jax.metrics.pairs import stacked_energy
-from dh2l_jax.regularizers.params.axes import parse
+from dh2l_jax.regularizers.params.axes import Axes, parse
 from dh2l_jax.regularizers.params.layouts.models import known_leaves
 from dh2l_jax.regularizers.params.layouts.names import ask
-from dh2l_jax.regularizers.params.rules import Rule
+from dh2l_jax.regularizers.params.plan import seen, sum_of_stacks
+from dh2l_jax.regularizers.params.rules import Rule, as_regularizer
+from dh2l_jax.regularizers.table import Regularizer
 
 __all__ = ["kernel_matrices", "weight_energy"]
 
@@ -47,6 +48,14 @@ def kernel_matrices(
 
     Reference: DH²L, §3.1 (E of a layer).
     """
+    layers = _layers(params, include, exclude)
+    return {path: axes.vectors(leaf) for path, (axes, leaf) in layers.items()}
+
+
+def _layers(
+    params: object, include: Patterns, exclude: Patterns
+) -> dict[str, tuple[Axes, jax.Array]]:
+    """Path → how it is read, and the array."""
     leaves = {k: leaf for k, leaf in known_leaves(params).items() if not leaf.known.left_out}
     chosen = _matching(leaves, include) - _matching(leaves, exclude)
     rule = Rule("", get_metric("d_am_cos"))
@@ -54,7 +63,7 @@ def kernel_matrices(
     if unclear:
         raise ask(unclear)
     return {
-        path: parse(leaf.known.axes or "").vectors(jnp.asarray(leaf.array))
+        path: (parse(leaf.known.axes or ""), jnp.asarray(leaf.array))
         for path, leaf in leaves.items()
         if path in chosen
     }
@@ -72,14 +81,14 @@ def _matching(paths: Iterable[str], patterns: Patterns) -> set[str]:
 
 def weight_energy(
     params: object,
-    metric: MetricLike,
+    metric: MetricLike | Regularizer,
     *,
     include: Patterns = r"(^|/)kernel$",
     exclude: Patterns = (),
     method: str = "auto",
     half_space: bool = False,
 ) -> jax.Array:
-    """R_E: sum over layers of the mean energy of the layer's weight vectors.
+    """R_E: sum over layers of the mean energy of the layer's weight vectors, or a regulariser's.
 
         Σ_layers 2/(n(n−1)) Σ_{i<j} e(w_i, w_j)
 
@@ -87,15 +96,16 @@ def weight_energy(
 
     Args:
       params: any pytree; see `kernel_matrices` for what counts as a layer.
-      metric: a name, a `Metric` or a profile f(c, h).
+      metric: a name that `dh2l.regularizer` takes, what that returns, a `Metric` or a profile
+        f(c, h).
       include: regular expressions of the paths to use.
       exclude: regular expressions of the paths to leave out.
-      method: as in `mean_energy`.
-      half_space: as in `mean_energy`.
+      method: as in `mean_energy`, of what is a mean over pairs.
+      half_space: as in `mean_energy`, likewise.
 
     Raises:
-      ValueError: a pattern matches nothing, a leaf can be read in several ways, unknown metric or
-        method.
+      ValueError: a pattern matches nothing, a leaf can be read in several ways, unknown name or
+        method, a regulariser that needs more than weights.
 
     >>> params = {"a": {"kernel": jnp.eye(2)}, "b": {"kernel": jnp.ones((2, 2))}}
     >>> round(float(weight_energy(params, "cosine")), 4)
@@ -103,8 +113,12 @@ def weight_energy(
 
     Reference: DH²L, §3.1 (E).
     """
-    layers = defaultdict(list)
-    for matrix in kernel_matrices(params, include, exclude).values():
-        layers[matrix.shape[-2:]].append(as_float(matrix).reshape(-1, *matrix.shape[-2:]))
-    stacks = [jnp.concatenate(matrices) for matrices in layers.values()]
-    return stacked_energy(stacks, metric, method=method, half_space=half_space)
+    named = isinstance(metric, str | Regularizer)
+    regularizer = as_regularizer(metric) if named else get_metric(metric)
+    stacks = defaultdict(list)
+    for path, (axes, leaf) in _layers(params, include, exclude).items():
+        X = seen(regularizer, path, axes, leaf)
+        stacks[X.shape[1:]].append(X)
+    together = [jnp.concatenate(stack) for stack in stacks.values()]
+    options = {"weights": [1.0] * len(together), "method": method, "half_space": half_space}
+    return sum_of_stacks(regularizer, together, **options)

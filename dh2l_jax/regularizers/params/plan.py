@@ -19,14 +19,16 @@ import jax.numpy as jnp
 from dh2l_jax.checks import as_float, unknown_name
 from dh2l_jax.metrics import Metric, mean_energy
 from dh2l_jax.metrics.pairs import stacked_energy
+from dh2l_jax.metrics.sums.plan import Method
 from dh2l_jax.regularizers.params.axes import Axes, parse
 from dh2l_jax.regularizers.params.layouts.models import Leaf, known_leaves
 from dh2l_jax.regularizers.params.layouts.names import ask
 from dh2l_jax.regularizers.params.leaves import parameters
-from dh2l_jax.regularizers.params.rules import Rule, Rules, as_rules
+from dh2l_jax.regularizers.params.rules import Rule, Rules, as_rules, looked_at
 from dh2l_jax.regularizers.params.table import as_html, as_text
+from dh2l_jax.regularizers.table import mean_of
 
-__all__ = ["Layer", "Plan", "plan"]
+__all__ = ["Layer", "Plan", "plan", "seen", "sum_of_stacks"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +64,8 @@ class Plan:
 
     def matrices(self, params: Any) -> dict[str, jax.Array]:
         """Path → (..., n, d), the vectors that the plan looks at."""
-        leaves = parameters(params)
-        return {layer.path: _vectors(layer, leaves) for layer in self.layers}
+        leaves = self.leaves(params)
+        return {layer.path: layer.axes.vectors(leaves[layer.path]) for layer in self.layers}
 
     def value(self, params: Any) -> jax.Array:
         """Σ over layers of weight × regulariser, of a batch of matrices the sum; for the loss.
@@ -71,13 +73,9 @@ class Plan:
         Small layers share one program.
         """
         total: Any = 0.0  # no array, whose dtype could be wider than the weights'
+        leaves = self.leaves(params)
         for regularizer, group in self._by_regularizer().items():
-            matrices = self._chosen(group).matrices(params)
-            if isinstance(regularizer, Metric):
-                total += _stacked(regularizer, group, matrices)
-            else:
-                parts = (_alone(layer, matrices[layer.path]) for layer in group)
-                total += sum(parts)
+            total += _stacked(regularizer, group, leaves)
         return jnp.asarray(total)
 
     def report(self, params: Any) -> dict[str, jax.Array]:
@@ -87,7 +85,7 @@ class Plan:
     def leaves(self, params: Any) -> dict[str, jax.Array]:
         """Path → array, of the plan's layers."""
         leaves = parameters(params)
-        return {layer.path: _leaf(layer, leaves) for layer in self.layers}
+        return {layer.path: jnp.asarray(_leaf(layer, leaves)) for layer in self.layers}
 
     def among(self, paths: Iterable[str]) -> Plan:
         """The plan of those layers alone."""
@@ -173,6 +171,7 @@ def _layer(path: str, leaf: Leaf, rule: Rule) -> Layer:
             f"{shape} has {len(shape)}"
         )
     axes.shape(shape)
+    looked_at(rule.regularizer, path, shape, axes)
     return Layer(path, shape, axes, "a rule" if rule.axes else leaf.known.source, rule)
 
 
@@ -213,35 +212,47 @@ def _leaf(layer: Layer, leaves: Mapping[str, jax.Array]) -> jax.Array:
     return leaf
 
 
-def _vectors(layer: Layer, leaves: Mapping[str, jax.Array]) -> jax.Array:
-    return layer.axes.vectors(jnp.asarray(_leaf(layer, leaves)))
+def _seen(layer: Layer, leaves: Mapping[str, jax.Array]) -> jax.Array:
+    return seen(layer.rule.regularizer, layer.path, layer.axes, leaves[layer.path])
 
 
-def _batch(matrices: jax.Array) -> jax.Array:
-    """(k, n, d), of at least float32."""
-    return as_float(matrices).reshape(-1, *matrices.shape[-2:])
+def seen(regularizer: Any, path: str, axes: Axes, leaf: jax.Array) -> jax.Array:
+    """What a regulariser sees of a leaf, (k, n, d) or kernels (k, kh, kw, i, o), as floats."""
+    axes = looked_at(regularizer, path, leaf.shape, axes)
+    X = as_float(axes.vectors(jnp.asarray(leaf)))
+    return X.reshape(-1, *X.shape[-axes.rank :])
 
 
-def _stacked(metric: Metric, layers: list[Layer], matrices: dict[str, jax.Array]) -> jax.Array:
+def _stacked(regularizer: Any, layers: list[Layer], leaves: dict[str, jax.Array]) -> jax.Array:
     """Layers of one shape and weight as one stack."""
     stacks = defaultdict(list)
     for layer in layers:
-        W = _batch(matrices[layer.path])
-        stacks[W.shape[1:], W.dtype, layer.rule.weight].append(W)
+        X = _seen(layer, leaves)
+        stacks[X.shape[1:], X.dtype, layer.rule.weight].append(X)
     together = [jnp.concatenate(stack) for stack in stacks.values()]
-    weights = [weight for _, _, weight in stacks]
-    return stacked_energy(together, metric, method="auto", half_space=False, weights=weights)
+    return sum_of_stacks(regularizer, together, weights=[weight for _, _, weight in stacks])
 
 
-def _alone(layer: Layer, matrices: jax.Array) -> jax.Array:
-    """A layer's part of the value."""
-    return layer.rule.weight * _unweighted(layer.rule.regularizer, _batch(matrices))
-
-
-def _unweighted(regularizer: Any, batch: jax.Array) -> jax.Array:
-    if isinstance(regularizer, Metric):
-        regularizer = functools.partial(mean_energy, metric=regularizer)
-    return jnp.sum(jax.vmap(regularizer)(batch))
+def sum_of_stacks(
+    regularizer: Any,
+    stacks: Sequence[jax.Array],
+    *,
+    weights: Sequence[float],
+    method: Method = "auto",
+    half_space: bool = False,
+) -> jax.Array:
+    """Σ weight × regulariser of every matrix of the stacks; options of means as `mean_energy`."""
+    if pairs := mean_of(regularizer):
+        metric, opposites = pairs
+        options = {"method": method, "half_space": half_space or opposites}
+        return stacked_energy(stacks, metric, weights=weights, **options)
+    if method != "auto" or half_space:
+        name = getattr(regularizer, "name", "a function of a matrix")
+        raise ValueError(f"{name} is no mean over pairs: it takes no method and no half_space")
+    total: Any = 0.0
+    for weight, stack in zip(weights, stacks, strict=True):
+        total += weight * jnp.sum(jax.vmap(regularizer)(stack))
+    return total
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -249,10 +260,16 @@ def _report(plan: Plan, leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
     # Layers of one shape go through one program: a profile compiles slowly.
     groups = defaultdict(dict)
     for layer in plan.layers:
-        W = _batch(_vectors(layer, leaves))
-        groups[layer.rule.regularizer, W.shape, W.dtype][layer.path] = W
+        X = _seen(layer, leaves)
+        groups[layer.rule.regularizer, X.shape, X.dtype][layer.path] = X
     parts = {}
     for (regularizer, *_), group in groups.items():
         values = jax.vmap(functools.partial(_unweighted, regularizer))(jnp.stack([*group.values()]))
         parts |= dict(zip(group, values, strict=True))
     return {layer.path: layer.rule.weight * parts[layer.path] for layer in plan.layers}
+
+
+def _unweighted(regularizer: Any, stack: jax.Array) -> jax.Array:
+    if isinstance(regularizer, Metric):
+        regularizer = functools.partial(mean_energy, metric=regularizer)
+    return jnp.sum(jax.vmap(regularizer)(stack))

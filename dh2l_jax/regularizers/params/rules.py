@@ -7,16 +7,17 @@ import math
 import numbers
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 import jax
 
 from dh2l_jax.metrics import Metric, get_metric
 from dh2l_jax.regularizers.params.axes import Axes, parse
+from dh2l_jax.regularizers.table import KERNEL, Regularizer, regularizer
 
-__all__ = ["Regularizer", "Rule", "Rules", "as_rules", "rules"]
+__all__ = ["Rule", "Rules", "as_regularizer", "as_rules", "looked_at", "rules"]
 
-Regularizer = Metric | Callable[[jax.Array], jax.Array]
+OfMatrix = Metric | Callable[[jax.Array], jax.Array]
 DEFAULT = {r"(^|/)(kernel|w)$": ("d_am_cos", 1.0)}
 FORM = "(regulariser, weight) or (regulariser, weight, axes), or None to leave leaves out"
 
@@ -27,14 +28,14 @@ class Rule:
 
     Attributes:
       pattern: regular expression, searched for in a leaf's path.
-      regularizer: a metric, whose mean energy is taken, or a function (n, d) → scalar; None leaves
+      regularizer: a function (n, d) → scalar, or a metric, whose mean energy is taken; None leaves
         the leaves out.
       weight: of each layer.
       axes: how the leaves are read; None where their layout is known.
     """
 
     pattern: str
-    regularizer: Regularizer | None
+    regularizer: OfMatrix | None
     weight: float = 1.0
     axes: Axes | None = None
 
@@ -69,7 +70,8 @@ def rules(by_pattern: Mapping[str, Any]) -> Rules:
     Args:
       by_pattern: regular expression, searched for in the path → (regulariser, weight) or
         (regulariser, weight, axes), or None to leave those leaves out. The regulariser is a
-        metric's name, a `Metric` or a function (n, d) → scalar. Axes are a text as einops has it:
+        name that `dh2l.regularizer` takes, such as a metric's, a `Metric` or a function
+        (n, d) → scalar. Axes are a text as einops has it:
         its last axis on the right is the vectors' length, the one before it their number, and
         further ones are a batch of matrices, whose values are summed.
 
@@ -101,10 +103,40 @@ def _rule(pattern: str, value: Any) -> Rule:
         return Rule(pattern, None)
     if not isinstance(value, tuple | list) or len(value) not in (2, 3):
         raise ValueError(f"rule {pattern!r}: expected {FORM}, found {value!r}")
-    regularizer, weight, axes = (*value, None)[:3]
+    given, weight, axes = (*value, None)[:3]
     if not isinstance(weight, numbers.Real) or not math.isfinite(weight):
         raise ValueError(f"rule {pattern!r}: expected a number as its weight, found {weight!r}")
-    if isinstance(regularizer, str | Metric) or not callable(regularizer):
-        regularizer = get_metric(cast(Any, regularizer))
     known = None if axes is None else parse(axes)
-    return Rule(pattern, cast(Regularizer, regularizer), float(weight), known)
+    return Rule(pattern, as_regularizer(given), float(weight), known)
+
+
+def as_regularizer(given: Any) -> Any:
+    """What a model's weights can be looked at with: of a name, a metric or a function.
+
+    Raises:
+      ValueError: an unknown name, or it needs more than weights.
+    """
+    if isinstance(given, str):
+        given = regularizer(given)
+    if isinstance(given, Regularizer):
+        given.refuse_parameters()
+    return given if callable(given) else get_metric(given)
+
+
+def looked_at(regularizer: Any, path: str, shape: tuple[int, ...], axes: Axes) -> Axes:
+    """The axes as a regulariser takes them: vectors (..., n, d), or kernels (..., kh, kw, i, o).
+
+    Raises:
+      ValueError: the leaf is no kernel of a convolution, which the regulariser looks at.
+    """
+    if not isinstance(regularizer, Regularizer) or regularizer.row.looks_at != KERNEL:
+        return axes
+    kernel = axes.kernel()
+    if kernel is None:
+        raise ValueError(
+            f"{regularizer.name} looks at kernels of convolutions, such as "
+            f"'kh kw i o -> o (kh kw i)', and {path!r} of shape {shape} is read as {axes.text!r}: "
+            f'leave it out by a rule before the others, r"^{re.escape(path)}$": None, or give its '
+            "axes those names"
+        )
+    return kernel

@@ -5,9 +5,9 @@ from __future__ import annotations
 import html
 from typing import Any
 
-from dh2l_jax.metrics import Metric
-from dh2l_jax.metrics.profile import similarities_used
+from dh2l_jax.metrics.profile import half_space_metric, similarities_used
 from dh2l_jax.metrics.sums.plan import choose
+from dh2l_jax.regularizers.table import mean_of
 
 __all__ = ["as_html", "as_text"]
 
@@ -69,8 +69,10 @@ def _way(regularizer: Any, n: int, d: int) -> tuple[str, int]:
     """How the pairs of n rows are summed, and with how many products of numbers."""
     if n < 2:
         return "no pair", 0
-    if not isinstance(regularizer, Metric):
-        return "its own", 0
-    way = choose(regularizer, n)
+    pairs = mean_of(regularizer)
+    if not pairs:
+        return getattr(getattr(regularizer, "row", None), "cost", "its own"), 0
+    metric, half_space = pairs
+    way = choose(half_space_metric(metric) if half_space else metric, n)
     name = type(way.way).__name__.lower()
     return name, n * d if name == "closed" else n * n * d * sum(similarities_used(way.rest.energy))

@@ -14,6 +14,9 @@ from dh2l_jax.hierarchy.published import TAXONOMIES
 from dh2l_jax.metrics import get_metric
 from dh2l_jax.models import CIFAR, TORCHVISION, create
 from dh2l_jax.regularizers import rules
+from dh2l_jax.regularizers.params.rules import as_regularizer
+from dh2l_jax.regularizers.table import KERNEL, mean_of
+from dh2l_jax.training.config.options import flat
 from dh2l_jax.training.config.rule_texts import rules_of
 from dh2l_jax.training.config.sections import (
     Config,
@@ -30,6 +33,10 @@ TREE_TERMS = ("lambda_l", "lambda_o", "lambda_c1", "lambda_c2", "lambda_c3", "pa
 CONSTRAINTS = ("lambda_c1", "lambda_c2", "lambda_c3")
 INNER_TERMS = ("lambda_o", "lambda_c2", "lambda_c3", "parent_ce_weight")
 
+# Heads that bring their own loss, and losses of a head with a logit a node.
+OWN_LOSS = ("haframe", "etf")
+NODE_LOSSES = ("conditional", "hrn")
+
 
 def refuse_conflicts(config: Config) -> None:
     """Raises a `ValueError` of one line if options contradict; needs no data.
@@ -43,12 +50,15 @@ def refuse_conflicts(config: Config) -> None:
     ValueError: optim.nesterov=true has no effect without momentum: set optim.momentum > 0
     """
     # A name is refused by what resolves it, and by nothing else; the data set's by its loader.
-    for metric in (config.reg.conv_metric, config.reg.fc_metric):
-        get_metric(metric)
+    for name in _names_of_energy(config):
+        as_regularizer(getattr(config.reg, name))
+    if config.model.head != "plain":  # R takes pairs of vectors
+        get_metric(config.reg.fc_metric)
     create(config.model.name, num_classes=1, shortcut=config.model.shortcut)
     for problem in (
         *_network(config),
         *_tree(config),
+        *_loss(config),
         *_regularizers(config),
         *_data(config.data),
         *_optim(config),
@@ -59,7 +69,12 @@ def refuse_conflicts(config: Config) -> None:
 
 def refuse_conflicts_with_tree(config: Config, tree: Hierarchy) -> None:
     """Raises a `ValueError` if the data set's tree has not the levels that an option needs."""
-    if tree.num_levels > 1 or config.model.head == "plain":
+    if tree.num_levels > 1:
+        return
+    for choice in _choices_of_trees(config):
+        if choice != "model.head=hierarchical":
+            raise ValueError(_needs_tree(choice, config.data.name))
+    if config.model.head != "hierarchical":
         return
     for term in _set_terms(config.reg, INNER_TERMS):
         raise ValueError(
@@ -91,18 +106,61 @@ def _tree(config: Config) -> Iterator[str]:
     data, model = config.data, config.model
     if data.tree not in ("", "flat", *TAXONOMIES):
         yield unknown_name("data.tree", data.tree, ("flat", *TAXONOMIES))
-    if model.head == "plain":
+    if model.head != "hierarchical":
         for term in _set_terms(config.reg, TREE_TERMS):
             yield (
-                f"reg.{term}={getattr(config.reg, term):g} has no effect on model.head=plain: set "
-                "it to 0, or model.head=hierarchical"
+                f"reg.{term}={getattr(config.reg, term):g} has no effect on model.head={model.head}"
+                ": set it to 0, or model.head=hierarchical"
             )
-    elif data.tree == "flat" or not (data.tree or _has_tree(data.name)):
+    if data.tree == "flat" or not (data.tree or _has_tree(data.name)):
         what = "data.tree=flat" if data.tree else data.name
+        yield from (_needs_tree(choice, what) for choice in _choices_of_trees(config))
+
+
+def _choices_of_trees(config: Config) -> Iterator[str]:
+    """What only means something on a tree of two levels or more."""
+    if config.model.head in ("hierarchical", "haframe", "sphere"):
+        yield f"model.head={config.model.head}"
+    if config.loss.name != "ce":
+        yield f"loss.name={config.loss.name}"
+    if config.eval.decision == "crm":
+        yield "eval.decision=crm"
+
+
+def _needs_tree(choice: str, what: str) -> str:
+    key = choice.partition("=")[0]
+    other = {"model.head": "plain", "loss.name": "ce", "eval.decision": "argmax"}[key]
+    return (
+        f"{choice} needs a tree of two levels or more, {what} has one: set {key}={other}, or "
+        "another data.tree"
+    )
+
+
+def _loss(config: Config) -> Iterator[str]:
+    loss, head = config.loss, config.model.head
+    if head in OWN_LOSS and loss.name != "ce":
+        yield f"model.head={head} brings its own loss: leave out loss.name, found {loss.name}"
+    if loss.name in NODE_LOSSES and head != "plain":
         yield (
-            f"model.head=hierarchical needs a tree of two levels or more, {what} has one: set "
-            "model.head=plain, or another data.tree"
+            f"loss.name={loss.name} needs a logit of every node: set model.head=plain, found {head}"
         )
+    if config.eval.decision == "crm" and not config.data.holdout:
+        yield (
+            "eval.decision=crm needs images on which to fit the temperature of its probabilities: "
+            "set data.holdout"
+        )
+    defaults = dict(flat(Config()))
+    uses = {
+        "loss.alpha": (loss.name == "hxe" or head == "haframe", "loss.name=hxe"),
+        "loss.beta": (loss.name == "soft_labels", "loss.name=soft_labels"),
+        "model.gamma": (head in ("haframe", "sphere"), "model.head=haframe or sphere"),
+        "model.radius": (head == "sphere", "model.head=sphere"),
+        "reg.fc_metric": (head in ("hierarchical", "plain"), "model.head=hierarchical or plain"),
+    }
+    for key, value in flat(config):
+        used, needed = uses.get(key, (True, ""))
+        if not used and value != defaults[key]:
+            yield f"{key}={value} has no effect without {needed}: leave it out, or set that too"
 
 
 def _regularizers(config: Config) -> Iterator[str]:
@@ -111,18 +169,32 @@ def _regularizers(config: Config) -> Iterator[str]:
         rules(rules_of(reg.rules))
         for term in _set_terms(reg, ("lambda_e",)):
             yield f"reg.rules stand in place of E: leave out reg.{term}, found {reg.lambda_e:g}"
-        for name in ("conv_metric", *(["fc_metric"] if config.model.head == "plain" else [])):
+        for name in _names_of_energy(config):
             if getattr(reg, name) != getattr(type(reg), name):
                 yield (
                     f"reg.{name} has no effect on reg.rules, which name their own, found "
                     f"{getattr(reg, name)}: leave it out"
                 )
+    for name in _names_of_energy(config):
+        given = as_regularizer(getattr(reg, name))
+        if reg.half_space and not mean_of(given):
+            yield (
+                f"reg.half_space has no effect on reg.{name}={given.name}, which is no mean over "
+                "pairs: leave it out"
+            )
+        if name == "fc_metric" and given.row.looks_at == KERNEL:
+            yield f"reg.fc_metric={given.name} looks at convolutions, and the head is none"
     weights = (getattr(reg, name) for name in ("lambda_e", "lambda_l", *CONSTRAINTS))
     if reg.schedule != "constant" and not (reg.rules or any(weights)):
         yield (
             f"reg.schedule={reg.schedule} has no effect where E and R have no weight: leave it "
             "out, or set reg.lambda_e, reg.lambda_l or reg.rules"
         )
+
+
+def _names_of_energy(config: Config) -> tuple[str, ...]:
+    """The options that name the regularisers of E."""
+    return ("conv_metric", "fc_metric") if config.model.head == "plain" else ("conv_metric",)
 
 
 def _has_tree(name: str) -> bool:
