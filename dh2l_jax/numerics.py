@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +19,6 @@ __all__ = [
     "clip",
     "clipped_arccos",
     "cos_pi",
-    "in_float64",
     "inverse_norm",
     "nonnegative",
     "safe_arccos",
@@ -371,36 +368,3 @@ def clipped_arccos(x: ArrayLike, limit: float = CLIP, clamp: str = "hard") -> ja
     Reference: DH²L, §4.2.
     """
     return safe_arccos(clip(as_float(x), limit, clamp))
-
-
-# Double precision.
-
-
-def in_float64(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """fn computed in float64 between arrays of float32, whatever `jax_enable_x64` says.
-
-    Under jit and vmap. It has no derivative: JAX transposes outside of the context in which
-    float64 is allowed, so what calls it needs a rule of its own.
-
-    Args:
-      fn: arrays → a tree of float arrays.
-
-    >>> in_float64(lambda x: (1 + x) - 1)(jnp.float32(1e-12)).round(14).item() > 0
-    True
-    """
-
-    @jax.custom_batching.custom_vmap
-    def exact(*args: jax.Array) -> Any:
-        dtype = jnp.result_type(*(x for x in args if jnp.issubdtype(x.dtype, jnp.floating)))
-        with jax.enable_x64(True):
-            wide = (x.astype(jnp.float64) if x.dtype == dtype else x for x in args)
-            return jax.tree.map(lambda x: x.astype(dtype), fn(*wide))
-
-    @exact.def_vmap
-    def _(size: int, batched: list[bool], *args: jax.Array) -> Any:
-        # Batched in the context too: outside of it the rules of primitives round to float32.
-        axes = tuple(0 if of else None for of in batched)
-        found = in_float64(jax.vmap(fn, axes, axis_size=size))(*args)
-        return found, jax.tree.map(lambda _: True, found)
-
-    return exact

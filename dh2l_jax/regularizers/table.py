@@ -158,7 +158,8 @@ def _own(
     looks_at: str = VECTORS,
 ) -> Row:
     """A function (W, where=None, *, options); what has no default is needed at each call."""
-    parameters = list(inspect.signature(function).parameters.values())[2:]
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    parameters = [p for p in parameters if p.name != "where"]
     needs = tuple(p.name for p in parameters if p.default is p.empty)
     options = {p.name: p.default for p in parameters if p.default is not p.empty}
     what = (looks_at, formula, cost, function, types.MappingProxyType(options))

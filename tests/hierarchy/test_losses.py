@@ -122,14 +122,14 @@ def test_every_node_as_a_label_against_loops(name, dtype, rtol):
         with jax.enable_x64(dtype is np.float64):
             x = [jnp.asarray(a, dtype) for a in level_arrays(scores, classes, tree)]
             found = jax.device_get(every_loss(jnp.asarray(rows, dtype), x, y, tree))
-        for name, ((dz, dx), values) in found.items():
-            loss = functools.partial(CASES[name][1], classes)
-            expected = [loss(*case) for case in zip(rows, scores, labels, strict=True)]
-            np.testing.assert_allclose(values, expected, rtol=rtol, atol=rtol, err_msg=name)
+        for case, ((dz, dx), values) in found.items():
+            loss = functools.partial(CASES[case][1], classes)
+            expected = list(map(loss, rows, scores, labels))
+            np.testing.assert_allclose(values, expected, rtol=rtol, atol=rtol, err_msg=case)
             assert values.dtype == dtype
-            assert values[-1] == 0 or name.startswith("soft"), "the root says nothing"
+            assert values[-1] == 0, "the root says nothing"
             assert all(np.isfinite(g).all() for g in (dz, *dx))
-            if dtype is np.float64 and scale == 1:
+            if (name, dtype, scale) == ("uneven", np.float64, 1):
                 check_slopes(loss, (dz, dx), rows, scores, labels, classes, tree)
 
 
@@ -232,7 +232,7 @@ def test_one_image_at_a_time_under_vmap():
 )
 def test_what_does_not_fit_is_named(call, error, message):
     with pytest.raises(error, match=message):
-        call()
+        jax.eval_shape(call)
 
 
 def test_dtypes():

@@ -226,7 +226,7 @@ def temperature(
       where: (n,) bool, the images that count.
 
     Returns:
-      A scalar; NaN where a label does not exist or logits hold NaN.
+      A scalar; NaN where a label does not exist, logits hold NaN, or no image counts.
 
     >>> z = jnp.array([[8.0, 0], [8, 0], [8, 0], [0, 8]])  # sure, and right three times of four
     >>> round(float(temperature(z, jnp.array([0, 0, 0, 0]))), 3)
@@ -255,7 +255,7 @@ def temperature(
 
     ends = jnp.log(jnp.asarray([COLDEST, HOTTEST], logits.dtype))
     cold, hot = lax.fori_loop(0, HALVINGS, halve, (ends[0], ends[1]))
-    known = jnp.all(inside | ~used) & ~jnp.any(jnp.isnan(logits))
+    known = jnp.all(inside | ~used) & ~jnp.any(jnp.isnan(logits)) & jnp.any(used)
     return jnp.where(known, jnp.exp((cold + hot) / 2), jnp.nan)
 
 

@@ -59,7 +59,7 @@ def hxe(
       logits: (b, C).
       labels: (b,) int, nodes.
       tree: the tree; static under jit.
-      alpha: ≥ 0; 0.1 to 0.6 in the paper.
+      alpha: α ≥ 0.
       by: "depth", 1 below the root, as in the paper's code and text; "height", 0 for classes, as in
         its formula, which weighs the classes most.
       normalise: "tree" divides by the sum of the weights of all nodes, as the paper's code does.
@@ -115,7 +115,7 @@ def soft_labels(
       logits: (b, C).
       labels: (b,) int, nodes.
       tree: the tree; static under jit.
-      beta: ≥ 0; 4 to 30 in the paper.
+      beta: β ≥ 0; from about 30 on the target is the label alone.
       where: as for `hxe`.
       reduction: as for `hxe`.
 

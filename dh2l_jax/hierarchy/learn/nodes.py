@@ -110,7 +110,9 @@ def log_sums(values: jax.Array, tree: Hierarchy) -> tuple[jax.Array, jax.Array]:
         mass = segment_sum(mass * jnp.exp(below - top[parent]), parent, num_segments=len(nodes))
         tops.append(top)
         masses.append(mass + jnp.exp(values[nodes] - top) if own else mass)
-    return jnp.concatenate(tops), jnp.log(jnp.concatenate(masses))
+    mass = jnp.concatenate(masses)
+    some = mass > 0  # log 0 has no slope, not even where nobody asks for it
+    return jnp.concatenate(tops), jnp.where(some, jnp.log(jnp.where(some, mass, 1)), -jnp.inf)
 
 
 def down(values: jax.Array, tree: Hierarchy) -> jax.Array:

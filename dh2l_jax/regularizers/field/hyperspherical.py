@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from dh2l_jax.checks import as_float, rows, unknown_name
+from dh2l_jax.checks import rows, unknown_name
 from dh2l_jax.metrics.blocks import product
 from dh2l_jax.metrics.pairs import mean_energy
 from dh2l_jax.metrics.table import GAP, get_metric
@@ -103,16 +103,16 @@ def projected_energy(
     if kind not in KINDS:
         raise ValueError(unknown_name("kind", kind, KINDS))
     W, where = rows(W, where)
-    P = as_float(P).astype(W.dtype)
+    projection = jnp.asarray(P, W.dtype)
 
     def energy(P: jax.Array, half_space: bool) -> jax.Array:
         return mean_energy(product(W, P.T), "mhe_s2", where=where, half_space=half_space)
 
     if kind == "angle":
-        P = P - lr * jax.grad(_angle_gap, 1)(W, P)
+        projection -= lr * jax.grad(_angle_gap, 1)(W, projection)
     elif kind == "adversarial":
-        P = P + lr * jax.grad(energy)(P, half_space=False)
-    return energy(P, half_space=True)
+        projection += lr * jax.grad(energy)(projection, half_space=False)
+    return energy(projection, half_space=True)
 
 
 def _angle_gap(W: jax.Array, P: jax.Array) -> jax.Array:
@@ -197,7 +197,7 @@ def _with_pole(
 ) -> tuple[jax.Array, jax.Array]:
     """The cosines of the rows with a pole, (n,), and the mask."""
     W, where = rows(W, where)
-    pole = as_float(pole)
+    pole = jnp.asarray(pole, W.dtype)
     if pole.shape != W.shape[1:]:
         raise ValueError(f"expected a pole {W.shape[1:]} like a row of W, found {pole.shape}")
     return product(safe_normalize(W), safe_normalize(pole)), where
@@ -256,22 +256,18 @@ def mar(W: ArrayLike, where: ArrayLike | None = None, *, gamma: float = 1.0) -> 
 
     Reference: Xie, Deng & Xing, Diversifying restricted Boltzmann machine, KDD 2015.
     """
-    mean = mean_energy(W, _angle, where=where)
+    W, where = rows(W, where)
+    # From the right angle, where most are: the square of the mean then takes no digits off.
+    lack = mean_energy(W, _lack, where=where)
+    mean = jnp.where(jnp.sum(where) > 1, jnp.pi / 2, 0) - lack
     if not gamma:
         return -mean
-    # About the right angle, where most are: the square of the mean takes no digits off.
-    lack = mean_energy(W, _lack, where=where)
-    squares = mean_energy(W, _squared_lack, where=where)
-    return gamma * (squares - lack**2) - mean
-
-
-def _angle(c: jax.Array, h: jax.Array) -> jax.Array:
-    del h
-    return angle_of_gap(jnp.maximum(1 - jnp.abs(c), GAP))
+    return gamma * (mean_energy(W, _squared_lack, where=where) - lack**2) - mean
 
 
 def _lack(c: jax.Array, h: jax.Array) -> jax.Array:
-    return jnp.pi / 2 - _angle(c, h)
+    del h
+    return jnp.pi / 2 - angle_of_gap(jnp.maximum(1 - jnp.abs(c), GAP))
 
 
 def _squared_lack(c: jax.Array, h: jax.Array) -> jax.Array:

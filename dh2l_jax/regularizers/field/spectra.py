@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 from dh2l_jax.checks import rows
 from dh2l_jax.metrics.blocks import Cotangent, product
 from dh2l_jax.metrics.pairs import with_gradient
-from dh2l_jax.numerics import in_float64, safe_normalize
+from dh2l_jax.numerics import safe_normalize
 
 __all__ = ["exactly", "spectral_sum", "uer", "von_neumann"]
 
@@ -137,6 +137,43 @@ def _spectral_sum_jvp(F, primals, tangents):
     return values, (jnp.sum(gradient * dG), product(product(V, inner), V.T))
 
 
+def _slope(F: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    return jax.jvp(F, (x,), (jnp.ones_like(x),))[1]
+
+
+# Double precision.
+
+
+def in_float64(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """fn computed in float64 between arrays of float32, whatever `jax_enable_x64` says.
+
+    Under jit and vmap. It has no derivative: JAX transposes outside of the context in which
+    float64 is allowed, so what calls it needs a rule of its own.
+
+    Args:
+      fn: arrays → a tree of float arrays.
+
+    >>> in_float64(lambda x: (1 + x) - 1)(jnp.float32(1e-12)).round(14).item() > 0
+    True
+    """
+
+    @jax.custom_batching.custom_vmap
+    def exact(*args: jax.Array) -> Any:
+        dtype = jnp.result_type(*(x for x in args if jnp.issubdtype(x.dtype, jnp.floating)))
+        with jax.enable_x64(True):
+            wide = (x.astype(jnp.float64) if x.dtype == dtype else x for x in args)
+            return jax.tree.map(lambda x: x.astype(dtype), fn(*wide))
+
+    @exact.def_vmap
+    def _(size: int, batched: list[bool], *args: jax.Array) -> Any:
+        # Batched in the context too: outside of it the rules of primitives round to float32.
+        axes = tuple(0 if of else None for of in batched)
+        found = in_float64(jax.vmap(fn, axes, axis_size=size))(*args)
+        return found, jax.tree.map(lambda _: True, found)
+
+    return exact
+
+
 def exactly(total: Callable[..., Cotangent], options: Any, W: jax.Array, *constants: Any):
     """total(options, W, *constants) → (value, gradient of W), computed in float64, W in any.
 
@@ -182,7 +219,3 @@ def _last_jvp(primals, tangents):
     raise NotImplementedError(
         "third derivatives of float32 are not computed in float64: set jax_enable_x64 for them"
     )
-
-
-def _slope(F: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    return jax.jvp(F, (x,), (jnp.ones_like(x),))[1]
