@@ -20,7 +20,7 @@ from dh2l_jax.training.run import checkpoint
 from dh2l_jax.training.run.facts import RunFacts
 from dh2l_jax.training.step.objective import head_levels
 
-__all__ = ["HEAD_RULE", "Sphere", "class_vectors", "layers", "read_arrays", "spheres"]
+__all__ = ["HEAD_RULE", "Sphere", "by_path", "class_vectors", "layers", "read_arrays", "spheres"]
 
 HEAD_RULE = r"^head/((surface|center)_\d+|direction)$"  # of heads on a tree, a vector a row
 GROUPS = 12  # the largest are shown
@@ -48,7 +48,12 @@ class Sphere(NamedTuple):
 
 def read_arrays(workdir: Path) -> dict[str, Any]:
     """The parameters of the last state of a run, by their paths."""
-    leaves = jax.tree_util.tree_leaves_with_path(checkpoint.read_params(workdir))
+    return by_path(checkpoint.read_params(workdir))
+
+
+def by_path(params: Any) -> dict[str, Any]:
+    """The arrays of a tree, by the names from its root down, as "head/kernel"."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
     return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
 
 
