@@ -18,6 +18,7 @@ import collections
 import csv
 import difflib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ from dh2l_jax.hierarchy.tree import Hierarchy
 if TYPE_CHECKING:
     from rich.console import Console
 
+PROGRAM = "dh2l evaluate"
+
 Rows = dict[str, tuple[int, str]]
 """By image, the line and the name of its node."""
 
@@ -47,25 +50,12 @@ def main(arguments: list[str]) -> int:
         from dh2l_jax.commands import train
 
         run, *rest = arguments
-        return train.main(["--eval-only", "--workdir", run, *rest], "dh2l evaluate")
-    parser = Parser(
-        prog="dh2l evaluate",
-        usage="dh2l evaluate RUN | --predictions FILE --labels FILE --tree TREE [--json FILE]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--predictions", metavar="FILE", help="CSV: image, class or node")
-    parser.add_argument("--labels", metavar="FILE", help="CSV: image, class or node")
-    parser.add_argument("--tree", metavar="TREE", help="a CSV file, a published tree or a folder")
-    parser.add_argument("--json", metavar="FILE", help="all scores as JSON; - for stdout")
+        return train.main(["--eval-only", "--workdir", run, *rest], PROGRAM)
     try:
-        options = parser.parse_args(arguments)
-        for name in ("predictions", "labels", "tree"):
-            if getattr(options, name) is None:
-                raise ValueError(f"expected RUN, the folder of a finished run, or --{name}")
+        options = parse_arguments(arguments)
         scores = score_files(Path(options.predictions), Path(options.labels), options.tree)
     except BAD as error:
-        return fail(parser.prog, error)
+        return fail(PROGRAM, error)
     if options.json:
         text = json.dumps(scores, indent=2, ensure_ascii=False) + "\n"
         try:
@@ -74,12 +64,31 @@ def main(arguments: list[str]) -> int:
             else:
                 write_atomically(Path(options.json), text.encode())
         except OSError as error:
-            return fail(parser.prog, error, Exit.CANNOT_WRITE)
+            return fail(PROGRAM, error, Exit.CANNOT_WRITE)
     if options.json != "-":
         from rich.console import Console
 
         show(scores, Console(highlight=False))
     return Exit.FINISHED
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line of two files, taken apart; a `ValueError` says what is wrong with it."""
+    parser = Parser(
+        prog=PROGRAM,
+        usage="dh2l evaluate RUN | --predictions FILE --labels FILE --tree TREE [--json FILE]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--predictions", metavar="FILE", help="CSV: image, class or node")
+    parser.add_argument("--labels", metavar="FILE", help="CSV: image, class or node")
+    parser.add_argument("--tree", metavar="TREE", help="a CSV file, a published tree or a folder")
+    parser.add_argument("--json", metavar="FILE", help="all scores as JSON; - for stdout")
+    options = parser.parse_args(arguments)
+    for name in ("predictions", "labels", "tree"):
+        if getattr(options, name) is None:
+            raise ValueError(f"expected RUN, the folder of a finished run, or --{name}")
+    return options
 
 
 def score_files(predictions: Path, labels: Path, tree: str) -> dict[str, Any]:

@@ -146,7 +146,7 @@ def test_by_hand():
     assert scores == {
         "images": 4,
         "accuracy": [0.75, 0.5],
-        "balanced_accuracy": [5 / 6, 0.5],
+        "balanced_accuracy": [(1 + 2 / 3) / 2, 0.5],
         "level_images": [4, 4],
         "level_classes": [3, 3],
         "class_images": 4,

@@ -61,7 +61,9 @@ def _total(_: None, W: jax.Array, where: jax.Array) -> Cotangent:
 
     def step(carry: Cotangent, start: jax.Array | int, own: jax.Array) -> Cotangent:
         i = start + jnp.arange(own.shape[0])
-        pairs = (own & where[i])[:, None] & where[None, :] & (i[:, None] != jnp.arange(len(W)))
+        pairs = (
+            (own & where[i])[:, None] & where[None, :] & (i[:, None] != jnp.arange(len(W))[None, :])
+        )
         sums = squares[i][:, None] + squares[None, :]
         gaps = sums - 2 * product(W[i], W.T)
         near = jnp.any(pairs & ~(gaps >= NEAR * sums))  # NaN counts as near
@@ -83,7 +85,7 @@ def _by_differences(W: jax.Array, i: jax.Array, pairs: jax.Array, gaps: jax.Arra
 
     def with_others(row: tuple[jax.Array, jax.Array]) -> Cotangent:
         i, pairs = row
-        differences = W[i] - W
+        differences = W[i][None] - W
         e, slopes = _energies(safe_norm(differences), pairs)
         return jnp.sum(e), product(slopes, differences)
 

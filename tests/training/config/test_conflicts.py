@@ -34,6 +34,14 @@ def changed(config, assignments):
         ("reg.conv_metric=d_amcos", "unknown regulariser 'd_amcos': did you mean 'd_am_cos'?"),
         ("reg.conv_metric=d_h_bim", "unknown regulariser 'd_h_bim': did you mean 'd_h_bin'?"),
         ("reg.fc_metric=cosin", "unknown metric 'cosin': did you mean 'cosine'?"),
+        ("reg.fc_metric=mma", "'mma' is no mean over pairs: call dh2l.regularizer('mma')(W) or"),
+        ("reg.fc_metric=ocnn model.head=plain", "reg.fc_metric=ocnn looks at convolutions, and"),
+        ("reg.conv_metric=decov", "decov needs features of a batch, found parameters alone"),
+        ("reg.rules=a=>mhp(s=1)*1", "mhp(s=1) needs pole, found parameters alone: add dh2l.regu"),
+        (
+            "reg.conv_metric=so reg.half_space=true",
+            "reg.half_space has no effect on reg.conv_metric=so, which is no mean over pairs",
+        ),
         ("reg.fc_metric=angular3", "unknown metric 'angular3': did you mean 'angular"),
         ("data.tree=flat", "needs a tree of two levels or more, data.tree=flat has one: set model"),
         ("data.name=cifar10", "needs a tree of two levels or more, cifar10 has one: set model"),
@@ -57,6 +65,22 @@ def changed(config, assignments):
         ("model.head=etf loss.name=hxe", "brings its own loss: leave out loss.name, found hxe"),
         ("loss.name=hrn", "loss.name=hrn needs a logit of every node: set model.head=plain, found"),
         ("model.head=sphere loss.name=conditional", "set model.head=plain, found sphere"),
+        (
+            "data.sampling=sqrt loss.class_weights=balanced",
+            "data.sampling=sqrt and loss.class_weights=balanced make up for rare classes twice: se",
+        ),
+        (
+            "loss.class_weights=balanced loss.logit_adjustment=1",
+            "loss.class_weights=balanced and loss.logit_adjustment=1 make up for rare classes twi",
+        ),
+        (
+            "model.head=etf loss.class_weights=balanced",
+            "loss.class_weights=balanced has no effect without a head whose loss is loss.name",
+        ),
+        (
+            "model.head=plain loss.name=hrn loss.logit_adjustment=1",
+            "loss.logit_adjustment=1.0 has no effect without a soft-max over the classes",
+        ),
         ("eval.decision=crm", "temperature of its probabilities: set data.holdout"),
         (
             "loss.alpha=0.1",
@@ -86,7 +110,7 @@ def changed(config, assignments):
         ("reg.rules=kernel$=>cosine", "reg.rules: expected PATTERN => REGULARIZER * WEIGHT [@ AXE"),
         ("reg.rules=kernel$=>cosine*x", "reg.rules: expected a weight ≥ 0, found 'x'"),
         ("reg.rules=a=>cosine*1;a=>d_am*1", "reg.rules: the pattern 'a' is there twice"),
-        ("reg.rules=a=>cosin*1", "unknown metric 'cosin': did you mean 'cosine'?"),
+        ("reg.rules=a=>cosin*1", "unknown regulariser 'cosin': did you mean 'cosine'?"),
         ("reg.rules=(=>cosine*1", "pattern '(' is no regular expression"),
         ("reg.rules=a=>cosine*1@i->o", "axes 'i->o': "),
         (
