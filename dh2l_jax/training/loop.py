@@ -171,21 +171,7 @@ def _train_step(
     experiment: Experiment, feed: Feed, done: int, print_line: PrintLine, profile: Path | None
 ) -> profiling.Step:
     """The train step, one call of which is recorded if there is a folder for its profile."""
-<<<<<<< HEAD
-    config, dataset = experiment.config, experiment.dataset
-    total = config.epochs * experiment.steps_per_epoch
-    objective = make_objective(
-        experiment.model,
-        dataset.hierarchy,
-        config.reg,
-        loss=config.loss,
-        counts=dataset.label_counts,
-        steps=total,
-    )
-    jitted = make_train_step(objective, experiment.tx, dataset, feed)
-=======
     jitted, total = _jitted_step(experiment, feed), experiment.steps
->>>>>>> origin/main
     if profile is None:
         return profiling.annotate(jitted)
     return profiling.record(jitted, min(done + profiling.PROFILED, total), profile, print_line)
@@ -198,6 +184,7 @@ def _jitted_step(experiment: Experiment, feed: Feed) -> Callable[..., Any]:
         dataset.hierarchy,
         config.reg,
         loss=config.loss,
+        counts=dataset.label_counts,
         steps=experiment.steps,
     )
     return make_train_step(objective, experiment.tx, dataset, feed)

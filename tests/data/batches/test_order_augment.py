@@ -70,7 +70,7 @@ def test_labels_are_drawn_by_their_shares(power, shares):
     np.testing.assert_allclose(drawn.mean(0), wanted, atol=4 * deviation)
     for order in epochs:
         times = np.bincount(order, minlength=len(LABELS))
-        assert all(np.ptp(times[LABELS == label]) <= 1 for label in sizes)
+        assert all(np.ptp(times[label == LABELS]) <= 1 for label in sizes)
     seen = np.sum([np.bincount(order, minlength=len(LABELS)) for order in epochs], axis=0)
     common = seen[LABELS == 5]
     mean = common.mean()
