@@ -65,7 +65,10 @@ def test_prepared_data_sets(tmp_path, monkeypatch, name, levels, options):
 
 
 def test_own_images_learn_what_is_in_them(tmp_path, capsys):
-    """Flat folders and a CSV tree: colours that a network must tell apart after a few epochs."""
+    """Flat folders and an uneven CSV tree: colours that a network must tell apart after a while.
+
+    Some images are labelled at an inner node, in training and validation.
+    """
     root, generator = tmp_path / "my photos", np.random.default_rng(0)
     colours = {
         "rose": (200, 20, 60),
@@ -82,7 +85,11 @@ def test_own_images_learn_what_is_in_them(tmp_path, capsys):
                 folder / f"{i}.png"
             )
     tree = root / "classes.csv"
-    tree.write_text("class,parent\nrose,warm\npoppy,warm\nsea,cool\nsky,cool\n")
+    tree.write_text("class,parent\nrose,warm\npoppy,warm\nsea,cool\nsky,\n")
+    (root / "warm").mkdir()  # something red of an unknown kind
+    for i in range(6):
+        pixels = (np.array((210, 40, 40)) + generator.normal(0, 12, (24, 24, 3))).clip(0, 255)
+        Image.fromarray(pixels.astype(np.uint8)).save(root / "warm" / f"{i}.png")
 
     assert data_main(["check", str(root), "--csv", str(tree)]) == 0
     assert "data.name=folder" in capsys.readouterr().out
@@ -96,15 +103,18 @@ def test_own_images_learn_what_is_in_them(tmp_path, capsys):
         "epochs=6",
         "batch_size=8",
         "eval_batch_size=8",
-        "data.holdout=8",
+        "data.holdout=9",
+        "data.sampling=sqrt",
         "eval_every=1",
         "optim.lr=0.02",
     )
     assert result["split"] == "validation"
-    assert result["images"] == 8
-    assert result["accuracy"][0] >= result["accuracy"][1] > 0.7
+    assert result["level_images"] == [9, 8]
+    assert (result["images"], result["class_images"]) == (9, 8)
+    assert result["level_classes"] == [4, 3]
+    assert min(*result["accuracy"], *result["balanced_accuracy"]) > 0.7
     assert len((tmp_path / "run" / "confusion.csv").read_text().splitlines()) == 5
-    assert Hierarchy.from_csv(tree).names(1) == ("warm", "cool")
+    assert Hierarchy.from_csv(tree).names(1) == ("warm", "cool", "sky")
 
     # The test images, kept apart until now, by both states; the last is that of the run.
     capsys.readouterr()
@@ -114,9 +124,9 @@ def test_own_images_learn_what_is_in_them(tmp_path, capsys):
     assert list(found)[:2] == ["last", "best_on_validation"]
     for state in ("last", "best_on_validation"):
         assert found[state]["split"] == "test"
-        assert found[state]["nodes"] == [2, 4]
+        assert found[state]["nodes"] == [3, 4]
     assert found["last"]["accuracy"][1] > 0.7
-    order = ("validation accuracy (8 images)", "last:", "test accuracy", "best on validation:")
+    order = ("validation accuracy (9 images)", "last:", "test accuracy", "best on validation:")
     places = [shown.index(text) for text in order]
     assert places == sorted(places)
     assert result["best"]["accuracy"][1] >= result["accuracy"][1]

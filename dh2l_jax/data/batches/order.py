@@ -10,7 +10,15 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-__all__ = ["SAMPLING", "epoch_order", "num_steps", "padded_batches", "sampled_order", "take_batch"]
+__all__ = [
+    "SAMPLING",
+    "drawn_order",
+    "epoch_order",
+    "num_steps",
+    "padded_batches",
+    "sampled_order",
+    "take_batch",
+]
 
 SAMPLING = {"uniform": 1.0, "sqrt": 0.5, "balanced": 0.0}
 """The power of a label's number of images that its share of an epoch is proportional to."""
@@ -32,6 +40,13 @@ def epoch_order(seed: ArrayLike, epoch: ArrayLike, size: int) -> Array:
 @functools.partial(jax.jit, static_argnums=1)
 def _permutation(key: Array, size: int) -> Array:
     return jax.random.permutation(key, jnp.arange(size, dtype=jnp.int32))
+
+
+def drawn_order(seed: ArrayLike, epoch: ArrayLike, labels: np.ndarray, sampling: str) -> Array:
+    """The order of one epoch of images with these labels, by the name of a `SAMPLING`."""
+    if sampling == "uniform":
+        return epoch_order(seed, epoch, len(labels))
+    return sampled_order(seed, epoch, labels, SAMPLING[sampling])
 
 
 def sampled_order(seed: ArrayLike, epoch: ArrayLike, labels: np.ndarray, power: float) -> Array:

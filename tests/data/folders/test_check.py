@@ -56,6 +56,22 @@ def test_the_report_of_a_good_folder(tmp_path, capsys):
     assert "owls/snowy_owl│3│2" in shown
 
 
+def test_the_report_of_an_uneven_folder(tmp_path, capsys):
+    names = ("sun", "birds/gull", "birds/owls/barn")
+    root = write(tmp_path, *(f"{name}/{n}.png" for name in names for n in "123"), "birds/7.png")
+    assert main(["check", str(root)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3:6] == [
+        "classes at depths: 1: 1, 2: 1, 3: 1",
+        "inner nodes: 1 training and 0 test images at 1 nodes, see data.inner",
+        "remark: images at inner nodes, which are their labels (how many): birds/7.png (1)",
+    ]
+    inner = check.as_json(check.inspect(root))["inner"]
+    assert inner == [{"path": ("birds",), "train": 1, "test": 0}]
+    shown = [line.strip("│ ").replace(" ", "") for line in on_terminal(root).splitlines()]
+    assert "2│3│1│1│gull,owls" in shown
+
+
 def test_the_next_command_names_the_csv_file(tmp_path, capsys):
     root, csv = write(tmp_path / "i", "a/1.png", "a/2.png"), tmp_path / "c.csv"
     csv.write_text("class,parent\na,b\n")
