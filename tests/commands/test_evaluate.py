@@ -34,7 +34,7 @@ def test_answers_of_any_program(tmp_path, capsys):
     words = files(tmp_path)
     assert evaluate.main([*words, "--json", str(tmp_path / "scores.json")]) == 0
     shown = capsys.readouterr().out
-    assert "right 40.00 %, undecided 20.00 %, wrong 40.00 %; 20.00 % say nothing" in shown
+    assert "right 60.00 %, undecided 20.00 %, wrong 20.00 %; 20.00 % say nothing" in shown
     found = json.loads((tmp_path / "scores.json").read_text())
     tree = Hierarchy.from_csv(tmp_path / "tree.csv")
     answers = np.array([tree.node_id(ANSWERS[image]) for image in LABELS])

@@ -1,6 +1,7 @@
 """From original files to a result: `prepare`, then `train.py`, as a user types them."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -14,6 +15,8 @@ from dh2l_jax.data.store.images import digests
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.training import loop
 from dh2l_jax.training.config import from_dict, override
+
+OPENCLIPART = os.environ.get("DH2L_OPENCLIPART_DIR")  # …/openclipart/png of openclipart-png
 
 SMALL = ["model.name=resnet8", "epochs=1", "batch_size=4", "eval_batch_size=4", "data.crop=24"]
 SMALL += ["reg.lambda_e=0"]  # E on the convolutions takes long to compile, whatever the data
@@ -130,6 +133,29 @@ def test_own_images_learn_what_is_in_them(tmp_path, capsys):
     places = [shown.index(text) for text in order]
     assert places == sorted(places)
     assert result["best"]["accuracy"][1] >= result["accuracy"][1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not OPENCLIPART, reason="DH2L_OPENCLIPART_DIR is not set")
+def test_a_folder_that_nobody_prepared(tmp_path):
+    """167 folders, classes at depths 1 to 5, a third of the images at inner nodes."""
+    result = run_training(
+        tmp_path / "run",
+        "data.name=folder",
+        f"data.data_dir={OPENCLIPART}",
+        f"data.cache_dir={tmp_path / 'cache'}",
+        "data.on_bad_image=skip",
+        "data.resize=32",
+        "data.holdout=0.1",
+        "data.sampling=sqrt",
+        "batch_size=128",
+        "eval_batch_size=128",
+    )
+    assert result["level_classes"] == [125, 121, 65, 39, 1]
+    assert result["nodes"] == [22, 73, 95, 125, 125]
+    assert result["images"] > result["class_images"] > 400
+    assert result["level_images"][0] == result["images"]
+    assert result["level_images"] == sorted(result["level_images"], reverse=True)
 
 
 def test_own_images_as_people_have_them(tmp_path, caplog):

@@ -191,7 +191,9 @@ def make_objective(
             terms = {"L_parent": L_parent, **terms}
         right = jnp.argmax(logits, axis=-1)
         if has_inner:
-            right = jnp.any(jnp.asarray(hierarchy.ancestor_nodes())[:, right] == labels, axis=0)
+            right = jnp.any(
+                jnp.asarray(hierarchy.ancestor_nodes())[:, right] == labels[None], axis=0
+            )
         else:
             right = right == labels
         hits = jnp.sum(right & ~has_nan(logits))

@@ -69,7 +69,7 @@ def test_the_report_of_an_uneven_folder(tmp_path, capsys):
     inner = check.as_json(check.inspect(root))["inner"]
     assert inner == [{"path": ("birds",), "train": 1, "test": 0}]
     shown = [line.strip("│ ").replace(" ", "") for line in on_terminal(root).splitlines()]
-    assert "2│3│1│1│gull,owls" in shown
+    assert "2│2│1│1│gull,owls" in shown
 
 
 def test_the_next_command_names_the_csv_file(tmp_path, capsys):
