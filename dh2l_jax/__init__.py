@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dh2l_jax.metrics import (
         METRICS,
         Metric,
+        Sampled,
         distance,
         energy,
         get_metric,
@@ -60,6 +61,7 @@ __all__ = [
     "Hierarchy",
     "Level",
     "Metric",
+    "Sampled",
     "angle",
     "binary_sign",
     "center_energy",
