@@ -90,7 +90,7 @@ def test_own_images_learn_what_is_in_them(tmp_path, capsys):
     tree = root / "classes.csv"
     tree.write_text("class,parent\nrose,warm\npoppy,warm\nsea,cool\nsky,\n")
     (root / "warm").mkdir()  # something red of an unknown kind
-    for i in range(6):
+    for i in range(20):
         pixels = (np.array((210, 40, 40)) + generator.normal(0, 12, (24, 24, 3))).clip(0, 255)
         Image.fromarray(pixels.astype(np.uint8)).save(root / "warm" / f"{i}.png")
 

@@ -50,7 +50,7 @@ def make_loss(
         if isinstance(head, NodeHead):
             each = functools.partial(of_nodes[head.kind], head.nodes(params, x), labels, tree)
         else:
-            logits = logits if shift is None else logits + shift
+            logits = logits if shift is None else logits + shift[None]
             each = functools.partial(of_logits[loss.name], logits, labels)
         if weights is None:
             return each(), {}

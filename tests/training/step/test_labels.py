@@ -55,7 +55,7 @@ def balanced(z):
 
 
 def adjusted(z):
-    return plain(z + TAU * np.log(COUNTS[:6] / 12).astype(np.float32))
+    return plain(z + TAU * np.log(COUNTS[None, :6] / 12).astype(np.float32))
 
 
 def hxe_balanced(z):
