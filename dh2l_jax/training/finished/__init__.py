@@ -1,4 +1,4 @@
-"""What can be done with a finished run: evaluate, test, export; `predictor` answers for pictures."""
+"""What can be done with a finished run: evaluate, test, export, and predict: `predictor`."""
 
 from dh2l_jax.training.finished.scores import eval_only, export, test
 

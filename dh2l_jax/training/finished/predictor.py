@@ -42,7 +42,7 @@ class Prediction:
 
     Attributes:
       path: of the file; None for an array.
-      answer: name of the node, see `Hierarchy.unique_names`; "" for the root, where nothing is sure.
+      answer: name of the node, see `Hierarchy.unique_names`; "" for the root: nothing is sure.
       level: of the answer, 0 for the root.
       probability: of the answer, 1 for the root.
       levels: (name, probability) at levels 1, 2, … on the way through the answer down to a class.
@@ -188,7 +188,7 @@ class Predictor:
         Others are decoded meanwhile, and no more than two batches of them wait.
 
         Raises:
-          ValueError: the network gives NaN.
+          FloatingPointError: the network gives NaN.
         """
         if threshold is not None and not threshold >= 0:
             raise ValueError(f"threshold must be at least 0, found {threshold}")
@@ -197,7 +197,10 @@ class Predictor:
         before, size = None, self._batch
         ready = seen(pictures, self.sight, ahead=size)
         while chunk := list(itertools.islice(ready, size)):
-            sent = chunk, self._send([p for _, p in chunk if not isinstance(p, str)], threshold, best)
+            sent = (
+                chunk,
+                self._send([p for _, p in chunk if not isinstance(p, str)], threshold, best),
+            )
             if before:
                 yield from self._told(*before)
             before = sent
@@ -251,7 +254,7 @@ class Predictor:
                 continue
             node, P, way, P_way, classes, P_classes = next(rows)
             if np.isnan(P):
-                raise ValueError(f"the network gives NaN for {path or 'an array'}")
+                raise FloatingPointError(f"the network gives NaN for {path or 'an array'}")
             deep = depths[way[-1]]
             yield Prediction(
                 path,
