@@ -21,19 +21,32 @@ from dh2l_jax.training.run.records import (
 )
 
 SIDE = 8
+DATA = {"name": "folder", "data_dir": "/nowhere", "crop": SIDE, "holdout": 1}
 
 
-def make_run(workdir, tree, *, seed=0, images=60, epochs=2, name=str, head="hierarchical"):
-    """A run of ResNet-8 with random weights, whose answers are often right.
+def make_run(
+    workdir,
+    tree,
+    *,
+    seed=0,
+    images=60,
+    epochs=2,
+    name=str,
+    model="resnet8",
+    head="hierarchical",
+    image_shape=(None, None, 3),
+    **data,
+):
+    """A run with random weights, whose answers are often right.
 
-    `name` makes the number of an image its path.
+    `name` makes the number of an image its path; `data` are options of the images.
     """
     generator = np.random.default_rng(seed)
     workdir.mkdir(parents=True)
     config = Config(
         epochs=epochs,
-        data=DataConfig(name="folder", data_dir="/nowhere", crop=SIDE, holdout=1),
-        model=ModelConfig(name="resnet8", head=head),
+        data=DataConfig(**(DATA | data)),
+        model=ModelConfig(name=model, head=head),
     )
     write_json(workdir / folder.CONFIG, to_dict(config))
     C = tree.num_classes
@@ -52,13 +65,14 @@ def make_run(workdir, tree, *, seed=0, images=60, epochs=2, name=str, head="hier
     digests = {split: np.arange(images, dtype=np.uint64) for split in splits}
     data = DataRecord(
         Fingerprint(tree, splits, digests, 2),
-        (None, None, 3),
-        np.full(3, 0.5, np.float32),
-        np.full(3, 0.25, np.float32),
+        image_shape,
+        np.full(image_shape[-1], 0.5, np.float32),
+        np.full(image_shape[-1], 0.25, np.float32),
     )
     _, like = without_data(config, data)
     state = jax.tree.map(lambda leaf: _filled(leaf, generator), like)
-    state = dataclasses.replace(state, step=np.int32(epochs))
+    variances = jax.tree.map(np.abs, state.batch_stats)
+    state = dataclasses.replace(state, step=np.int32(epochs), batch_stats=variances)
     checkpoint.save(workdir, state, data=data.pack())
     scores = {"split": "validation", **evaluate(logits, labels, tree)}
     write_bytes(workdir / folder.OUTPUTS, outputs.pack())
@@ -79,4 +93,4 @@ def make_run(workdir, tree, *, seed=0, images=60, epochs=2, name=str, head="hier
 def _filled(leaf, generator):
     if not np.issubdtype(leaf.dtype, np.floating):
         return np.zeros(leaf.shape, leaf.dtype)
-    return generator.normal(size=leaf.shape).astype(leaf.dtype)
+    return generator.normal(0, 0.3, leaf.shape).astype(leaf.dtype)
