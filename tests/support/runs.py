@@ -21,19 +21,32 @@ from dh2l_jax.training.run.records import (
 )
 
 SIDE = 8
+DATA = {"name": "folder", "data_dir": "/nowhere", "crop": SIDE, "holdout": 1}
 
 
-def make_run(workdir, tree, *, seed=0, images=60, epochs=2, name=str, head="hierarchical"):
-    """A run of ResNet-8 with random weights, whose answers are often right.
+def make_run(
+    workdir,
+    tree,
+    *,
+    seed=0,
+    images=60,
+    epochs=2,
+    name=str,
+    model="resnet8",
+    head="hierarchical",
+    image_shape=(None, None, 3),
+    **data,
+):
+    """A run with random weights, whose answers are often right.
 
-    `name` makes the number of an image its path.
+    `name` makes the number of an image its path; `data` are options of the images.
     """
     generator = np.random.default_rng(seed)
     workdir.mkdir(parents=True)
     config = Config(
         epochs=epochs,
-        data=DataConfig(name="folder", data_dir="/nowhere", crop=SIDE, holdout=1),
-        model=ModelConfig(name="resnet8", head=head),
+        data=DataConfig(**(DATA | data)),
+        model=ModelConfig(name=model, head=head),
     )
     write_json(workdir / folder.CONFIG, to_dict(config))
     C = tree.num_classes
@@ -48,7 +61,7 @@ def make_run(workdir, tree, *, seed=0, images=60, epochs=2, name=str, head="hier
         terms = {"J": 2.0 / epoch, "L": 1.0 / epoch, "R_E": 0.3, "R_p/2": -0.1}
         record = {"epoch": epoch, "step": epoch, **terms, "train_accuracy": 0.5, "lr": 0.1}
         append_record(workdir / folder.METRICS, record)
-    data = record_of(tree, labels)
+    data = record_of(tree, labels, image_shape)
     state = dataclasses.replace(state_of(config, data, generator), step=np.int32(epochs))
     checkpoint.save(workdir, state, data=data.pack())
     scores = {"split": "validation", **evaluate(logits, labels, tree)}
@@ -67,20 +80,21 @@ def make_run(workdir, tree, *, seed=0, images=60, epochs=2, name=str, head="hier
     return outputs
 
 
-def record_of(tree, labels):
+def record_of(tree, labels, image_shape=(None, None, 3)):
     """What a checkpoint holds of images with these labels."""
     splits = {"train": labels, "test": labels}
     digests = {split: np.arange(len(labels), dtype=np.uint64) for split in splits}
-    mean, std = np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32)
-    return DataRecord(Fingerprint(tree, splits, digests, 2), (None, None, 3), mean, std)
+    mean, std = (np.full(image_shape[-1], value, np.float32) for value in (0.5, 0.25))
+    return DataRecord(Fingerprint(tree, splits, digests, 2), image_shape, mean, std)
 
 
 def state_of(config, data, generator):
     """A state of a run with random weights; nothing is compiled."""
-    return jax.tree.map(lambda leaf: _filled(leaf, generator), without_data(config, data)[1])
+    state = jax.tree.map(lambda leaf: _filled(leaf, generator), without_data(config, data)[1])
+    return dataclasses.replace(state, batch_stats=jax.tree.map(np.abs, state.batch_stats))
 
 
 def _filled(leaf, generator):
     if not np.issubdtype(leaf.dtype, np.floating):
         return np.zeros(leaf.shape, leaf.dtype)
-    return generator.normal(size=leaf.shape).astype(leaf.dtype)
+    return generator.normal(0, 0.3, leaf.shape).astype(leaf.dtype)

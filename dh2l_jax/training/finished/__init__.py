@@ -1,0 +1,5 @@
+"""What can be done with a finished run: evaluate, test, export, and predict: `predictor`."""
+
+from dh2l_jax.training.finished.scores import eval_only, export, test
+
+__all__ = ["eval_only", "export", "test"]
