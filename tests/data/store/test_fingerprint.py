@@ -90,7 +90,7 @@ def test_the_test_images_count_too():
     now = of(digests=(1, 2, 3, 4, 9, 6))
     now = dataclasses.replace(now, digests=now.digests | {"test": np.array([0, 1, 2, 9])})
     line = "image 'train/4' has other pixels; image 'test/3' has other pixels"
-    assert difference(of(), now, lambda split, i: f"image '{split}/{i}'") == line
+    assert difference(of(), now, lambda split, i: f"{split}/{i}") == line
     now = dataclasses.replace(now, decoding=2)
     assert difference(of(), now).endswith("; images are decoded by version 2, were by 0")
 
