@@ -15,7 +15,7 @@ import jax
 import pytest
 
 import dh2l_jax
-from dh2l_jax.commands import arguments, data, diversity, evaluate, report, tables, train
+from dh2l_jax.commands import arguments, data, diversity, evaluate, predict, report, tables, train
 from dh2l_jax.training.config import Config
 from dh2l_jax.training.config.options import flat
 
@@ -63,6 +63,8 @@ def test_commands_of_the_pages_have_options_and_values_that_exist(monkeypatch):
             tables.parse_arguments(words)
         elif command == "diversity":
             diversity.parse_arguments(words)
+        elif command == "predict":
+            predict.parse_arguments(words)
         elif command == "evaluate":
             if words[0].startswith("-"):
                 evaluate.parse_arguments(words)
