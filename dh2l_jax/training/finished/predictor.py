@@ -185,7 +185,7 @@ class Predictor:
     ) -> Iterator[Prediction | Unreadable]:
         """One after another, for more pictures than memory holds; some may be unreadable.
 
-        Others are decoded meanwhile, and no more than two batches of them wait.
+        Others are decoded meanwhile, and no more than a few batches of them wait.
 
         Raises:
           FloatingPointError: the network gives NaN.
