@@ -184,6 +184,7 @@ def _jitted_step(experiment: Experiment, feed: Feed) -> Callable[..., Any]:
         dataset.hierarchy,
         config.reg,
         loss=config.loss,
+        counts=dataset.label_counts,
         steps=experiment.steps,
     )
     return make_train_step(objective, experiment.tx, dataset, feed)
