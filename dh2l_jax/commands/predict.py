@@ -50,6 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = parse_arguments(arguments)
         refuse_lost(options.paths)
+        if options.out and options.out.is_dir():
+            raise ValueError(f"--out must be a file, found the folder {options.out}")
         refuse_small_limits()
         from dh2l_jax.training.finished.predictor import Predictor
 
@@ -145,7 +147,7 @@ def _threshold(predictor: Predictor, options: argparse.Namespace) -> float | Non
         _tell(
             f"answers go as deep as their probability is at least {threshold:g}, chosen on "
             f"{len(predictor.certainty.labels):,} validation images: with a probability of 95 %, "
-            f"{100 * options.accuracy:g} % are right or more"
+            f"at least {100 * options.accuracy:g} % are right"
         )
     return threshold
 
@@ -237,10 +239,11 @@ class Rows:
     def end(self) -> Exit:
         """Says how many there were and how fast; the exit code."""
         seconds, count = time.perf_counter() - self._start, self._done + self._unreadable
-        _tell(f"{self._done:,} pictures in {seconds:.1f} s, {self._done / seconds:,.0f} a second")
+        speed = f"{self._done / seconds:,.0f} images/s"
+        _tell(f"{self._done:,} of {count:,} pictures in {seconds:.1f} s, {speed}")
         if not self._unreadable:
             return Exit.FINISHED
-        line = f"{self._unreadable:,} of {count:,} pictures can't be read: they are left out"
+        line = f"{self._unreadable:,} of {count:,} pictures can't be read, and are left out"
         return fail(PROGRAM, line, Exit.FAILED)
 
     def _lines(self, is_shown: bool) -> Iterator[str]:
@@ -248,14 +251,14 @@ class Rows:
 
         options = self._options
         text = _json if options.json else functools.partial(self._csv, is_shown=is_shown)
-        if not options.json:
-            yield _csv_line(self._head)
         with self._bar(is_hidden=is_shown) as bar:
             (task,) = bar.task_ids
             found = self._predictor.stream(
                 pictures(options.paths), self._threshold, best=options.best
             )
             for told in found:
+                if not (options.json or self._done + self._unreadable):
+                    yield _csv_line(self._head)
                 if isinstance(told, Unreadable):
                     self._unreadable += 1
                     line = one_line(f"{PROGRAM}: {told.path}: {told.reason}")

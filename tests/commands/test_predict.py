@@ -67,7 +67,7 @@ def test_a_folder_becomes_a_table_that_a_spreadsheet_does_not_execute(capsys):
     assert code == 0
     assert [row["path"] for row in table] == [f"pictures/{name}" for name in NAMES]
     assert list(table[0]) == [*HEAD, "best_1", "p_best_1", "best_2", "p_best_2"]
-    assert "4 pictures in" in err
+    assert "4 of 4 pictures in" in err
     for row in table:
         found = [row[f"level_{level}"] for level in (1, 2, 3)]
         names = {"'=ivory": ["birds", "gulls", "'=ivory"], "herring": ["birds", "gulls", "herring"]}
@@ -137,7 +137,7 @@ def test_damaged_pictures_are_named_left_out_and_counted(capsys, monkeypatch, tm
     assert [row["path"] for row in rows(out)] == ["pictures/a.jpg"]
     assert "bad\\x1b[2J.png: expected a JPEG" in err
     assert "gone.png: No such file or directory" in err
-    assert err.endswith("error: 2 of 3 pictures can't be read: they are left out\n")
+    assert err.endswith("error: 2 of 3 pictures can't be read, and are left out\n")
 
 
 def test_a_file_is_whole_or_not_there(capsys, tmp_path):
@@ -153,9 +153,10 @@ def test_a_file_is_whole_or_not_there(capsys, tmp_path):
     assert code == 4
     assert "gone/c.csv cannot be written" in err
     (tmp_path / "empty").mkdir()
-    code, _, err = run(capsys, "run", tmp_path / "empty", "--out", tmp_path / "d.csv")
-    assert code == 2
-    assert "no pictures in" in err
+    for more in ([], ["--out", tmp_path / "d.csv"]):
+        code, printed, err = run(capsys, "run", tmp_path / "empty", *more)
+        assert (code, printed) == (2, "")
+        assert "no pictures in" in err
     assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "empty"])
 
 
@@ -164,7 +165,7 @@ def test_a_wanted_accuracy_is_kept_or_said_to_be_out_of_reach(capsys):
     assert code == 0
     threshold = Predictor.load("run").threshold_for(0.8)
     assert f"at least {threshold:g}, chosen on 150 validation images" in err
-    assert "with a probability of 95 %, 80 % are right or more" in err
+    assert "with a probability of 95 %, at least 80 % are right" in err
     for line in map(json.loads, out.splitlines()):
         assert line["p"] >= threshold
     code, out, err = run(capsys, "run", "pictures", "--accuracy", 0.9999)
@@ -180,6 +181,7 @@ def test_a_wanted_accuracy_is_kept_or_said_to_be_out_of_reach(capsys):
         (["gone", "pictures"], "gone holds no run: expected the file gone/config.json"),
         (["run", "gone"], "no picture or folder 'gone', and no file fits it as a pattern"),
         (["run", "*.gif"], "no picture or folder '*.gif', and no file fits it as a pattern"),
+        (["run", "pictures", "--out", "."], "--out must be a file, found the folder ."),
         (["run", "pictures", "--accuracy", "1"], "--accuracy must be in (0, 1), found 1"),
         (["run", "pictures", "--threshold", "nan"], "--threshold must be in [0, 1], found nan"),
         (["run", "pictures", "--best", "-1"], "--best must be at least 0, found -1"),

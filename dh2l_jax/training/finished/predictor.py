@@ -185,7 +185,7 @@ class Predictor:
     ) -> Iterator[Prediction | Unreadable]:
         """One after another, for more pictures than memory holds; some may be unreadable.
 
-        Others are decoded meanwhile, and no more than two batches of them wait.
+        Others are decoded meanwhile, and no more than a few batches of them wait.
 
         Raises:
           FloatingPointError: the network gives NaN.
@@ -222,11 +222,6 @@ class Predictor:
         size = min(BATCH_BYTES // int(np.prod(self.facts.size)), LARGEST_BATCH)
         return max(size // devices, 1) * devices
 
-    @functools.cached_property
-    def _step(self) -> Any:
-        step = functools.partial(_answers, self.network, self.facts.tree, self.decision)
-        return jax.jit(step, static_argnames="best")
-
     def _send(self, crops: list[np.ndarray], threshold: float | None, best: int) -> Any:
         """What the device makes of a batch, ready or not; None of an empty one."""
         if not crops:
@@ -240,7 +235,8 @@ class Predictor:
         scale = self.facts.mean, self.facts.std, np.float32(self.temperature)
         limit = None if threshold is None else np.float32(threshold)
         pixels = place(pixels, self._over_devices)
-        return self._step(self.variables, pixels, scale, limit, best=best)
+        static = self.network, self.facts.tree, self.decision, best
+        return _answers(*static, self.variables, pixels, scale, limit)
 
     def _told(self, chunk: list[Any], sent: Any) -> Iterator[Prediction | Unreadable]:
         rows = zip(*jax.device_get(sent), strict=True) if sent else iter(())
@@ -280,16 +276,16 @@ def _several(pictures: Any) -> Iterable[Picture]:
     return np.asarray(pictures) if hasattr(pictures, "ndim") else pictures
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _answers(
     network: Network,
     tree: Hierarchy,
     decision: str,
+    best: int,
     variables: Any,
     pixels: jax.Array,
     scale: tuple[Any, Any, Any],
     threshold: Any,
-    *,
-    best: int,
 ) -> tuple[jax.Array, ...]:
     """Answers (b,) and their P; the nodes (b, L) on their way and their P; best classes (b, k)."""
     mean, std, temperature = scale
