@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dh2l_jax.data.batches.feed import Feed
-from dh2l_jax.data.batches.order import drawn_order
+from dh2l_jax.data.batches.order import order_of
 from dh2l_jax.data.batches.placement import place
 from dh2l_jax.data.store.images import thumbnails
 from dh2l_jax.hierarchy import Hierarchy
@@ -168,7 +168,7 @@ class Epochs:
     def _send(self, state: TrainState, number: int) -> Iterator[Pending]:
         """Sends a step for each item that is taken: of training, and of evaluations between."""
         config, steps = self.experiment.config, self.experiment.steps_per_epoch
-        labels, sampling = self.experiment.dataset.train_labels, config.data.sampling
+        labels = None if config.data.sampling == "uniform" else self.experiment.dataset.train_labels
         # The key is copied: the state's own is used up by the first step.
         key = jax.random.wrap_key_data(state.key.copy())
         asked = flags(self.experiment.mesh) if several() else None
@@ -179,7 +179,7 @@ class Epochs:
             next(self.evaluator.send(state))
 
         def batches(epoch: int) -> Iterator[tuple[Any, ...]]:
-            order = drawn_order(config.seed, epoch - 1, labels, sampling)
+            order = order_of(config.seed, epoch - 1, len(self.feed), labels, config.data.sampling)
             begin = max(start, (epoch - 1) * steps)
             return self.feed.training(key, order, begin, epoch * steps - begin)
 

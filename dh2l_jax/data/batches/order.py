@@ -12,9 +12,9 @@ from jax.typing import ArrayLike
 
 __all__ = [
     "SAMPLING",
-    "drawn_order",
     "epoch_order",
     "num_steps",
+    "order_of",
     "padded_batches",
     "sampled_order",
     "take_batch",
@@ -42,10 +42,12 @@ def _permutation(key: Array, size: int) -> Array:
     return jax.random.permutation(key, jnp.arange(size, dtype=jnp.int32))
 
 
-def drawn_order(seed: ArrayLike, epoch: ArrayLike, labels: np.ndarray, sampling: str) -> Array:
-    """The order of one epoch of images with these labels, by the name of a `SAMPLING`."""
-    if sampling == "uniform":
-        return epoch_order(seed, epoch, len(labels))
+def order_of(
+    seed: ArrayLike, epoch: ArrayLike, size: int, labels: np.ndarray | None, sampling: str
+) -> Array:
+    """The order of one epoch by the name of a `SAMPLING`; "uniform" needs no labels."""
+    if labels is None:
+        return epoch_order(seed, epoch, size)
     return sampled_order(seed, epoch, labels, SAMPLING[sampling])
 
 
