@@ -18,6 +18,7 @@ Exit codes: 0 finished, 2 bad input, 3 NaN or infinity in training, 4 something 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import shlex
 import sys
@@ -286,18 +287,36 @@ def show_next_steps(
     from dh2l_jax.training.run.console import line_printer
     from dh2l_jax.training.run.folder import CONFIG, METRICS, RESULT
 
-    again = same_run_elsewhere(given, command)
+    others = {
+        "the factored head without R, the control": ("factored", ()),
+        "weight decay alone, the baseline": ("l2", ()),
+        "another metric, another seed": (None, ("reg.fc_metric=d_cos_hm", "seed=1")),
+    }
     lines = [
         f"{result['seconds']:.0f} s; results in {workdir}/ ({RESULT}, {METRICS}, {CONFIG})",
         "Next:",
         f"  {command} --eval-only --workdir {shlex.quote(str(workdir))}",
-        f"  {again} --variant factored      the factored head without R, the control",
-        f"  {again} --variant l2      weight decay alone, the baseline",
-        f"  {again} --set reg.fc_metric=d_cos_hm --set seed=1      another metric, another seed",
     ]
+    for about, (variant, more) in others.items():
+        other = dataclasses.replace(
+            given, variant=variant or given.variant, overrides=(*given.overrides, *more)
+        )
+        if goes_together(other):
+            lines.append(f"  {same_run_elsewhere(other, command)}      {about}")
     print_line = line_printer(console)
     for line in lines:
         print_line(line)
+
+
+def goes_together(given: Arguments) -> bool:
+    """Whether a command line makes a run, and is not refused."""
+    from dh2l_jax.training.config.conflicts import refuse_conflicts
+
+    try:
+        refuse_conflicts(read_config(given))
+    except ValueError:
+        return False
+    return True
 
 
 def same_run_elsewhere(given: Arguments, command: str) -> str:

@@ -23,7 +23,7 @@ from dh2l_jax.data.store.images import (
 )
 from dh2l_jax.hierarchy import Hierarchy
 
-__all__ = ["Dataset", "Split", "balanced_indices", "hold_out", "subsample"]
+__all__ = ["Dataset", "Split", "balanced_indices", "halve_test", "hold_out", "subsample"]
 
 
 Split = tuple[Images, np.ndarray]
@@ -203,6 +203,38 @@ def _parts(
 
     dataset = Dataset.from_splits(name, part(*train), part(*test), whole.hierarchy)
     return dataclasses.replace(dataset, name_of=name_of)
+
+
+def halve_test(dataset: Dataset) -> tuple[Dataset, Split]:
+    """The data set with half of its test part, and the images and labels of the other half.
+
+    Each class is halved, the larger half is kept; a function of the labels alone.
+
+    Raises:
+      ValueError: no class has two images.
+
+    >>> from dh2l_jax.data.catalog import load
+    >>> kept, (images, labels) = halve_test(load("fashion_mnist_mini"))
+    >>> len(kept.test_labels), len(labels)
+    (1000, 1000)
+    """
+    images, labels = dataset.test_images, dataset.test_labels
+    taken = balanced_indices(labels, np.bincount(labels) // 2, seed=0)
+    rest = np.delete(np.arange(len(labels)), taken)
+    if not len(taken):
+        raise ValueError("expected two images of a class or more, found none")
+
+    def name_of(split: str, number: int) -> str:
+        return dataset.name_of(split, int(rest[number]) if split == "test" else number)
+
+    kept = dataclasses.replace(
+        dataset,
+        test_images=take(images, rest),
+        test_labels=labels[rest],
+        known_digests=None,
+        name_of=name_of,
+    )
+    return kept, (take(images, taken), labels[taken])
 
 
 def balanced_indices(labels: np.ndarray, per_class: int | np.ndarray, seed: int) -> np.ndarray:

@@ -90,14 +90,16 @@ def count(
     *,
     where: ArrayLike | None = None,
     level_logits: Sequence[ArrayLike] | None = None,
+    risk: ArrayLike | None = None,
     confusion: bool = True,
 ) -> Counts:
     """The sums of one batch, from which `summarize` computes every metric.
 
-    Classes rank by their logits, the lower index first among equals. The independent prediction of
-    an inner level is its most probable node, the probability of a node being the sum over its
-    classes; again the lower index first, but sums that differ by rounding alone may go either way.
-    Apart from the confusion matrix nothing larger than (b, C) and (L, 20, b) is built.
+    Classes rank by their logits, or by their risk, the lower index first among equals. The
+    independent prediction of an inner level is its most probable node, the probability of a node
+    being the sum over its classes; again the lower index first, but sums that differ by rounding
+    alone may go either way. Apart from the confusion matrix nothing larger than (b, C) and
+    (L, 20, b) is built.
 
     Args:
       logits: (b, C); half precision is widened.
@@ -106,6 +108,7 @@ def count(
       where: (b,) bool, the images that count. What the others hold, NaN included, is not used.
       level_logits: a (b, size(l)) array for each inner level l = 1..L−1, the largest entries of
         which are then the independent predictions. None: from the probabilities.
+      risk: (b, C), by which the classes rank, the lowest first, in place of their logits.
       confusion: whether to count the confusion matrix: C² integers, 400 MB for C = 10,000.
 
     Raises:
@@ -130,7 +133,8 @@ def count(
     inner = () if level_logits is None else level_logits
     refuse_nan([logits, *inner], where)
     known = ~has_nan(logits)
-    best = jax.lax.top_k(logits, min(RANKS, hierarchy.num_classes))[1].T
+    ranking = logits if risk is None else -jnp.asarray(risk)
+    best = jax.lax.top_k(ranking, min(RANKS, hierarchy.num_classes))[1].T
     chosen = jnp.stack([*_inner_choices(logits, level_logits, hierarchy), best[0]])
     ancestors = jnp.asarray(hierarchy.ancestors())
     truth = ancestors[:, labels]

@@ -1,4 +1,4 @@
-"""Networks in Flax Linen: ResNets with a plain or a hierarchical head; `models.nnx` has NNX heads.
+"""Networks in Flax Linen: ResNets with heads of every kind; `models.nnx` has NNX heads.
 
 NNX is loaded when `models.nnx` is first asked for.
 """
@@ -6,19 +6,31 @@ NNX is loaded when `models.nnx` is first asked for.
 import importlib
 from types import ModuleType
 
-from dh2l_jax.models.factory import CIFAR, MODELS, TORCHVISION, create
-from dh2l_jax.models.heads import HierarchicalHead, dense_kernel
+from dh2l_jax.models.factory import CIFAR, HEADS, MODELS, TORCHVISION, create
+from dh2l_jax.models.heads import (
+    FrameHead,
+    HierarchicalHead,
+    Neck,
+    NodeHead,
+    SphereHead,
+    dense_kernel,
+)
 from dh2l_jax.models.layers import Network
 from dh2l_jax.models.resnet_cifar import CifarResNet
 from dh2l_jax.models.resnet_torchvision import TorchvisionResNet
 
 __all__ = [
     "CIFAR",
+    "HEADS",
     "MODELS",
     "TORCHVISION",
     "CifarResNet",
+    "FrameHead",
     "HierarchicalHead",
+    "Neck",
     "Network",
+    "NodeHead",
+    "SphereHead",
     "TorchvisionResNet",
     "create",
     "dense_kernel",

@@ -1,4 +1,4 @@
-"""Networks by name, with a plain or a hierarchical head."""
+"""Networks by name, with a head by name."""
 
 from __future__ import annotations
 
@@ -8,17 +8,25 @@ from flax.typing import Dtype
 
 from dh2l_jax.checks import unknown_name
 from dh2l_jax.hierarchy import Hierarchy
-from dh2l_jax.models.heads import HierarchicalHead, plain_init
+from dh2l_jax.models.heads import (
+    FrameHead,
+    HierarchicalHead,
+    Neck,
+    NodeHead,
+    SphereHead,
+    plain_init,
+)
 from dh2l_jax.models.layers import Network
-from dh2l_jax.models.resnet_cifar import CifarResNet
-from dh2l_jax.models.resnet_torchvision import BLOCKS, TorchvisionResNet
+from dh2l_jax.models.resnet_cifar import CHANNELS, CifarResNet
+from dh2l_jax.models.resnet_torchvision import BLOCKS, TorchvisionResNet, width_of
 from dh2l_jax.spheres import EPSILON
 
-__all__ = ["CIFAR", "MODELS", "TORCHVISION", "create"]
+__all__ = ["CIFAR", "HEADS", "MODELS", "TORCHVISION", "create"]
 
 CIFAR = {f"resnet{depth}": depth for depth in (8, 20, 32, 44, 56, 110)}
 TORCHVISION = {f"resnet{depth}": depth for depth in BLOCKS}
 MODELS = (*CIFAR, *TORCHVISION)
+HEADS = ("hierarchical", "haframe", "etf", "sphere", "conditional", "hrn")  # on a tree of classes
 
 
 def create(
@@ -32,13 +40,16 @@ def create(
     epsilon: float = EPSILON,
     logits: str = "relative",
     inner_surfaces: bool = False,
+    head: str = "hierarchical",
+    gamma: float | None = None,
+    radius: float = SphereHead.radius,
 ) -> Network:
-    """A network by name, with a hierarchical head on a tree or a plain one on n classes.
+    """A network by name, with a head on a tree of classes or a plain one on n classes.
 
     Args:
       name: one of `MODELS`: a `TorchvisionResNet` at the depths 18, 34, 50 and 101, else a
         `CifarResNet`.
-      hierarchy: the tree of classes, for a `HierarchicalHead`; or
+      hierarchy: the tree of classes, for the `head` on it; or
       num_classes: number of classes, for a plain bias-free Dense head.
       shortcut: of a `CifarResNet`: "A" (no parameters) or "B" (1×1 convolution). The others have
         1×1 convolutions and take no choice: leave the default.
@@ -47,6 +58,10 @@ def create(
       epsilon: of the hierarchical head.
       logits: of the hierarchical head: "relative" or "absolute".
       inner_surfaces: of the hierarchical head.
+      head: one of `HEADS`: a `HierarchicalHead`, a `FrameHead` (haframe, after a `Neck` of width C,
+        or etf), a `SphereHead` or a `NodeHead` (conditional or hrn).
+      gamma: γ of a haframe or sphere head, by default 2 and ½.
+      radius: R₀ of a sphere head.
 
     Returns:
       A Linen module: `model.init(key, images, train=False)`, `model.apply(...)` → logits (b, C).
@@ -65,20 +80,45 @@ def create(
     """
     if name not in MODELS:
         raise ValueError(unknown_name("model", name, MODELS))
-    if hierarchy is not None and num_classes is None:
-        head = HierarchicalHead(hierarchy, center, epsilon, logits, inner_surfaces)
-    elif num_classes is not None and hierarchy is None:
-        head = _plain_head(num_classes)
-    else:
+    if (hierarchy is None) == (num_classes is None):
         raise ValueError(
             f"expected one of hierarchy and num_classes, found {hierarchy} and {num_classes}"
         )
+    neck = None
+    if hierarchy is None:
+        top = _plain_head(num_classes or 0)
+    elif head == "hierarchical":
+        top = HierarchicalHead(hierarchy, center, epsilon, logits, inner_surfaces)
+    else:
+        top, neck = _other_head(head, hierarchy, _width(name), gamma, radius)
     if name in CIFAR:
-        return CifarResNet(CIFAR[name], head, shortcut=shortcut, dtype=dtype)
+        return CifarResNet(CIFAR[name], top, shortcut=shortcut, dtype=dtype, neck=neck)
     if shortcut != "A":
         valid = ", ".join(CIFAR)
         raise ValueError(f"{name} takes no shortcut, got {shortcut!r}; networks that do: {valid}")
-    return TorchvisionResNet(TORCHVISION[name], head, dtype=dtype)
+    return TorchvisionResNet(TORCHVISION[name], top, dtype=dtype, neck=neck)
+
+
+def _width(name: str) -> int:
+    """Of the features of a network."""
+    return CHANNELS[-1] if name in CIFAR else width_of(TORCHVISION[name])
+
+
+def _other_head(
+    head: str, tree: Hierarchy, width: int, gamma: float | None, radius: float
+) -> tuple[nn.Module, nn.Module | None]:
+    """A head that is not the hierarchical one, and the neck that it needs."""
+    if head == "haframe":
+        classes = tree.num_classes
+        gamma = FrameHead.gamma if gamma is None else gamma
+        return FrameHead(tree, head, classes, gamma), Neck(classes)
+    if head == "etf":
+        return FrameHead(tree, head, width), None
+    if head == "sphere":
+        return SphereHead(tree, radius, SphereHead.gamma if gamma is None else gamma), None
+    if head not in HEADS:
+        raise ValueError(unknown_name("head", head, HEADS))
+    return NodeHead(tree, head), None
 
 
 def _plain_head(num_classes: int) -> nn.Dense:

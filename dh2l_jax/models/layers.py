@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -130,10 +132,12 @@ class Network(nn.Module):
     Attributes:
       depth: number of layers.
       head: module that maps features (batch, d) to logits.
+      neck: module that maps the body's features to those of the head; None leaves them.
     """
 
     depth: int
     head: nn.Module
+    neck: nn.Module | None = dataclasses.field(default=None, kw_only=True)
 
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Maps images (batch, height, width, channels) to logits (batch, classes), float32.
@@ -145,4 +149,9 @@ class Network(nn.Module):
 
     def features(self, images: jax.Array, train: bool) -> jax.Array:
         """Maps images (batch, height, width, channels) to features (batch, d), float32."""
+        x = self.body(images, train)
+        return x if self.neck is None else self.neck(x, train=train)
+
+    def body(self, images: jax.Array, train: bool) -> jax.Array:
+        """As `features`, before the neck."""
         raise NotImplementedError

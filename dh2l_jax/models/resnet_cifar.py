@@ -78,7 +78,7 @@ class CifarResNet(Network):
         super().__post_init__()
 
     @nn.compact
-    def features(self, images: jax.Array, train: bool) -> jax.Array:
+    def body(self, images: jax.Array, train: bool) -> jax.Array:
         """Maps images (batch, height, width, channels), ≥ 8×8, to features (batch, 64), float32."""
         check_images(images, MIN_IMAGE_SIZE)
         x = Stem(self.dtype, name="stem")(images, train=train)

@@ -1,4 +1,4 @@
-"""A regulariser as one link of an optax chain."""
+"""A regulariser as one link of an optax chain; steps on spheres."""
 
 from __future__ import annotations
 
@@ -12,10 +12,17 @@ import optax
 from jax.typing import ArrayLike
 
 from dh2l_jax.checks import unknown_name
+from dh2l_jax.numerics import safe_normalize
 from dh2l_jax.regularizers.params.leaves import named, path_text
 from dh2l_jax.regularizers.params.plan import Plan
 
-__all__ = ["RegularizationState", "add_gradient_of", "add_regularization", "ascend"]
+__all__ = [
+    "RegularizationState",
+    "add_gradient_of",
+    "add_regularization",
+    "ascend",
+    "riemannian",
+]
 
 
 class RegularizationState(NamedTuple):
@@ -155,3 +162,60 @@ def ascend(pattern: str) -> optax.GradientTransformation:
         return jax.tree.unflatten(jax.tree.structure(updates), leaves)
 
     return optax.stateless(update)
+
+
+def riemannian(
+    optimizer: optax.GradientTransformation,
+    where: Callable[[Any], Any] | None = None,
+) -> optax.GradientTransformation:
+    """Steps of an optimiser on unit spheres: each row δ of a leaf (..., d) keeps its length 1.
+
+        P = I − δδᵀ,   u = P · optimizer(P g),   δ ← (δ + u)/‖δ + u‖
+
+    The optimiser sees gradients along the sphere. What its momentum remembers of former points is
+    projected again where the row is now; so is whatever a preconditioner turns out of the tangent.
+
+    Args:
+      optimizer: with its learning rate.
+      where: parameters → tree of bools of the same structure, the leaves on spheres; all of them if
+        None. The others are the optimiser's alone.
+
+    Raises:
+      ValueError: on update, no parameters are given.
+
+    >>> tx = riemannian(optax.sgd(0.1, momentum=0.9))
+    >>> delta = jnp.array([[0.6, 0.8, 0.0]])
+    >>> updates, _ = tx.update(jnp.array([[1.0, 2.0, 3.0]]), tx.init(delta), delta)
+    >>> (delta + updates).round(4).tolist()
+    [[0.6049000024795532, 0.7426999807357788, -0.2870999872684479]]
+
+    Reference: Scieur and Kim, "Connecting Sphere Manifolds Hierarchically for Regularization",
+    ICML 2021 ("+Riemann").
+    """
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any):
+        if params is None:
+            raise ValueError("the parameters are needed: call update(gradients, state, params)")
+        on_sphere = where(params) if where else jax.tree.map(lambda leaf: True, params)
+        updates = jax.tree.map(_tangent, on_sphere, params, updates)
+        updates, state = inner.update(updates, state, params, **extra)
+        return jax.tree.map(_retraction, on_sphere, params, updates), state
+
+    inner = optax.with_extra_args_support(optimizer)
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def _tangent(on_sphere: bool, delta: jax.Array, u: jax.Array) -> jax.Array:
+    """The part of u along the sphere at δ; u itself where there is no sphere."""
+    if not on_sphere:
+        return u
+    point = safe_normalize(delta)
+    return (u - jnp.sum(point * u, axis=-1, keepdims=True) * point).astype(u.dtype)
+
+
+def _retraction(on_sphere: bool, delta: jax.Array, u: jax.Array) -> jax.Array:
+    """What takes δ to the point of the sphere in the direction of δ + u."""
+    if not on_sphere:
+        return u
+    step = _tangent(on_sphere, delta, u)
+    return (safe_normalize(safe_normalize(delta) + step) - delta).astype(u.dtype)

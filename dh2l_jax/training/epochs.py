@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,6 +26,8 @@ from dh2l_jax.data.batches.order import epoch_order
 from dh2l_jax.data.batches.placement import place
 from dh2l_jax.data.store.images import thumbnails
 from dh2l_jax.hierarchy import Hierarchy
+from dh2l_jax.hierarchy.learn.decoding import crm_risk
+from dh2l_jax.hierarchy.learn.decoding import temperature as fitted_temperature
 from dh2l_jax.hierarchy.scores import Counts, summarize
 from dh2l_jax.training.config import Config
 from dh2l_jax.training.experiment import Experiment
@@ -39,7 +41,7 @@ from dh2l_jax.training.run.folder import METRICS
 from dh2l_jax.training.run.records import append_record
 from dh2l_jax.training.step.finite import check_finite
 from dh2l_jax.training.step.state import TrainState
-from dh2l_jax.training.step.steps import MAX_CONFUSION, make_eval_step
+from dh2l_jax.training.step.steps import MAX_CONFUSION, make_eval_step, make_logits_step
 
 __all__ = ["Epochs", "Evaluator", "Progress", "keep_better", "make_evaluator"]
 
@@ -71,7 +73,7 @@ class Pending(NamedTuple):
     """A step that the device has been sent, ready or not.
 
     Attributes:
-      result: a `StepResult`, or the counts so far of an evaluation; None where the run stops.
+      result: a `StepResult`, or an `Evaluation` so far; None where the run stops.
       state: after the step, where it has to be kept.
     """
 
@@ -128,8 +130,8 @@ class Epochs:
         record = {"epoch": epoch, "step": step, **progress.last_epoch, "lr": rate}
         record["images_per_second"] = speed
         if _evaluated(epoch, config):
-            counts = last_item(itertools.islice(ready, len(self.evaluator))).result
-            scores = self.evaluator.scores(counts)
+            evaluation = last_item(itertools.islice(ready, len(self.evaluator))).result
+            scores = self.evaluator.scores(evaluation)
             record |= {k: v for k, v in scores.items() if not k.startswith("confusion")}
             if self.experiment.split == "validation":
                 data, best = self.experiment.data_record, progress.best
@@ -208,58 +210,111 @@ class Epochs:
         checkpoint.save(self.workdir, state, dataclasses.asdict(progress), data=data)
 
 
+class Evaluation(NamedTuple):
+    """What an evaluation has come to so far, and what its last step saw.
+
+    Attributes:
+      counts: of the images so far; None while a temperature is fitted.
+      temperature: of CRM; None where classes are answered by their logits.
+      logits: (b, C).
+      where: (b,) bool, the images that count.
+    """
+
+    counts: Counts | None
+    temperature: jax.Array | None
+    logits: jax.Array
+    where: np.ndarray
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-    """A function state → scores, on what a feed evaluates; `send` and `scores` are its halves."""
+    """A function state → scores, on what a feed evaluates; `send` and `scores` are its halves.
+
+    Attributes:
+      feed: of the images that are scored.
+      calibration: of those on which the temperature of CRM is fitted, if it is.
+    """
 
     experiment: Experiment
     feed: Feed
+    calibration: Feed | None = None
 
-    def __call__(self, state: TrainState) -> dict[str, Any]:
-        """The scores; the host waits for them."""
-        return self.scores(last_item(look_one_step_behind(self.send(state))))
+    def __call__(self, state: TrainState, temperature: float | None = None) -> dict[str, Any]:
+        """The scores; the host waits for them. A temperature that is given is not fitted."""
+        return self.scores(last_item(look_one_step_behind(self.send(state, temperature))))
 
     def __len__(self) -> int:
-        """Number of steps of an evaluation."""
-        return -(-len(self.feed) // self.experiment.config.eval_batch_size)
+        """Number of steps of an evaluation that fits its own temperature."""
+        images = [len(feed) for feed in (self.calibration, self.feed) if feed is not None]
+        return sum(-(-n // self.experiment.config.eval_batch_size) for n in images)
 
-    def send(self, state: TrainState) -> Iterator[Counts]:
+    def send(self, state: TrainState, temperature: float | None = None) -> Iterator[Evaluation]:
         """Sends a step for each item that is taken; the last one counts all images."""
         tree, size = self.experiment.dataset.hierarchy, self.experiment.config.eval_batch_size
-        return counts_so_far(self._step, state, self.feed, tree, size)
+        step, T = self._step, None
+        if self.calibration is not None and temperature is None:
+            temperature = yield from self._fitted_temperature(state, self.calibration)
+        if temperature is not None:
+            T = place(np.float32(temperature), self.feed.replicated)
+            step = functools.partial(step, temperature=T)
+        for counts, logits, where in evaluated(step, state, self.feed, tree, size):
+            yield Evaluation(counts, T, logits, where)
 
-    def outputs(self, state: TrainState) -> tuple[dict[str, Any], Outputs]:
+    def outputs(
+        self, state: TrainState, temperature: float | None = None
+    ) -> tuple[dict[str, Any], Outputs]:
         """The scores, and the logits that they are of with the gravest mistakes."""
-        data, size = self.experiment.dataset, self.experiment.config.eval_batch_size
-        steps = evaluated(self._step, state, self.feed, data.hierarchy, size)
-        rows: list[np.ndarray] = []
+        data, rows = self.experiment.dataset, []
 
-        def totals() -> Iterator[Counts]:
-            for total, logits, where in look_one_step_behind(steps):
-                rows.append(np.asarray(logits, np.float32)[where])
-                yield total
+        def seen() -> Iterator[Evaluation]:
+            for item in look_one_step_behind(self.send(state, temperature)):
+                if item.counts is not None:
+                    rows.append(np.asarray(item.logits, np.float32)[item.where])
+                yield item
 
-        counts, labels = last_item(totals()), data.test_labels
-        logits = np.concatenate(rows)
-        worst = gravest(logits, labels, data.hierarchy)
+        last, labels = last_item(seen()), data.test_labels
+        logits, T = np.concatenate(rows), last.temperature
+        ranking = logits if T is None else -np.asarray(crm_risk(logits / T, data.hierarchy))
+        worst = gravest(ranking, labels, data.hierarchy)
         pixels = thumbnails(data.test_images, worst, self.experiment.crop)
         names = [data.name_of("test", row) for row in worst.tolist()]
-        return self.scores(counts), Outputs(logits, labels, worst, names, pixels)
+        return self.scores(last), Outputs(logits, labels, worst, names, pixels)
 
-    def scores(self, counts: Counts) -> dict[str, Any]:
+    def scores(self, evaluation: Evaluation) -> dict[str, Any]:
         """What `summarize` makes of the counts, with the name of the split."""
-        tree = self.experiment.dataset.hierarchy
+        tree, (counts, temperature, *_) = self.experiment.dataset.hierarchy, evaluation
+        assert counts is not None
         nodes = [tree.size(level) for level in range(1, tree.num_levels + 1)]
-        return {"split": self.experiment.split, "nodes": nodes, **summarize(counts, tree)}
+        known = {} if temperature is None else {"temperature": float(temperature)}
+        head = {"split": self.experiment.split, "nodes": nodes, **known}
+        return {**head, **summarize(counts, tree)}
+
+    def _fitted_temperature(
+        self, state: TrainState, feed: Feed
+    ) -> Generator[Evaluation, None, float]:
+        """Sends a step for each item that is taken; returns the temperature."""
+        sent = []
+        for batch, where in feed.evaluation(self.experiment.config.eval_batch_size):
+            sent.append((*self._logits(state, *batch), where))
+            yield Evaluation(None, None, sent[-1][0], where)
+        # The host waits for all of them: no image can be scored before the temperature is known.
+        logits, labels, where = map(np.concatenate, zip(*jax.device_get(sent), strict=True))
+        return float(fitted_temperature(logits, labels, where=where))
 
     @functools.cached_property
     def _step(self):
         return make_eval_step(self.experiment.model, self.experiment.dataset, self.feed)
 
+    @functools.cached_property
+    def _logits(self):
+        assert self.calibration is not None
+        return make_logits_step(self.experiment.model, self.experiment.dataset, self.calibration)
+
 
 def make_evaluator(experiment: Experiment, feed: Feed | None = None) -> Evaluator:
     """A function state → scores, on the test images or on those held out for validation."""
-    return Evaluator(experiment, feed or experiment.feeds()[1])
+    feed = feed or experiment.feeds()[1]
+    return Evaluator(experiment, feed, experiment.calibration_feed())
 
 
 def keep_better(
@@ -274,7 +329,8 @@ def keep_better(
     if best and scores["accuracy"][-1] <= best["accuracy"][-1]:
         return best
     checkpoint.save(workdir, state, folder=checkpoint.BEST, keep=2, data=data)
-    return {"epoch": epoch, "accuracy": scores["accuracy"]}
+    kept = ("accuracy", "temperature")
+    return {"epoch": epoch, **{name: scores[name] for name in kept if name in scores}}
 
 
 def _evaluated(epoch: int, config: Config) -> bool:

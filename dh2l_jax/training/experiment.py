@@ -15,12 +15,16 @@ import optax
 
 from dh2l_jax.data import catalog, datasets
 from dh2l_jax.data.batches.feed import CropOptions, Feed, check_sizes, make_feed
-from dh2l_jax.data.datasets import Dataset
+from dh2l_jax.data.datasets import Dataset, Split
 from dh2l_jax.data.store.fingerprint import DataRecord, difference
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.models import Network, create
 from dh2l_jax.training.config import Config
-from dh2l_jax.training.config.conflicts import refuse_conflicts, refuse_conflicts_with_tree
+from dh2l_jax.training.config.conflicts import (
+    NODE_LOSSES,
+    refuse_conflicts,
+    refuse_conflicts_with_tree,
+)
 from dh2l_jax.training.host.processes import on_first
 from dh2l_jax.training.run import evidence
 from dh2l_jax.training.run.evidence import CheckpointError
@@ -50,6 +54,8 @@ class Experiment:
       schedule: the learning rate of each step.
       mesh: all devices, axis "data".
       pretrained: replaces random weights by those of `model.pretrained`; None keeps them.
+      calibration: images and labels on which the temperature of `eval.decision=crm` is fitted, half
+        of those held out; None where none is.
     """
 
     config: Config
@@ -61,6 +67,7 @@ class Experiment:
     schedule: optax.Schedule
     mesh: jax.sharding.Mesh
     pretrained: Callable[[Any], Any] | None = None
+    calibration: Split | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -92,13 +99,18 @@ class Experiment:
 
     def feeds(self) -> tuple[Feed, Feed]:
         """The feeds of training and of evaluation."""
+        data = self.dataset
+        train = self._feed((data.train_images, data.train_labels))
+        return train, self._feed((data.test_images, data.test_labels))
+
+    def calibration_feed(self) -> Feed | None:
+        """The feed of the temperature's images, if one is fitted."""
+        return None if self.calibration is None else self._feed(self.calibration)
+
+    def _feed(self, split: Split) -> Feed:
         data = self.config.data
         options = CropOptions(self.crop, data.pad, data.flip, self.config.batch_size)
-        make = functools.partial(
-            make_feed, options=options, mesh=self.mesh, device_gb=data.device_gb
-        )
-        train = make(self.dataset.train_images, self.dataset.train_labels)
-        return train, make(self.dataset.test_images, self.dataset.test_labels)
+        return make_feed(*split, options=options, mesh=self.mesh, device_gb=data.device_gb)
 
 
 def refuse_other_data(experiment: Experiment, workdir: Path) -> bool:
@@ -144,7 +156,7 @@ def without_data(config: Config, record: DataRecord) -> tuple[Network, TrainStat
     """The network of a run and the abstract state of its checkpoints; no image is read."""
     tree, shape = record.fingerprint.tree, record.image_shape
     model, mesh = _model(config, tree), _mesh()
-    tx = optim.optimizer(config.optim, optim.learning_rate(config.optim, 1, config.epochs))
+    tx = _optimizer(config, optim.learning_rate(config.optim, 1, config.epochs))
     crop = crop_size(config, shape, config.data.name)
     return model, init_state(model, tx, (*crop, shape[2]), config.seed, mesh, abstract=True)
 
@@ -184,9 +196,10 @@ def build(
     make_regularizer(model.head, dataset.hierarchy, config.reg)  # refuses unknown metrics
     steps = _steps(config, len(dataset.train_labels))
     schedule = optim.learning_rate(config.optim, steps, config.epochs)
-    tx = optim.optimizer(config.optim, schedule)
+    tx = _optimizer(config, schedule)
+    scored, calibration = _halved(config, dataset, split)
     experiment = Experiment(
-        config, dataset, source, split, model, tx, schedule, _mesh(), pretrained
+        config, scored, source, split, model, tx, schedule, _mesh(), pretrained, calibration
     )
     check_sizes(dataset.train_images, experiment.crop, config.data.pad)
     check_sizes(dataset.test_images, experiment.crop)
@@ -274,14 +287,32 @@ def _held_out(whole: Dataset, config: Config) -> Dataset:
         raise ValueError(f"data.holdout: {error}") from error
 
 
+def _halved(config: Config, dataset: Dataset, split: str) -> tuple[Dataset, Split | None]:
+    """What evaluation scores and, where a temperature is fitted, the images for that."""
+    if config.eval.decision == "argmax" or split == "test":
+        return dataset, None
+    try:
+        return datasets.halve_test(dataset)
+    except ValueError as error:
+        raise ValueError(f"data.holdout is too small for eval.decision=crm: {error}") from error
+
+
+def _optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTransformation:
+    return optim.optimizer(config.optim, schedule, on_spheres=config.model.head == "sphere")
+
+
 def _model(config: Config, tree: Hierarchy) -> Network:
     options = config.model
     common = {"shortcut": options.shortcut, "dtype": jnp.dtype(options.dtype)}
-    if options.head == "plain":
+    head = config.loss.name if config.loss.name in NODE_LOSSES else options.head
+    if head == "plain":
         return create(options.name, num_classes=tree.num_classes, **common)
     return create(
         options.name,
         hierarchy=tree,
+        head=head,
+        gamma=options.gamma or None,
+        radius=options.radius,
         center=options.center,
         epsilon=options.epsilon,
         logits=options.logits,

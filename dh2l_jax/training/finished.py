@@ -77,7 +77,8 @@ def test(
     """Evaluates what a run with held-out images saved on the test set, and writes test.json.
 
     Nothing before this reads the test images; call it once every choice has been made. The result
-    is {"last": scores, "best_on_validation": scores}.
+    is {"last": scores, "best_on_validation": scores}. The temperature of CRM is the one that each
+    state was given on the held-out images.
 
     Raises:
       ValueError: see `eval_only`, or the run has no held-out images.
@@ -91,8 +92,9 @@ def test(
     best = result["best"]["epoch"] * experiment.steps_per_epoch
     state_of = functools.partial(_state, experiment, workdir)
     states = {LAST: state_of(result["steps"]), BEST: state_of(best, checkpoint.BEST)}
+    temperatures = {LAST: result.get("temperature"), BEST: result["best"].get("temperature")}
     for name, state in states.items():
-        scores[name], outputs = scores_of.outputs(state)
+        scores[name], outputs = scores_of.outputs(state, temperatures[name])
         write_bytes(workdir / outputs_name(name), outputs.pack())
         files += [outputs_name(name)]
         files += write_confusion(workdir, scores[name], f"test_{name}_{CONFUSION}")
@@ -116,7 +118,7 @@ def export(
       ImportError: safetensors is not installed.
     """
     # Imported late: only this writes weights.
-    from dh2l_jax.models.weights import export_safetensors
+    from dh2l_jax.models.weights import export_safetensors, has_torch_names
 
     config = _config(workdir, places)
     record = evidence.data_record(workdir / checkpoint.LAST)
@@ -141,8 +143,10 @@ def export(
     }
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     path = export_safetensors(path, network, variables, metadata)
-    if print_line and not isinstance(network, TorchvisionResNet):
-        print_line(f"torchvision has no {config.model.name}: the names are those of our variables")
+    if print_line and not has_torch_names(network):
+        name = f"{config.model.name} with its head"
+        name = name if isinstance(network, TorchvisionResNet) else config.model.name
+        print_line(f"torchvision has no {name}: the names are those of our variables")
     return path
 
 

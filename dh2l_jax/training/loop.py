@@ -171,7 +171,9 @@ def _train_step(
     """The train step, one call of which is recorded if there is a folder for its profile."""
     config, dataset = experiment.config, experiment.dataset
     total = config.epochs * experiment.steps_per_epoch
-    objective = make_objective(experiment.model, dataset.hierarchy, config.reg, steps=total)
+    objective = make_objective(
+        experiment.model, dataset.hierarchy, config.reg, loss=config.loss, steps=total
+    )
     jitted = make_train_step(objective, experiment.tx, dataset, feed)
     if profile is None:
         return profiling.annotate(jitted)

@@ -19,7 +19,7 @@ NAMES = {
         group_energy hierarchical hinge kernel_matrices logit_vectors margin mean_energy
         orthogonality pairwise project radii radius_order safe_normalize satisfaction sphere_levels
         straight_through ternary_sign weight_energy""",
-    "dh2l_jax.models": "create HierarchicalHead dense_kernel",
+    "dh2l_jax.models": "FrameHead HierarchicalHead Neck NodeHead SphereHead create dense_kernel",
     "dh2l_jax.metrics": "METRICS Metric MetricLike Profile distance energy get_metric",
     "dh2l_jax.regularizers": """brock center_energy classes_present dso group_energy hierarchical mc
         ocnn orthogonality so spectral srip srip_step weight_energy""",
@@ -28,11 +28,12 @@ NAMES = {
         log_probs temperature threshold_for""",
     "dh2l_jax.hierarchy.frames": "cosine_loss dot_regression etf haframe haframe_gram",
     "dh2l_jax.hierarchy.losses": "conditional hrn hxe marginal soft_labels",
+    "dh2l_jax.regularizers.transform": "add_gradient_of add_regularization riemannian",
     "dh2l_jax.spheres": """CENTERS EPSILON LOGITS Level absolute_centers logit_vectors project radii
         sphere_levels""",
     "dh2l_jax.evaluation": "Tally evaluate score_answers summarize tally tree_order",
-    "dh2l_jax.training.config": """Config DataConfig DistributedConfig ModelConfig OptimConfig
-        RegConfig from_dict load override same_run to_dict""",
+    "dh2l_jax.training.config": """Config DataConfig DistributedConfig EvalConfig LossConfig
+        ModelConfig OptimConfig RegConfig from_dict load override same_run to_dict""",
     "dh2l_jax.training.recipes": "VARIANTS embedded heavy light with_variant",
     "dh2l_jax.data.datasets": "Dataset",
 }

@@ -45,6 +45,7 @@ ALLOWED = {
     ("dh2l_jax/models/weights/pickles.py", "pickle"): "its unpickler, narrowed, see below",
     ("dh2l_jax/training/config/sections.py", "runpy"): "a --config file is the user's own program",
     ("dh2l_jax/models/__init__.py", "import_module"): "its own heads for NNX, by name",
+    ("dh2l_jax/hierarchy/__init__.py", "import_module"): "its own parts that need JAX, by name",
     ("dh2l_jax/__init__.py", "import_module"): "its own parts, by a fixed list of names",
     ("dh2l_jax/commands/__init__.py", "import_module"): "one of its commands, by a fixed list",
     ("dh2l_jax/data/prepared/read.py", "import_module"): "builders that FACTS names",

@@ -1,8 +1,9 @@
-"""A regulariser as a link of an optax chain."""
+"""A regulariser as a link of an optax chain; steps on spheres."""
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -129,3 +130,64 @@ def test_parameters_that_are_not_the_plans():
         link.init({"a": PARAMS["a"]})
     with pytest.raises(ValueError, match="parameters are needed"):
         link.update(PARAMS, link.init(PARAMS))
+
+
+def rows_of_length_1(n=40, d=6, seed=0):
+    rows = np.random.default_rng(seed).normal(size=(n, d))
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_a_step_on_the_sphere():
+    """FIELD's step: s = (δ·g)δ − g, δ ← (δ + hs)/‖δ + hs‖; other leaves are the optimiser's."""
+    params = {"on": jnp.array([[0.6, 0.8, 0.0]]), "off": jnp.ones((2, 3))}
+    gradients = {"on": jnp.array([[1.0, 2.0, 3.0]]), "off": jnp.full((2, 3), 2.0)}
+    tx = transform.riemannian(optax.sgd(0.1), lambda params: {"on": True, "off": False})
+    updates, _ = tx.update(gradients, tx.init(params), params)
+    found = optax.apply_updates(params, updates)
+    expected = [[0.6049024100, 0.7427282756, -0.2871372199]]
+    np.testing.assert_allclose(found["on"], expected, rtol=1e-6)
+    np.testing.assert_allclose(found["off"], 0.8, rtol=1e-6)
+    with pytest.raises(ValueError, match="parameters are needed"):
+        tx.update(gradients, tx.init(params))
+
+
+def test_momentum_on_the_sphere():
+    """A float64 loop: momentum of projected gradients, projected again at each point."""
+    h, mu, start = 0.1, 0.9, rows_of_length_1()
+    gradients = np.random.default_rng(1).normal(size=(3, *start.shape))
+    tx, delta = transform.riemannian(optax.sgd(h, momentum=mu)), jnp.asarray(start, jnp.float32)
+    state, update = tx.init(delta), jax.jit(tx.update)
+    for g in gradients:
+        updates, state = update(jnp.asarray(g, jnp.float32), state, delta)
+        delta = delta + updates
+    for i, point in enumerate(start):
+        m = np.zeros_like(point)
+        for g in gradients[:, i]:
+            m = mu * m + (g - (point @ g) * point)
+            s = -h * m
+            s -= (point @ s) * point
+            point = (point + s) / np.linalg.norm(point + s)
+        np.testing.assert_allclose(delta[i], point, atol=2e-6)
+
+
+@pytest.mark.parametrize("optimizer", [optax.sgd(0.5, momentum=0.9), optax.adam(0.1)])
+def test_lengths_stay_1_over_1000_steps(optimizer):
+    tx, delta = transform.riemannian(optimizer), jnp.asarray(rows_of_length_1(), jnp.float32)
+
+    def step(carry, key):
+        delta, state = carry
+        updates, state = tx.update(jax.random.normal(key, delta.shape), state, delta)
+        delta = optax.apply_updates(delta, updates)
+        return (delta, state), jnp.max(jnp.abs(jnp.linalg.norm(delta, axis=1) - 1))
+
+    keys = jax.random.split(jax.random.key(0), 1000)
+    worst = jax.jit(lambda carry: jax.lax.scan(step, carry, keys))((delta, tx.init(delta)))[1]
+    assert float(worst.max()) < 1e-6
+
+
+def test_no_gradient_no_step():
+    """Also of a row of zeros, which has no direction."""
+    delta = jnp.concatenate([jnp.asarray(rows_of_length_1(3), jnp.float32), jnp.zeros((1, 6))])
+    tx = transform.riemannian(optax.sgd(0.1, momentum=0.9))
+    updates, _ = tx.update(jnp.zeros_like(delta), tx.init(delta), delta)
+    np.testing.assert_allclose(updates, 0, atol=1e-7)

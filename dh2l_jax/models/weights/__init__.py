@@ -1,7 +1,13 @@
 """Weights of others: read into our variables, and ours written for them."""
 
-from dh2l_jax.models.weights.export import export_safetensors
+from dh2l_jax.models.weights.export import export_safetensors, has_torch_names
 from dh2l_jax.models.weights.formats import read_weights
 from dh2l_jax.models.weights.torchvision import load_pretrained, read_pretrained
 
-__all__ = ["export_safetensors", "load_pretrained", "read_pretrained", "read_weights"]
+__all__ = [
+    "export_safetensors",
+    "has_torch_names",
+    "load_pretrained",
+    "read_pretrained",
+    "read_weights",
+]

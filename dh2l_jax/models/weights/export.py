@@ -8,14 +8,28 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import linen as nn
 
-from dh2l_jax.models.heads import HierarchicalHead, dense_kernel
+from dh2l_jax.models.heads import (
+    FrameHead,
+    HierarchicalHead,
+    NodeHead,
+    SphereHead,
+    dense_kernel,
+)
 from dh2l_jax.models.layers import Network
 from dh2l_jax.models.resnet_torchvision import TorchvisionResNet
 from dh2l_jax.models.weights.formats import write_safetensors
 from dh2l_jax.models.weights.torchvision import torchvision_state_dict
 
-__all__ = ["export_safetensors"]
+__all__ = ["export_safetensors", "has_torch_names"]
+
+_NAMES = {
+    HierarchicalHead: "hierarchical",
+    FrameHead: "fixed",
+    SphereHead: "sphere",
+    NodeHead: "marginalising",
+}
 
 
 def export_safetensors(
@@ -26,11 +40,12 @@ def export_safetensors(
 ) -> Path:
     """Writes the variables of a network with a plain head that gives the same logits.
 
-    A hierarchical head becomes its one kernel w_i = w_s,i − w_c,g(i) (`dense_kernel`). A network of
-    torchvision's becomes its state dict, which `load_state_dict(…, strict=True)` takes. Any other
-    keeps our layout and the paths of our variables as names, "params/block_1_1/conv_1/kernel":
-    `flax.traverse_util.unflatten_dict(load_file(path), sep="/")` are the variables of
-    `create(name, num_classes=C)`.
+    Any head becomes one kernel, a hierarchical one w_i = w_s,i − w_c,g(i) (`dense_kernel`), but
+    that of a conditional soft-max, which is kept as it is. A network of torchvision's becomes its
+    state dict, which `load_state_dict(…, strict=True)` takes. Any other, and one with a neck or a
+    conditional soft-max, keeps our layout and the paths of our variables as names,
+    "params/block_1_1/conv_1/kernel": `flax.traverse_util.unflatten_dict(load_file(path), sep="/")`
+    are the variables of `create(name, num_classes=C)`, with the neck's beside them.
 
     Args:
       path: the file; an older one is replaced.
@@ -47,12 +62,14 @@ def export_safetensors(
     """
     head = model.head
     facts = {"format": "flax", "names": "dh2l_jax", "head": "plain"}
-    if isinstance(head, HierarchicalHead):
-        options = {name: getattr(head, name) for name in ("center", "epsilon", "logits")}
-        kernel = dense_kernel(variables["params"], head.hierarchy, **options)
-        variables = {**variables, "params": {**variables["params"], "head": {"kernel": kernel}}}
-        facts["head"] = "the kernel of a hierarchical head"
-    if isinstance(model, TorchvisionResNet):
+    if not _is_linear(head):
+        facts["head"] = "a conditional soft-max: a column a node, by its id"
+    elif type(head) in _NAMES:
+        params = variables["params"]
+        kernel = dense_kernel({"head": params.get("head", {})}, head)
+        variables = {**variables, "params": {**params, "head": {"kernel": kernel}}}
+        facts["head"] = f"the kernel of a {_NAMES[type(head)]} head"
+    if has_torch_names(model):
         facts |= {"format": "pt", "names": "torchvision"}
         tensors = torchvision_state_dict(variables)
     else:
@@ -62,3 +79,12 @@ def export_safetensors(
             for place, leaf in leaves
         }
     return write_safetensors(path, tensors, {**(metadata or {}), **facts})
+
+
+def has_torch_names(model: Network) -> bool:
+    """Whether the file of a network has torchvision's names."""
+    return isinstance(model, TorchvisionResNet) and model.neck is None and _is_linear(model.head)
+
+
+def _is_linear(head: nn.Module) -> bool:
+    return not (isinstance(head, NodeHead) and head.kind == "conditional")

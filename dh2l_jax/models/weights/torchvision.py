@@ -26,6 +26,8 @@ __all__ = [
     "torchvision_state_dict",
 ]
 
+# Ours alone: torchvision has neither our heads nor a neck before them.
+_OWN = re.compile(r"params/head/.*|(params|batch_stats)/neck/.*")
 _LAYER = re.compile(
     r"(?:params|batch_stats)/(?:stem|block_(?P<stage>\d+)_(?P<block>\d+))"
     r"/(?P<kind>conv|norm)(?:_(?P<number>\d+|shortcut))?/(?P<leaf>\w+)"
@@ -142,9 +144,9 @@ def _body(variables: Any) -> dict[str, Any]:
 
 
 def _torch_name(path: tuple) -> str | None:
-    """params/block_1_2/conv_3/kernel → layer1.1.conv3.weight; None for the head's."""
+    """params/block_1_2/conv_3/kernel → layer1.1.conv3.weight; None for the head's and neck's."""
     text = jax.tree_util.keystr(path, simple=True, separator="/")
-    if text.startswith("params/head/"):
+    if _OWN.fullmatch(text):
         return None
     match = _LAYER.fullmatch(text)
     if not match:

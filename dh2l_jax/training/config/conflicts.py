@@ -16,6 +16,7 @@ from dh2l_jax.models import CIFAR, TORCHVISION, create
 from dh2l_jax.regularizers import rules
 from dh2l_jax.regularizers.params.rules import as_regularizer
 from dh2l_jax.regularizers.table import KERNEL, mean_of
+from dh2l_jax.training.config.options import flat
 from dh2l_jax.training.config.rule_texts import rules_of
 from dh2l_jax.training.config.sections import (
     Config,
@@ -31,6 +32,10 @@ __all__ = ["refuse_conflicts", "refuse_conflicts_with_tree"]
 TREE_TERMS = ("lambda_l", "lambda_o", "lambda_c1", "lambda_c2", "lambda_c3", "parent_ce_weight")
 CONSTRAINTS = ("lambda_c1", "lambda_c2", "lambda_c3")
 INNER_TERMS = ("lambda_o", "lambda_c2", "lambda_c3", "parent_ce_weight")
+
+# Heads that bring their own loss, and losses of a head with a logit a node.
+OWN_LOSS = ("haframe", "etf")
+NODE_LOSSES = ("conditional", "hrn")
 
 
 def refuse_conflicts(config: Config) -> None:
@@ -53,6 +58,7 @@ def refuse_conflicts(config: Config) -> None:
     for problem in (
         *_network(config),
         *_tree(config),
+        *_loss(config),
         *_regularizers(config),
         *_data(config.data),
         *_optim(config),
@@ -63,7 +69,12 @@ def refuse_conflicts(config: Config) -> None:
 
 def refuse_conflicts_with_tree(config: Config, tree: Hierarchy) -> None:
     """Raises a `ValueError` if the data set's tree has not the levels that an option needs."""
-    if tree.num_levels > 1 or config.model.head == "plain":
+    if tree.num_levels > 1:
+        return
+    for choice in _choices_of_trees(config):
+        if choice != "model.head=hierarchical":
+            raise ValueError(_needs_tree(choice, config.data.name))
+    if config.model.head != "hierarchical":
         return
     for term in _set_terms(config.reg, INNER_TERMS):
         raise ValueError(
@@ -95,18 +106,61 @@ def _tree(config: Config) -> Iterator[str]:
     data, model = config.data, config.model
     if data.tree not in ("", "flat", *TAXONOMIES):
         yield unknown_name("data.tree", data.tree, ("flat", *TAXONOMIES))
-    if model.head == "plain":
+    if model.head != "hierarchical":
         for term in _set_terms(config.reg, TREE_TERMS):
             yield (
-                f"reg.{term}={getattr(config.reg, term):g} has no effect on model.head=plain: set "
-                "it to 0, or model.head=hierarchical"
+                f"reg.{term}={getattr(config.reg, term):g} has no effect on model.head={model.head}"
+                ": set it to 0, or model.head=hierarchical"
             )
-    elif data.tree == "flat" or not (data.tree or _has_tree(data.name)):
+    if data.tree == "flat" or not (data.tree or _has_tree(data.name)):
         what = "data.tree=flat" if data.tree else data.name
+        yield from (_needs_tree(choice, what) for choice in _choices_of_trees(config))
+
+
+def _choices_of_trees(config: Config) -> Iterator[str]:
+    """What only means something on a tree of two levels or more."""
+    if config.model.head in ("hierarchical", "haframe", "sphere"):
+        yield f"model.head={config.model.head}"
+    if config.loss.name != "ce":
+        yield f"loss.name={config.loss.name}"
+    if config.eval.decision == "crm":
+        yield "eval.decision=crm"
+
+
+def _needs_tree(choice: str, what: str) -> str:
+    key = choice.partition("=")[0]
+    other = {"model.head": "plain", "loss.name": "ce", "eval.decision": "argmax"}[key]
+    return (
+        f"{choice} needs a tree of two levels or more, {what} has one: set {key}={other}, or "
+        "another data.tree"
+    )
+
+
+def _loss(config: Config) -> Iterator[str]:
+    loss, head = config.loss, config.model.head
+    if head in OWN_LOSS and loss.name != "ce":
+        yield f"model.head={head} brings its own loss: leave out loss.name, found {loss.name}"
+    if loss.name in NODE_LOSSES and head != "plain":
         yield (
-            f"model.head=hierarchical needs a tree of two levels or more, {what} has one: set "
-            "model.head=plain, or another data.tree"
+            f"loss.name={loss.name} needs a logit of every node: set model.head=plain, found {head}"
         )
+    if config.eval.decision == "crm" and not config.data.holdout:
+        yield (
+            "eval.decision=crm needs images on which to fit the temperature of its probabilities: "
+            "set data.holdout"
+        )
+    defaults = dict(flat(Config()))
+    uses = {
+        "loss.alpha": (loss.name == "hxe" or head == "haframe", "loss.name=hxe"),
+        "loss.beta": (loss.name == "soft_labels", "loss.name=soft_labels"),
+        "model.gamma": (head in ("haframe", "sphere"), "model.head=haframe or sphere"),
+        "model.radius": (head == "sphere", "model.head=sphere"),
+        "reg.fc_metric": (head in ("hierarchical", "plain"), "model.head=hierarchical or plain"),
+    }
+    for key, value in flat(config):
+        used, needed = uses.get(key, (True, ""))
+        if not used and value != defaults[key]:
+            yield f"{key}={value} has no effect without {needed}: leave it out, or set that too"
 
 
 def _regularizers(config: Config) -> Iterator[str]:

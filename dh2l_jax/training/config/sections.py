@@ -16,6 +16,8 @@ __all__ = [
     "Config",
     "DataConfig",
     "DistributedConfig",
+    "EvalConfig",
+    "LossConfig",
     "ModelConfig",
     "OptimConfig",
     "RegConfig",
@@ -87,10 +89,13 @@ class ModelConfig(Checked):
     Attributes:
       name: see `dh2l_jax.models.MODELS`.
       shortcut: "A" or "B".
-      head: "hierarchical" (on the data set's tree) or "plain".
+      head: "hierarchical" (on the data set's tree), "plain", "haframe" or "etf" (fixed vectors,
+        which bring their own loss), or "sphere".
       center: centres of the hierarchical head: "free", "mean" or "epsilon".
       epsilon: ε of the "epsilon" centres.
       logits: "relative" or "absolute".
+      gamma: γ of a haframe or sphere head; 0 for the published 2 and 0.5.
+      radius: R₀ of a sphere head.
       dtype: compute dtype, "float32" or "bfloat16".
       pretrained: ImageNet weights of a heavy network, as torchvision and timm name them:
         FILE.safetensors, FILE.pth or hf://OWNER/NAME, such as hf://timm/resnet50.tv_in1k.
@@ -98,12 +103,44 @@ class ModelConfig(Checked):
 
     name: str = "resnet20"
     shortcut: str = field("A", choices=("A", "B"))
-    head: str = field("hierarchical", choices=("hierarchical", "plain"))
+    head: str = field("hierarchical", choices=("hierarchical", "plain", "haframe", "etf", "sphere"))
     center: str = field("free", choices=("free", "mean", "epsilon"))
     epsilon: float = 0.6
     logits: str = field("relative", choices=("relative", "absolute"))
+    gamma: float = field(0.0, low=0)
+    radius: float = field(2.0, above=0)
     dtype: str = field("float32", choices=("float32", "bfloat16"))
     pretrained: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig(Checked):
+    """The loss L of the classes.
+
+    A haframe head brings its own, β times the cross-entropy and α times the cosine loss with
+    β = 1 − α or, where α > 1, β = 1; an etf head brings ½ (cos − 1)².
+
+    Attributes:
+      name: "ce", "hxe" or "soft_labels"; "conditional" or "hrn", with a logit of every node.
+      alpha: α of hxe, and of a haframe head.
+      beta: β of soft_labels.
+    """
+
+    name: str = field("ce", choices=("ce", "hxe", "soft_labels", "conditional", "hrn"))
+    alpha: float = field(0.4, low=0)
+    beta: float = field(10.0, above=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalConfig(Checked):
+    """How classes are answered.
+
+    Attributes:
+      decision: "argmax", or "crm", the class of the lowest expected height; its temperature is
+        fitted on half of the images of data.holdout, and the other half gives the scores.
+    """
+
+    decision: str = field("argmax", choices=("argmax", "crm"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,7 +149,8 @@ class RegConfig(Checked):
 
     Attributes:
       conv_metric: regulariser of E on the convolutions: a metric, or a name of `REGULARIZERS`.
-      fc_metric: of the head: metric of R of a hierarchical one, regulariser of E of a plain one.
+      fc_metric: of the head: metric of R of a hierarchical one, regulariser of E of a plain one;
+        others have none.
       clamp: gradient of the arccos beyond ±0.99: "hard" or "straight_through".
       half_space: E and R_p of the vectors together with their opposites, w and −w.
       lambda_e: λ_e of E.
@@ -222,8 +260,10 @@ class Config(Checked):
     checkpoint_every: int = field(0, low=0)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     reg: RegConfig = dataclasses.field(default_factory=RegConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
 
 

@@ -96,6 +96,8 @@ def print_scores(console: Console, scores: Mapping[str, Any]) -> None:
     for level, (nodes, accuracy) in enumerate(rows, 1):
         table.add_row(str(level), f"{nodes:,}", f"{100 * accuracy:.2f} %")
     console.print(table)
+    if "temperature" in scores:
+        console.print(f"answers of the lowest risk, at temperature {scores['temperature']:.3f}")
     if len(scores["nodes"]) > 1:
         for line in _hierarchical_lines(scores):
             console.print(line, soft_wrap=True, markup=False)

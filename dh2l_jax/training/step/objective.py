@@ -14,13 +14,12 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.hierarchy.counts import has_nan
 from dh2l_jax.metrics import get_metric
 from dh2l_jax.models import Network
-from dh2l_jax.models.heads import HierarchicalHead
+from dh2l_jax.models.heads import FrameHead, HierarchicalHead, SphereHead
 from dh2l_jax.regularizers import (
     Plan,
     classes_present,
@@ -32,13 +31,14 @@ from dh2l_jax.regularizers import (
     weight_energy,
 )
 from dh2l_jax.spheres import Level, logit_vectors, sphere_levels
-from dh2l_jax.training.config import RegConfig
+from dh2l_jax.training.config import LossConfig, RegConfig
 from dh2l_jax.training.config.rule_texts import rules_of
+from dh2l_jax.training.step.losses import cross_entropy, make_loss
 
 __all__ = ["Terms", "energy_plan", "factor_of", "head_levels", "make_objective", "make_regularizer"]
 
 Terms = dict[str, jax.Array]
-HEAD = r"^head/"
+HEAD, NECK = r"^head/", r"^neck/"
 WARMUP = 0.1  # part of the run in which the factor "warmup" rises
 
 
@@ -77,7 +77,7 @@ def make_regularizer(
     constraints = {"C1": reg.lambda_c1, "C2": reg.lambda_c2, "C3": reg.lambda_c3}
     in_tree = isinstance(head, HierarchicalHead)
     fc_metric = get_metric(reg.fc_metric, clamp=reg.clamp) if in_tree else ""
-    energy = make_energy(reg, in_tree)
+    energy = make_energy(reg, head)
 
     def terms_of(
         params: Any,
@@ -118,10 +118,16 @@ def make_regularizer(
     return terms_of
 
 
-def make_energy(reg: RegConfig, in_tree: bool) -> Callable[[Any], tuple[jax.Array, Terms]]:
-    """A function params → λ_e R_E, and R_E with its parts, if `reg.rules` name them."""
+def make_energy(reg: RegConfig, head: Any) -> Callable[[Any], tuple[jax.Array, Terms]]:
+    """A function params → λ_e R_E, and R_E with its parts, if `reg.rules` name them.
+
+    E sees the convolutions, and the kernel of a head that has one.
+    """
+    with_kernel = not isinstance(head, HierarchicalHead | FrameHead | SphereHead)
+    with_neck = isinstance(head, FrameHead) and head.kind == "haframe"
+    others = HEAD if with_kernel else NECK if with_neck else ()
     of_convolutions = regularizer(reg.conv_metric, clamp=reg.clamp)
-    of_head = None if in_tree else regularizer(reg.fc_metric, clamp=reg.clamp)
+    of_head = regularizer(reg.fc_metric, clamp=reg.clamp) if with_kernel else None
 
     def energy(params: Any) -> tuple[jax.Array, Terms]:
         if reg.rules:
@@ -129,7 +135,7 @@ def make_energy(reg: RegConfig, in_tree: bool) -> Callable[[Any], tuple[jax.Arra
             total = sum(parts.values(), start=jnp.zeros((), jnp.float32))
             return total, {"R_E": total, **parts}
         of = functools.partial(weight_energy, params, half_space=reg.half_space)
-        value = of(of_convolutions, exclude=() if in_tree else HEAD)
+        value = of(of_convolutions, exclude=others)
         value = value if of_head is None else value + of(of_head, include=HEAD)
         return reg.lambda_e * value, {"R_E": value}
 
@@ -137,14 +143,21 @@ def make_energy(reg: RegConfig, in_tree: bool) -> Callable[[Any], tuple[jax.Arra
 
 
 def make_objective(
-    model: Network, hierarchy: Hierarchy, reg: RegConfig, *, steps: int = 1
+    model: Network,
+    hierarchy: Hierarchy,
+    reg: RegConfig,
+    *,
+    loss: LossConfig | None = None,
+    steps: int = 1,
 ) -> Callable[..., tuple[jax.Array, tuple[Any, Terms]]]:
     """A function (params, batch_stats, images, labels, step=0) → (J, (batch_stats, terms)).
 
-    `terms` holds J, the cross-entropy L, "hits" (right classes in the batch), every regulariser
-    before its λ and, where it is not constant, the factor "schedule". `steps` are those of the run.
+    `terms` holds J, the loss L and its parts, "hits" (right classes in the batch, by the highest
+    logit), every regulariser before its λ and, where it is not constant, the factor "schedule".
+    `loss` is the cross-entropy if None; `steps` are those of the run.
     """
     head, terms_of = model.head, make_regularizer(model.head, hierarchy, reg)
+    loss_of = make_loss(loss or LossConfig(), head, hierarchy)
     schedule = factor_of(reg.schedule, steps)
 
     def objective(params, batch_stats, images, labels, step=0):
@@ -156,7 +169,7 @@ def make_objective(
             logits = cast(
                 jax.Array, model.apply({"params": params}, features, method=lambda m, x: m.head(x))
             )
-            L = _cross_entropy(logits, labels)
+            L, parts = loss_of(params.get("head", {}), features, logits, labels)
         with jax.named_scope("regulariser"):
             where = max_present = None
             if reg.presence == "batch":
@@ -173,7 +186,7 @@ def make_objective(
         right = jnp.argmax(logits, axis=-1) == labels
         hits = jnp.sum(right & ~has_nan(logits))
         batch_stats = cast(dict, updates)["batch_stats"]
-        return J, (batch_stats, {"J": J, "L": L, **terms, "hits": hits})
+        return J, (batch_stats, {"J": J, "L": L, **parts, **terms, "hits": hits})
 
     return objective
 
@@ -181,10 +194,6 @@ def make_objective(
 def scaled(value: jax.Array, factor: jax.Array | None) -> jax.Array:
     """The value times the factor, if there is one."""
     return value if factor is None else factor * value
-
-
-def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
 
 def head_levels(params: Any, head: HierarchicalHead) -> tuple[Level, ...]:
@@ -206,5 +215,5 @@ def _parent_cross_entropy(
     total = jnp.zeros((), jnp.float32)
     for level, ancestors in enumerate(tree.ancestors()[:-1], 1):
         vectors = logit_vectors(levels, tree, logits=head.logits, level=level)
-        total += _cross_entropy(jnp.dot(features, vectors.T), jnp.asarray(ancestors)[labels])
+        total += cross_entropy(jnp.dot(features, vectors.T), jnp.asarray(ancestors)[labels])
     return total

@@ -9,6 +9,7 @@ import optax
 
 from dh2l_jax.regularizers.params.layouts.names import no_vectors
 from dh2l_jax.regularizers.params.leaves import path_text
+from dh2l_jax.regularizers.transform import riemannian
 from dh2l_jax.training.config import OptimConfig
 
 __all__ = ["decay_mask", "learning_rate", "optimizer"]
@@ -37,12 +38,23 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda k, p: not no_vectors(path_text(k), p), params)
 
 
-def optimizer(optim: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+def optimizer(
+    optim: OptimConfig, schedule: optax.Schedule, *, on_spheres: bool = False
+) -> optax.GradientTransformation:
     """SGD with momentum; the decay λ_f is added to the gradient before momentum, as torch does.
+
+    With `on_spheres` the directions of a sphere head keep their length 1 (`riemannian`); the factor
+    of a roll-back cuts a step short on its chord, from where the next one returns to the sphere.
 
     Reference: DH²L, §5.
     """
+    sgd = optax.sgd(schedule, momentum=optim.momentum, nesterov=optim.nesterov)
     return optax.chain(
         optax.add_decayed_weights(optim.weight_decay, decay_mask),
-        optax.sgd(schedule, momentum=optim.momentum, nesterov=optim.nesterov),
+        riemannian(sgd, sphere_mask) if on_spheres else sgd,
     )
+
+
+def sphere_mask(params: Any) -> Any:
+    """True for the directions of a sphere head."""
+    return jax.tree_util.tree_map_with_path(lambda k, _: path_text(k) == "head/direction", params)

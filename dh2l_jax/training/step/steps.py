@@ -18,6 +18,7 @@ from dh2l_jax.data.batches.augment import normalize
 from dh2l_jax.data.batches.feed import Feed
 from dh2l_jax.data.batches.placement import place
 from dh2l_jax.data.datasets import Dataset
+from dh2l_jax.hierarchy.learn.decoding import crm_risk
 from dh2l_jax.hierarchy.scores import Counts, count
 from dh2l_jax.models import Network
 from dh2l_jax.training.step.finite import all_finite
@@ -27,6 +28,7 @@ from dh2l_jax.training.step.state import TrainState
 __all__ = [
     "StepResult",
     "make_eval_step",
+    "make_logits_step",
     "make_train_step",
 ]
 
@@ -89,22 +91,48 @@ def make_train_step(
 def make_eval_step(
     model: Network, dataset: Dataset, feed: Feed
 ) -> Callable[..., tuple[Counts, jax.Array]]:
-    """The jitted step of evaluation: (state, counts so far, where, *batch) → counts, logits."""
+    """The jitted step of evaluation: (state, counts so far, where, *batch) → counts, logits.
+
+    With `temperature`, classes rank by their expected height at it (CRM), else by their logits.
+    """
     tree = dataset.hierarchy
     confusion = tree.num_classes <= MAX_CONFUSION
+    logits_of = _logits_of(model, feed)
 
     def eval_step(
-        state: TrainState, total: Counts, where: jax.Array, *batch: Any, scale: Scale
+        state: TrainState,
+        total: Counts,
+        where: jax.Array,
+        *batch: Any,
+        scale: Scale,
+        temperature: jax.Array | None = None,
     ) -> tuple[Counts, jax.Array]:
-        pixels, labels = feed.evaluation_crops(*batch)
-        images = normalize(pixels, *scale)
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        logits = cast(jax.Array, model.apply(variables, images, train=False))
-        return total + count(logits, labels, tree, where=where, confusion=confusion), logits
+        logits, labels = logits_of(state, *batch, scale=scale)
+        risk = None if temperature is None else crm_risk(logits / temperature, tree)
+        counts = count(logits, labels, tree, where=where, risk=risk, confusion=confusion)
+        return total + counts, logits
 
     # The counts so far are not donated: the host waits for them when they have been added to.
     jitted = jax.jit(eval_step, out_shardings=feed.replicated)
     return functools.partial(jitted, scale=_scale(dataset, feed))
+
+
+def make_logits_step(
+    model: Network, dataset: Dataset, feed: Feed
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """The jitted step of a temperature: (state, *batch of the feed) → (logits, labels)."""
+    jitted = jax.jit(_logits_of(model, feed), out_shardings=feed.replicated)
+    return functools.partial(jitted, scale=_scale(dataset, feed))
+
+
+def _logits_of(model: Network, feed: Feed) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    def logits_of(state: TrainState, *batch: Any, scale: Scale) -> tuple[jax.Array, jax.Array]:
+        pixels, labels = feed.evaluation_crops(*batch)
+        images = normalize(pixels, *scale)
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        return cast(jax.Array, model.apply(variables, images, train=False)), labels
+
+    return logits_of
 
 
 def _scale(dataset: Dataset, feed: Feed) -> Scale:

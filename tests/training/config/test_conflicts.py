@@ -4,10 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from dh2l_jax import Hierarchy
 from dh2l_jax.experiments.plan import tables
 from dh2l_jax.experiments.plan.settings import Options, config_of
 from dh2l_jax.training.config import Config, load, override, recipes
-from dh2l_jax.training.config.conflicts import TREE_TERMS, refuse_conflicts
+from dh2l_jax.training.config.conflicts import (
+    TREE_TERMS,
+    refuse_conflicts,
+    refuse_conflicts_with_tree,
+)
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.py"))
 
@@ -35,6 +40,37 @@ def changed(config, assignments):
         *(
             (f"model.head=plain reg.{term}=0.5", f"reg.{term}=0.5 has no effect on model.head=plai")
             for term in TREE_TERMS
+        ),
+        *(
+            (f"model.head={head} reg.lambda_l=0.5", f"no effect on model.head={head}: set it to 0")
+            for head in ("haframe", "etf", "sphere")
+        ),
+        (
+            "model.head=haframe data.tree=flat",
+            "model.head=haframe needs a tree of two levels or mo",
+        ),
+        ("model.head=plain data.tree=flat loss.name=hxe", "set loss.name=ce, or another data.tree"),
+        (
+            "model.head=plain data.name=cifar10 eval.decision=crm data.holdout=100",
+            "eval.decision=crm needs a tree of two levels or more, cifar10 has one: set eval.d",
+        ),
+        ("model.head=etf loss.name=hxe", "brings its own loss: leave out loss.name, found hxe"),
+        ("loss.name=hrn", "loss.name=hrn needs a logit of every node: set model.head=plain, found"),
+        ("model.head=sphere loss.name=conditional", "set model.head=plain, found sphere"),
+        ("eval.decision=crm", "temperature of its probabilities: set data.holdout"),
+        (
+            "loss.alpha=0.1",
+            "loss.alpha=0.1 has no effect without loss.name=hxe: leave it out, or se",
+        ),
+        ("loss.name=hxe loss.beta=4", "loss.beta=4.0 has no effect without loss.name=soft_labels"),
+        ("model.gamma=1", "model.gamma=1.0 has no effect without model.head=haframe or sphere"),
+        (
+            "model.head=haframe model.radius=1",
+            "model.radius=1.0 has no effect without model.head=s",
+        ),
+        (
+            "model.head=etf reg.fc_metric=cosine",
+            "reg.fc_metric=cosine has no effect without model.",
         ),
         ("model.epsilon=0.5", "model.epsilon=0.5 has no effect on the centres 'free': set model.c"),
         ("model.pretrained=x.pth", "resnet20 takes no model.pretrained, found 'x.pth'; networks t"),
@@ -99,6 +135,12 @@ def test_options_that_contradict(assignments, message):
         "reg.rules=a=>cosine*1 reg.fc_metric=cosine",
         "reg.rules=a=>cosine*1@i~o~->~o~i reg.lambda_e=0 reg.lambda_l=0 reg.schedule=cosine",
         "model.center=epsilon model.epsilon=0.5",
+        "model.head=haframe loss.alpha=0.1 model.gamma=3",
+        "model.head=etf data.tree=flat",
+        "model.head=sphere loss.name=soft_labels loss.beta=4 model.radius=1",
+        "loss.name=hxe loss.alpha=0 reg.parent_ce_weight=1",
+        "model.head=plain loss.name=hrn reg.fc_metric=cosine",
+        "eval.decision=crm data.holdout=20 loss.name=hxe",
         "reg.lambda_l=0",
         "reg.lambda_c1=1 reg.parent_ce_weight=1",
         "optim.schedule=cosine optim.milestones=0.5,0.85",
@@ -114,6 +156,18 @@ def test_options_that_contradict(assignments, message):
 )
 def test_options_that_go_together(assignments):
     refuse_conflicts(changed(Config(), assignments))
+
+
+@pytest.mark.parametrize(
+    "option", ["model.head=sphere", "loss.name=hxe", "eval.decision=crm data.holdout=20"]
+)
+def test_own_images_without_a_tree(option):
+    config = changed(Config(), f"data.name=folder {option}")
+    refuse_conflicts(config)
+    with pytest.raises(
+        ValueError, match=r"needs a tree of two levels or more, folder has one: set"
+    ):
+        refuse_conflicts_with_tree(config, Hierarchy.flat(3))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -1,4 +1,4 @@
-"""The hierarchical head: stores surface and centre vectors, computes logits; exports one kernel."""
+"""The hierarchical head: stores surface and centre vectors, computes logits."""
 
 from __future__ import annotations
 
@@ -19,10 +19,7 @@ from dh2l_jax.spheres import (
     vector_init,
 )
 
-__all__ = ["HierarchicalHead", "dense_kernel", "plain_init"]
-
-# N(0, 1/d), the variance of w_s − w_c in the hierarchical head.
-plain_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+__all__ = ["HierarchicalHead"]
 
 
 class HierarchicalHead(nn.Module):
@@ -77,39 +74,8 @@ class HierarchicalHead(nn.Module):
             params, x, tree, center=self.center, epsilon=self.epsilon, logits=self.logits
         )
 
-
-def dense_kernel(
-    params: Mapping[str, Any],
-    hierarchy: Hierarchy,
-    *,
-    center: str | None = None,
-    epsilon: float = EPSILON,
-    logits: str = "relative",
-) -> jax.Array:
-    """The trained head as one plain bias-free Dense kernel: x @ kernel gives the same logits.
-
-    Args:
-      params: the head's parameters, or a model's with the head under "head", or all variables; of
-        an NNX head or model its `nnx.state(…, nnx.Param)`.
-      hierarchy: the tree.
-      center: as the head was made; None tells it from the parameters.
-      epsilon: as the head was made.
-      logits: as the head was made.
-
-    Returns:
-      (d, C).
-
-    Raises:
-      ValueError: the parameters do not fit the tree or the options.
-
-    >>> import jax.numpy as jnp
-    >>> tree = Hierarchy.two_level([0, 0, 1])
-    >>> head = HierarchicalHead(tree)
-    >>> params = head.init(jax.random.key(0), jnp.zeros((1, 8)))
-    >>> dense_kernel(params, tree).shape
-    (8, 3)
-    """
-    for outer in ("params", "head"):
-        params = params.get(outer, params)
-    levels = sphere_levels(params, hierarchy, center=center, epsilon=epsilon, logits=logits)
-    return logit_vectors(levels, hierarchy, logits=logits).T
+    def kernel(self, params: Mapping[str, Any]) -> jax.Array:
+        """(d, C): x @ kernel gives the logits."""
+        options = {"center": self.center, "epsilon": self.epsilon, "logits": self.logits}
+        levels = sphere_levels(params, self.hierarchy, **options)
+        return logit_vectors(levels, self.hierarchy, logits=self.logits).T
