@@ -139,33 +139,35 @@ def constraint_values(
     )
     for number, level in enumerate(levels, 1):
         if level.vectors is not None:
-            nodes = None if present is None else present[number - 1][0]
-            r, counts = _spheres(level.vectors, hierarchy, number, nodes)
+            there = (None, None) if present is None else present[number - 1]
+            r, counts = _spheres(level.vectors, hierarchy, number, there)
             values[f"C1/{number}"] = (radius_order(outer, r), counts)
             if level.center is not None:
                 values[f"C2/{number}"] = (containment(outer, safe_norm(level.center), r), counts)
                 above = hierarchy.inner_nodes(number - 1)
                 siblings = group_index(above, hierarchy, number - 1)
                 i, j = _sibling_pairs(len(siblings), siblings)
-                both = None if counts is None else counts[i] & counts[j]
+                both = None if counts is None else jnp.asarray(counts)[i] & jnp.asarray(counts)[j]
                 values[f"C3/{number}"] = (margin(level.center, r, siblings), both)
-            outer = r if counts is None else jnp.where(counts, r, outer)
+            # Of a group that is absent nothing is asked below, so its r = 0 does not matter.
+            outer = r if counts is there[1] else jnp.where(jnp.asarray(counts), r, outer)
         if number < hierarchy.num_levels:
             outer = outer[group_index(hierarchy.inner_nodes(number), hierarchy, number)]
     return values
 
 
 def _spheres(
-    vectors: jax.Array, hierarchy: Hierarchy, level: int, nodes: jax.Array | None
-) -> tuple[jax.Array, np.ndarray | jax.Array | None]:
+    vectors: jax.Array, hierarchy: Hierarchy, level: int, present: Present
+) -> tuple[jax.Array, ArrayLike | None]:
     """The radii of a level's groups, and which of them have one; None for all."""
     places, groups = vector_places(vectors, hierarchy, level)
-    members, size = rows_at(nodes, places), len(hierarchy.inner_nodes(level - 1))
+    members, size = rows_at(present[0], places), len(hierarchy.inner_nodes(level - 1))
     r = radii(vectors, groups, size, where=members)
-    if members is not None:
-        return r, jax.ops.segment_max(members, groups, num_segments=size)
-    counts = np.bincount(groups, minlength=size) > 0
-    return r, None if counts.all() else counts
+    if len(places) == len(hierarchy.members(level)):
+        return r, present[1]
+    if members is None:
+        return r, np.bincount(groups, minlength=size) > 0
+    return r, jax.ops.segment_max(members, groups, num_segments=size)
 
 
 def rows_at(mask: jax.Array | None, places: np.ndarray) -> jax.Array | None:
