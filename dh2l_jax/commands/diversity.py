@@ -19,22 +19,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 import dh2l_jax as dh2l
 from dh2l_jax.commands import BAD, Exit, Parser, fail
+from dh2l_jax.experiments.page.weights import HEAD_RULE, read_arrays
 from dh2l_jax.models.weights import read_weights
 from dh2l_jax.regularizers import Plan
 from dh2l_jax.regularizers.params.diversity import Figures, random_density
 from dh2l_jax.regularizers.params.layouts.files import LAYOUTS, file_rules, is_torchs
-from dh2l_jax.training.run import checkpoint
 from dh2l_jax.training.run.folder import is_run
 
 PROGRAM = "dh2l diversity"
 FIGURES = {"mean": "mean", "smallest": "smallest", "nearest": "nearest", "signs": "signs"}
 HEAD = ("layer", "n", "d", *FIGURES, "rank", "duplicates", "dead", "")
-_HEAD_RULE = r"^head/(surface|center)_\d+$"  # of a hierarchical head, a vector a row
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -96,10 +94,9 @@ def _read(options: argparse.Namespace) -> tuple[dict[str, Any], str | None, dict
     if path.is_dir():
         if not is_run(path):
             raise ValueError(f"{path} holds no run: expected a file of weights, or a run's folder")
-        leaves = jax.tree_util.tree_leaves_with_path(checkpoint.read_params(path))
-        arrays = {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
-        if any(re.search(_HEAD_RULE, name) for name in arrays) and not layout:
-            told |= {_HEAD_RULE: "n d -> n d"}
+        arrays = read_arrays(path)
+        if any(re.search(HEAD_RULE, name) for name in arrays) and not layout:
+            told |= {HEAD_RULE: "n d -> n d"}
         return arrays, layout, told
     arrays = _read_npz(path) if path.suffix == ".npz" else read_weights(source)
     named = path.suffix in (".safetensors", ".npz") or source.startswith("hf:")

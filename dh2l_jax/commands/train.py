@@ -296,6 +296,7 @@ def show_next_steps(
         f"{result['seconds']:.0f} s; results in {workdir}/ ({RESULT}, {METRICS}, {CONFIG})",
         "Next:",
         f"  {command} --eval-only --workdir {shlex.quote(str(workdir))}",
+        f"  dh2l report {shlex.quote(str(workdir))}      one HTML file about the run",
     ]
     for about, (variant, more) in others.items():
         other = dataclasses.replace(

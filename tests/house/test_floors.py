@@ -74,6 +74,8 @@ PLACES = {
     "PIL": "data",
     "grain": "data",
     "safetensors": "models.weights",
+    "jinja2": "experiments.page",
+    "markupsafe": "experiments.page",
     "argparse": "commands data.mini.make",
     "tyro": "commands",
     "sys.exit": "commands data.mini.make data.prepared.originals.matlab",  # programs of their own

@@ -214,7 +214,8 @@ def gravest(
 ) -> np.ndarray:
     """(≤ count,) int32: the images of the gravest mistakes, the most severe first.
 
-    Of equally severe ones the surer comes first, and at last the earlier image.
+    Of equally severe ones the surer comes first, and at last the earlier image. An image labelled
+    at an inner node has no severity.
 
     >>> tree = Hierarchy.two_level([0, 0, 1])
     >>> logits = np.array([[0, 0, 1.0], [9, 0, 0], [0, 1, 0], [0, 0, 2]], np.float32)
@@ -224,8 +225,12 @@ def gravest(
     known = np.logical_not(np.isnan(logits).any(axis=1))
     logits = np.where(known[:, None], logits, 0)
     found = logits.argmax(axis=1)
-    shared = tree.ancestors()[:, found] == tree.ancestors()[:, labels]
-    severity = np.where(known, tree.num_levels - shared.sum(axis=0), 0)
+    known &= labels < tree.num_classes
+    above, heights = tree.ancestor_nodes(), tree.node_heights()
+    classes, severity = np.where(known, labels, 0), np.full(len(labels), heights[-1])
+    for row in above:
+        np.copyto(severity, heights[row[found]], where=row[found] == row[classes])
+    severity = np.where(known, severity, 0)
     sure = 1 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1, dtype=np.float64)
     order = np.lexsort((-sure, -severity))
     return order[: min(count, np.count_nonzero(severity))].astype(np.int32)

@@ -1,0 +1,1 @@
+"""One HTML page about a run, which opens anywhere and asks nobody for anything."""
