@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from dh2l_jax.data.datasets import Dataset
 from dh2l_jax.data.store.fingerprint import DataRecord
+from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.models import TorchvisionResNet
 from dh2l_jax.training.config import Config, makes_another_run, override
 from dh2l_jax.training.epochs import make_evaluator
@@ -19,6 +23,7 @@ from dh2l_jax.training.experiment import Experiment, build, refuse_other_data, w
 from dh2l_jax.training.run import checkpoint, evidence
 from dh2l_jax.training.run.checkpoint import CheckpointError
 from dh2l_jax.training.run.console import PrintLine
+from dh2l_jax.training.run.facts import crop_size
 from dh2l_jax.training.run.folder import (
     BEST,
     LAST,
@@ -38,7 +43,9 @@ from dh2l_jax.training.run.records import (
     write_sealed,
 )
 
-__all__ = ["eval_only", "export", "test"]
+__all__ = ["FORMATS", "eval_only", "export", "export_facts", "test"]
+
+SAFETENSORS, STABLEHLO = FORMATS = (".safetensors", ".stablehlo")
 
 
 def eval_only(
@@ -106,21 +113,26 @@ def test(
 def export(
     workdir: Path, path: Path, print_line: PrintLine | None = None, places: Sequence[str] = ()
 ) -> Path:
-    """Writes the last state of a run as a safetensors file, see `export_safetensors`.
+    """Writes the last state of a run for others, by the end of the file's name.
 
-    Its metadata name the network and its options, the classes in the order of the logits, and the
-    mean and standard deviation that pixels / 255 are normalised by. The checkpoint knows them: no
-    image is read, unless the run is from before checkpoints did.
+      .safetensors   its weights, see `export_safetensors`
+      .stablehlo     a program from pixels to probabilities, see `export_stablehlo`
+
+    Both hold `export_facts`. The checkpoint knows them: no image is read, unless the run is from
+    before checkpoints did.
 
     Raises:
-      ValueError: the folder holds no run, or its checkpoint does not fit its config.
+      ValueError: the folder holds no run, its checkpoint does not fit its config, or the name of
+        the file ends in something else.
       OSError: the file cannot be written.
-      ImportError: safetensors is not installed.
+      ImportError: safetensors or flatbuffers is not installed.
     """
     # Imported late: only this writes weights.
-    from dh2l_jax.models.weights import export_safetensors, has_torch_names
+    from dh2l_jax.models.weights import export_safetensors, export_stablehlo, has_torch_names
 
     config = _config(workdir, places)
+    if path.suffix not in FORMATS:
+        raise ValueError(f"{path}: expected a name that ends in {' or '.join(FORMATS)}")
     record = evidence.data_record(workdir / checkpoint.LAST)
     if record is None:
         experiment = build(config, training=False)
@@ -131,23 +143,67 @@ def export(
         network, like = without_data(config, known)
         tree = known.fingerprint.tree
     state = checkpoint.restore(workdir, like, print_line=print_line).state
-    if print_line and not is_finished(workdir):
+    print_line = print_line or (lambda line: None)
+    if not is_finished(workdir):
         print_line(f"the run is not finished: the weights are those after step {state.step}")
-    metadata = {
-        "network": config.model.name,
-        "shortcut": config.model.shortcut,
-        "dtype": config.model.dtype,
-        "classes": json.dumps(tree.names(tree.num_levels), ensure_ascii=False),
-        "mean": json.dumps(known.mean.tolist()),
-        "std": json.dumps(known.std.tolist()),
-    }
+    facts = export_facts(config, tree, known, read_result(workdir) if is_finished(workdir) else {})
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    path = export_safetensors(path, network, variables, metadata)
-    if print_line and not has_torch_names(network):
+    if path.suffix == STABLEHLO:
+        scale = {name: np.float32(facts[name]) for name in ("mean", "std")}
+        shape, T = facts["size"], facts["temperature"]
+        print_line(f"pixels (b, {', '.join(map(str, shape))}) uint8 to logits and probabilities")
+        return export_stablehlo(
+            path, network, variables, shape, **scale, temperature=T, metadata=facts
+        )
+    texts = {
+        name: value if isinstance(value, str) else _json(value) for name, value in facts.items()
+    }
+    path = export_safetensors(path, network, variables, texts)
+    if not has_torch_names(network):
         name = f"{config.model.name} with its head"
         name = name if isinstance(network, TorchvisionResNet) else config.model.name
         print_line(f"torchvision has no {name}: the names are those of our variables")
     return path
+
+
+def export_facts(
+    config: Config, tree: Hierarchy, known: DataRecord | Dataset, result: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a file of weights says of its network, as JSON values.
+
+    Returns:
+      network, shortcut, dtype: which network it is.
+      classes: in the order of the logits.
+      tree: for each class the names from the root's child down to it.
+      size: height, width and channels of what the network sees.
+      resize: the shorter side that images are scaled to before their centre is cut out; 0: none.
+      background: the colour behind transparent pixels.
+      mean, std: pixels / 255 are normalised by them.
+      temperature: what logits are divided by before their soft-max.
+      decision: how a class is chosen, "argmax" or "crm".
+    """
+    height, width = crop_size(config, known.image_shape, config.data.name)
+    depths = tree.node_depths()[: tree.num_classes]
+    rows = zip(tree.node_names, tree.ancestors(), strict=True)
+    paths = zip(*([names[node] for node in row] for names, row in rows), strict=True)
+    return {
+        "network": config.model.name,
+        "shortcut": config.model.shortcut,
+        "dtype": config.model.dtype,
+        "classes": tree.names(tree.num_levels),
+        "tree": [path[:depth] for path, depth in zip(paths, depths.tolist(), strict=True)],
+        "size": (height, width, known.image_shape[2]),
+        "resize": config.data.resize,
+        "background": config.data.background,
+        "mean": known.mean.tolist(),
+        "std": known.std.tolist(),
+        "temperature": float(result.get("temperature", 1.0)),
+        "decision": config.eval.decision,
+    }
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _config(workdir: Path, places: Sequence[str]) -> Config:
