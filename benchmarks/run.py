@@ -3,6 +3,8 @@
 python benchmarks/run.py                          all but the heads that take minutes a pass
 python benchmarks/run.py --only dense closed      some of it
 python benchmarks/run.py --only huge --rounds 1   the heads of 21,841 and 100,000 classes
+python benchmarks/run.py --only field             the field's regularisers beside their papers'
+python benchmarks/run.py --only sampled           what a sample misses the mean by, and its time
 python benchmarks/run.py --json figures.json      as JSON too
 
 PyTorch is the other side of the comparisons (`pip install torch==2.13.0`); without it they are left
@@ -21,6 +23,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import field
 import jax
 import pairs
 import training
@@ -34,13 +37,15 @@ BENCHMARKS = {
     "closed": pairs.closed,
     "tiled": pairs.tiled,
     "grouped": pairs.grouped,
+    "sampled": pairs.sampled,
+    "field": field.field,
     "regularizer": training.regularizer,
     "pipeline": training.pipeline,
     "steps": training.steps,
     "compile": training.compilation,
     "huge": pairs.huge,
 }
-LONG = ("huge",)
+LONG = ("field", "huge", "sampled")
 
 
 def main(arguments: list[str] | None = None) -> int:

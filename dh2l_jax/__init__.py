@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dh2l_jax.metrics import (
         METRICS,
         Metric,
+        Sampled,
         distance,
         energy,
         get_metric,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     )
     from dh2l_jax.regularizers.transform import add_regularization as add_regularization
     from dh2l_jax.spheres import Level, logit_vectors, project, radii, sphere_levels
+    from dh2l_jax.training.finished.predictor import Predictor as Predictor
 
 __version__ = "0.1.0"
 
@@ -60,6 +62,7 @@ __all__ = [
     "Hierarchy",
     "Level",
     "Metric",
+    "Sampled",
     "angle",
     "binary_sign",
     "center_energy",
@@ -121,8 +124,11 @@ _WINGS = {
         "training",
     )
 } | {"evaluation": "hierarchy.scores"}
-# What needs optax: not in `__all__`, so that `from dh2l_jax import *` does without.
-_LINKS = {"add_regularization": "regularizers.transform"}
+# What needs optax or flax: not in `__all__`, so that `from dh2l_jax import *` does without.
+_LINKS = {
+    "Predictor": "training.finished.predictor",
+    "add_regularization": "regularizers.transform",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,24 +1,37 @@
 """For mkdocs: what a page takes from the code, so that it can't be out of date."""
 
 import dataclasses
+import importlib.util
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from dh2l_jax.regularizers import REGULARIZERS
 from dh2l_jax.training.config import Config
 from dh2l_jax.training.config.options import sentences, text_of
 
 ROOT = Path(__file__).parents[1]
+PICTURE = "img/every_profile.svg"
 
 
 def on_files(files, config):
-    """Gives each notebook of docs/examples a page."""
+    """Gives each notebook of docs/examples a page, and draws the picture of all profiles."""
     from mkdocs.structure.files import File  # not where the tests read a notebook
 
     for path in sorted((ROOT / "docs/examples").glob("*.ipynb")):
         page = f"{notebook_page(path)}\n[This page as a notebook]({path.name})\n"
         files.append(File.generated(config, f"examples/{path.stem}.md", content=page))
+    files.append(File.generated(config, PICTURE, content=_every_profile()))
     return files
+
+
+def _every_profile() -> str:
+    spec = importlib.util.spec_from_file_location("profiles", ROOT / "docs/img/profiles.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    with tempfile.TemporaryDirectory() as folder:
+        return script.every_profile(Path(folder)).read_text("utf-8")
 
 
 def notebook_page(path: Path) -> str:
@@ -36,9 +49,21 @@ def _cells(cells: list) -> Iterator[str]:
 
 
 def on_page_markdown(markdown: str, **_) -> str:
-    """Fills in the table of options and the changelog."""
+    """Fills in the tables of options and of regularisers, and the changelog."""
     markdown = markdown.replace("<!-- options -->", options(Config))
+    markdown = markdown.replace("<!-- regularizers -->", regularizers())
+    markdown = markdown.replace("<!-- every profile -->", f"![Every profile](../{PICTURE})")
     return markdown.replace("<!-- changelog -->", (ROOT / "CHANGELOG.md").read_text("utf-8"))
+
+
+def regularizers() -> str:
+    """The table of regularisers, of what looks at vectors, kernels and features."""
+    rows = ["| name | what is minimised | looks at | cost | source |", "|---|---|---|---|---|"]
+    for name, row in REGULARIZERS.items():
+        options = [*row.needs, *(f"{key}={value!r}" for key, value in row.options.items())]
+        named = "<br>".join(f"`{text}`" for text in (name, *options))
+        rows.append(f"| {named} | `{row.formula}` | {row.looks_at} | {row.cost} | {row.source} |")
+    return "\n".join(rows)
 
 
 def options(section: type, prefix: str = "") -> str:

@@ -33,6 +33,7 @@ COMMANDS = {
     "train": "trains a classifier; goes on with, evaluates, tests or exports a run",
     "data": "prepares a data set, or checks a folder of images",
     "diversity": "says how diverse the weights of a file or a run are, beside random ones",
+    "predict": "says what a run sees in pictures, as deep in the tree as it is sure",
     "report": "writes one HTML file about a run or a table",
     "tables": "runs, or resumes, a table of the paper",
 }

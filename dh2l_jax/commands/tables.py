@@ -4,6 +4,7 @@ dh2l tables table2 --data DIR --seeds 0 1 2
 dh2l tables table5 --data DIR --pretrained DIR_OF_THE_PTH_FILES
 dh2l tables table-fashion                     on the embedded images
 dh2l tables table-fashion --data DIR          on the whole of Fashion-MNIST
+dh2l tables table-field --model resnet8       the field's methods under one protocol
 dh2l tables table2 --data DIR --budget 0.05   a trial run
 dh2l tables table2 --dry-run                  what there is to do
 
@@ -25,7 +26,7 @@ from dh2l_jax.commands import BAD, Exit, Parser, fail, refuse_small_limits
 from dh2l_jax.data.facts import FACTS
 from dh2l_jax.experiments.job import Progress, TableJob
 from dh2l_jax.experiments.plan.settings import WEIGHT_FILES, Options
-from dh2l_jax.experiments.plan.tables import FASHION, TABLES, Table, count_runs, table
+from dh2l_jax.experiments.plan.tables import EMBEDDED, TABLES, Table, count_runs, table
 from dh2l_jax.experiments.reports.markdown import Protocol
 from dh2l_jax.experiments.runner import LoopTrainer, Runner, Trainer
 from dh2l_jax.training.run.lock import Lock
@@ -52,7 +53,11 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         "--pretrained", metavar="DIR", help='folder of the ImageNet weights, or "none": random ones'
     )
     add("--rows", nargs="+", metavar="ROW", help="train these rows and the baselines alone")
-    add("--model", metavar="NAME", help="network of table-fashion (default: resnet20)")
+    add(
+        "--model",
+        metavar="NAME",
+        help="network of the tables on Fashion-MNIST (default: resnet20)",
+    )
     add(
         "--set",
         action="append",
@@ -97,9 +102,9 @@ def main(arguments: list[str] | None = None, trainer: Trainer | None = None) -> 
 
 def _plan(options: argparse.Namespace, command: Sequence[str], trainer: Trainer) -> TableJob:
     """Everything that can be said before a file is read; raises for what can't be run."""
-    if options.model and options.table != FASHION:
+    if options.model and options.table not in EMBEDDED:
         raise ValueError(
-            f"--model is for {FASHION} alone: the networks of a paper's table are fixed"
+            f"--model is for {' and '.join(EMBEDDED)}: the networks of a paper's table are fixed"
         )
     plan = table(options.table, embedded=not options.data, model=options.model or "resnet20")
     wanted = plan.only(plan.rows if options.rows is None else options.rows).settings

@@ -241,7 +241,7 @@ def use_finished(given: Arguments, console: Console) -> None:
             console.print(f"{name.replace('_', ' ')}:")
             print_scores(console, scores)
     if given.export:
-        path = finished.export(workdir, Path(given.export), print_line, given.overrides)
+        path = finished.export(workdir, Path(given.export), print_line)
         print_line(f"written: {path}")
 
 

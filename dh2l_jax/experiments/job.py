@@ -40,7 +40,7 @@ class TableJob:
         for setting in self.wanted:
             finished = self.results[setting].finished
             done += finished
-            weights = ", ".join(str(weights) for weights in setting.candidates if any(weights))
+            weights = ", ".join(str(weights) for weights in setting.candidates if weights)
             print(
                 f"  {finished:>2} of {count_runs([setting], seeds):>2} runs done: {setting}"
                 + (f"; candidates {weights}" if weights else "")

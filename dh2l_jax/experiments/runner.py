@@ -19,7 +19,7 @@ from dh2l_jax.training.config import Config
 
 __all__ = ["LoopTrainer", "Runner", "SettingResult", "Trainer", "choose"]
 
-LOG, ERROR = "log.txt", "error.txt"
+LOG, ERROR, MEMORY = "log.txt", "error.txt", "step_bytes.txt"
 
 
 class Trainer(Protocol):
@@ -35,6 +35,10 @@ class Trainer(Protocol):
 
     def test(self, workdir: Path) -> Any:
         """Scores of the saved states on the test set; writes test.json."""
+        ...
+
+    def memory(self, config: Config) -> int:
+        """Bytes that a training step needs."""
         ...
 
     def forget(self) -> None:
@@ -73,6 +77,12 @@ class LoopTrainer:
 
         return finished.test(workdir)
 
+    def memory(self, config: Config) -> int:
+        """Of the compiled step: what goes in and out, and what is needed between."""
+        from dh2l_jax.training import loop
+
+        return loop.step_bytes(loop.build(config))
+
     def forget(self) -> None:
         """Hundreds of runs share the process, and each would leave its programs behind."""
         import jax
@@ -88,10 +98,12 @@ class SettingResult:
     Attributes:
       weights: the chosen ones; None as long as nothing could be chosen.
       runs: candidates with the first seed, then the chosen with the others.
+      step_bytes: what a training step needs; None as long as no run is finished.
     """
 
     weights: Weights | None
     runs: tuple[RunResult, ...]
+    step_bytes: int | None = None
 
     @property
     def chosen(self) -> tuple[RunResult, ...]:
@@ -102,6 +114,11 @@ class SettingResult:
     def failures(self) -> tuple[RunResult, ...]:
         """The runs that failed."""
         return tuple(result for result in self.runs if result.reason)
+
+    @property
+    def seconds(self) -> list[float]:
+        """Duration of each finished run."""
+        return [result.scores["seconds"] for result in self.runs if result.scores]
 
     @property
     def finished(self) -> int:
@@ -155,8 +172,25 @@ class Runner:
             self._tested(result) if result.run.weights == found.weights else result
             for result in found.runs
         ]
+        self._measure(results)
         self.trainer.forget()
-        return SettingResult(found.weights, tuple(results))
+        return SettingResult(found.weights, tuple(results), self._step_bytes(results))
+
+    def _measure(self, results: Sequence[RunResult]) -> None:
+        """Writes the memory of a step beside the first finished run, unless it is known."""
+        finished = next((result.run for result in results if result.scores), None)
+        if finished and self._step_bytes(results) is None:
+            size = self.trainer.memory(finished.config)
+            write_atomically(self.folder / finished.name / MEMORY, f"{size}\n".encode())
+
+    def _step_bytes(self, results: Sequence[RunResult]) -> int | None:
+        """What a run of the setting says of it."""
+        for result in results:
+            try:
+                return int((self.folder / result.run.name / MEMORY).read_text("ascii"))
+            except (OSError, ValueError):
+                continue
+        return None
 
     def _collect(self, setting: Setting, obtain: Callable[[Run], RunResult]) -> SettingResult:
         first, *others = self.seeds
@@ -164,7 +198,7 @@ class Runner:
         weights = choose(results)
         if weights is not None:
             results += [obtain(self._run(setting, weights, seed)) for seed in others]
-        return SettingResult(weights, tuple(results))
+        return SettingResult(weights, tuple(results), self._step_bytes(results))
 
     def _run(self, setting: Setting, weights: Weights, seed: int) -> Run:
         return Run(setting, weights, seed, config_of(setting, weights, seed, self.options))

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ class Run:
 
     Attributes:
       setting: of the cells that it belongs to.
-      weights: λ_e and λ_l.
+      weights: one of the setting's candidates.
       seed: also in the config.
       config: all of it.
     """
@@ -37,16 +38,14 @@ class Run:
     @functools.cached_property
     def name(self) -> str:
         """Name of its folder: readable, and unique by a hash of the config."""
-        setting, weights = self.setting, self.weights
-        parts = [setting.data, *str(setting).split()]
-        parts += [f"e{weights.lambda_e:g}"] if weights.lambda_e else []
-        parts += [f"l{weights.lambda_l:g}"] if weights.lambda_l else []
+        parts = [self.setting.data, *str(self.setting).split()]
+        parts += [f"{re.split('[._]', key)[-1]}{value:g}" for key, value in self.weights.values]
         text = json.dumps(identity(self.config), sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         return "-".join([*parts, f"s{self.seed}", digest])
 
     def __str__(self) -> str:
-        weights = [str(self.weights)] if any(self.weights) else []
+        weights = [str(self.weights)] if self.weights else []
         return ", ".join([str(self.setting), *weights, f"seed {self.seed}"])
 
 

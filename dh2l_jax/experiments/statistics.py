@@ -6,9 +6,16 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
-__all__ = ["binomial_error", "holm", "mean_and_deviation", "paired_difference"]
+__all__ = [
+    "binomial_error",
+    "holm",
+    "mean_and_deviation",
+    "paired_difference",
+    "paired_differences",
+    "visible_difference",
+]
 
 
 def mean_and_deviation(values: Collection[float]) -> tuple[float, float | None]:
@@ -39,16 +46,50 @@ def paired_difference(
     >>> delta, round(p, 6)
     (2.0, 0.07418)
     """
-    seeds = sorted(ours.keys() & baseline.keys())
-    differences = [ours[seed] - baseline[seed] for seed in seeds]
-    if not seeds:
+    differences = paired_differences(ours, baseline)
+    if not differences:
         return None, None
-    # Accuracies are multiples of 1/images; what differs by less differs by rounding alone.
-    if len(seeds) < 2 or np.ptp(differences) < 1e-9:
+    if not _vary(differences):
         return float(np.mean(differences)), None
-    test = stats.ttest_rel([ours[seed] for seed in seeds], [baseline[seed] for seed in seeds])
+    test = stats.ttest_1samp(differences, 0.0)
     p = float(test.pvalue)  # pyright: ignore[reportAttributeAccessIssue]
     return float(np.mean(differences)), p
+
+
+def paired_differences(ours: Mapping[int, float], baseline: Mapping[int, float]) -> list[float]:
+    """ours − baseline of each seed that both have."""
+    return [ours[seed] - baseline[seed] for seed in sorted(ours.keys() & baseline.keys())]
+
+
+def visible_difference(
+    differences: Sequence[float], comparisons: int, *, level: float = 0.05, power: float = 0.8
+) -> float | None:
+    """The true difference that as many pairs, of this deviation, would have shown.
+
+    The paired t-test at the level of Holm's first step, `level` / `comparisons`, finds it with the
+    probability `power`: s/√n times the non-centrality of Student's t that has it.
+
+    Returns:
+      None with fewer than two differences, or where all are equal.
+
+    >>> round(visible_difference([0.0, 1.0, 2.0, 3.0, 4.0], comparisons=1), 3)
+    2.659
+    """
+    if not _vary(differences):
+        return None
+    n, deviation = len(differences), float(np.std(differences, ddof=1))
+    bound = stats.t.isf(level / comparisons / 2, n - 1)
+
+    def missing(noncentrality: float) -> float:
+        return power - float(stats.nct.sf(bound, n - 1, noncentrality))
+
+    found = optimize.brentq(missing, 0.0, 4 * bound + 10)
+    return deviation / math.sqrt(n) * float(found)  # pyright: ignore[reportArgumentType]
+
+
+def _vary(differences: Sequence[float]) -> bool:
+    """Whether t has a value: accuracies are multiples of 1/images, less is rounding alone."""
+    return len(differences) > 1 and float(np.ptp(differences)) > 1e-9
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -26,6 +26,7 @@ class Summary:
       delta: mean difference of `last` from the l2 baseline over the seeds of both, in points.
       p: of the paired test of that difference.
       p_holm: p after Holm's correction over the table.
+      visible: the difference from l2 that these seeds would have shown, see `visible_difference`.
     """
 
     cell: Cell
@@ -35,6 +36,12 @@ class Summary:
     delta: float | None = None
     p: float | None = None
     p_holm: float | None = None
+    visible: float | None = None
+
+    def scores(self, name: str) -> list[float]:
+        """A score of the state after the last epoch, of each seed that has it."""
+        tests = (result.test[LAST] for result in self.result.chosen if result.test)
+        return [test[name] for test in tests if name in test]
 
 
 def summarize(table: Table, results: Mapping[Setting, SettingResult]) -> list[Summary]:
@@ -48,7 +55,10 @@ def summarize(table: Table, results: Mapping[Setting, SettingResult]) -> list[Su
         found = results[cell.setting]
         delta, p = tests[cell.setting]
         last, best = _by_seed(found, LAST), _by_seed(found, BEST)
-        summaries.append(Summary(cell, found, last, best, delta, p, holm.get(cell.setting)))
+        visible = _visible(cell.setting, results, max(1, len(known)))
+        summaries.append(
+            Summary(cell, found, last, best, delta, p, holm.get(cell.setting), visible)
+        )
     return summaries
 
 
@@ -79,8 +89,21 @@ def _compare(
     setting: Setting, results: Mapping[Setting, SettingResult]
 ) -> tuple[float | None, float | None]:
     """Mean difference from the l2 baseline of the same network, and its p."""
+    return statistics.paired_difference(*_pair(setting, results))
+
+
+def _visible(
+    setting: Setting, results: Mapping[Setting, SettingResult], comparisons: int
+) -> float | None:
+    differences = statistics.paired_differences(*_pair(setting, results))
+    return statistics.visible_difference(differences, comparisons)
+
+
+def _pair(
+    setting: Setting, results: Mapping[Setting, SettingResult]
+) -> tuple[dict[int, float], dict[int, float]]:
+    """Accuracies of a setting and of the l2 baseline of its network, which has no pair itself."""
     l2 = Setting(setting.data, setting.model, "l2")
     if setting == l2:
-        return None, None
-    ours, baseline = (_by_seed(results[s], LAST) for s in (setting, l2))
-    return statistics.paired_difference(ours, baseline)
+        return {}, {}
+    return _by_seed(results[setting], LAST), _by_seed(results[l2], LAST)

@@ -5,6 +5,7 @@ from dh2l_jax.metrics.profile import Metric, MetricLike, Profile
 from dh2l_jax.metrics.sums.closed import Closed
 from dh2l_jax.metrics.sums.dense import Dense
 from dh2l_jax.metrics.sums.ring import Ring
+from dh2l_jax.metrics.sums.sampled import Sampled
 from dh2l_jax.metrics.sums.tiled import Tiled
 from dh2l_jax.metrics.table import METRICS, distance, energy, get_metric
 
@@ -16,6 +17,7 @@ __all__ = [
     "MetricLike",
     "Profile",
     "Ring",
+    "Sampled",
     "Tiled",
     "distance",
     "energy",

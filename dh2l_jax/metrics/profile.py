@@ -29,6 +29,7 @@ __all__ = [
     "half_space_metric",
     "similarities_used",
     "split_affine",
+    "sum_of_opposites",
 ]
 
 Profile = Callable[[jax.Array, jax.Array], jax.Array]
@@ -47,6 +48,8 @@ class Metric:
       affine: (a, b, k) if energy = a·c + b·h + k, which has an O(nd) closed form; else None.
       code: "binary" or "ternary", the code that h compares.
       threshold: dead zone of the ternary code, in units of mean|w|.
+      square: q if energy = q·c², which has a closed form in d×d; else 0.
+      epsilon: c is divided by the roots of ‖w‖² + ε instead of the norms.
     """
 
     name: str
@@ -57,9 +60,13 @@ class Metric:
     affine: tuple[float, float, float] | None = None
     code: str = "binary"
     threshold: float = 0.0
+    square: float = 0.0
+    epsilon: float = 0.0
 
     def __post_init__(self) -> None:
         check_code(self.code, self.threshold)
+        if self.epsilon and (self.affine or self.square):
+            raise ValueError(f"metric {self.name!r}: a closed form takes epsilon = 0")
 
 
 MetricLike = str | Metric | Profile
@@ -159,6 +166,8 @@ def split_affine(metric: Metric) -> tuple[Affine, Metric | None]:
     """
     if metric.affine is not None:
         return metric.affine, None
+    if metric.epsilon:
+        return (0.0, 0.0, 0.0), metric
     energy = metric.energy
     linear_c, linear_h = _linear_in(energy)
     a, b, k = _at_zero(energy) if linear_c or linear_h else (0.0, 0.0, 0.0)
@@ -213,12 +222,22 @@ def exponential(metric: Metric) -> tuple[Metric, float]:
     def energy(c: jax.Array, h: jax.Array) -> jax.Array:
         return jnp.exp(metric.energy(c, h) - most)
 
-    return dataclasses.replace(metric, energy=energy, affine=None), most
+    return dataclasses.replace(metric, energy=energy, affine=None, square=0.0), most
 
 
 def energy_of_opposites(metric: Metric, dtype: DTypeLike) -> jax.Array:
     """e(w, −w): both similarities are −1, whatever the vector."""
     return metric.energy(jnp.asarray(-1, dtype), jnp.asarray(-1, dtype))
+
+
+def sum_of_opposites(metric: Metric, W: jax.Array, weights: jax.Array) -> jax.Array:
+    """Σ weights·e(w, −w) over the rows of W, (..., n, d), given weights (..., n)."""
+    if not metric.epsilon:
+        return energy_of_opposites(metric, W.dtype) * jnp.sum(weights)
+    used = weights != 0
+    square = jnp.sum(jnp.where(used[..., None], W, 0) ** 2, axis=-1)
+    e = metric.energy(-square / (square + metric.epsilon), -jnp.ones_like(square))
+    return jnp.sum(weights * e)
 
 
 @functools.lru_cache(maxsize=256)
@@ -234,4 +253,4 @@ def half_space_metric(metric: Metric) -> Metric:
     def energy(c: jax.Array, h: jax.Array) -> jax.Array:
         return 2 * (metric.energy(c, h) + metric.energy(-c, -h))
 
-    return dataclasses.replace(metric, energy=energy, affine=affine)
+    return dataclasses.replace(metric, energy=energy, affine=affine, square=4 * metric.square)

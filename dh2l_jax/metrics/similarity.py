@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
 from dh2l_jax.checks import as_float, unknown_name
@@ -11,6 +12,7 @@ from dh2l_jax.numerics import (
     binary_sign,
     clip,
     clipped_arccos,
+    inverse_norm,
     nonnegative,
     safe_norm,
     safe_normalize,
@@ -27,6 +29,7 @@ __all__ = [
     "cosine_similarity",
     "encode",
     "exact_angle",
+    "inverse_norms",
     "ratio",
     "theta",
     "theta_h",
@@ -178,6 +181,20 @@ def theta(c: jax.Array, clamp: str = "hard") -> jax.Array:
 def theta_h(h: jax.Array, prime: bool = False, clamp: str = "hard") -> jax.Array:
     """θ_h = (1 − h)/2 or, primed, arccos(clip(h, ±0.99)) / π, elementwise."""
     return theta(h, clamp) if prime else (1 - h) / 2
+
+
+def inverse_norms(W: jax.Array, epsilon: float) -> jax.Array:
+    """1/√(‖w‖² + ε) over the last axis; 0 for a zero vector.
+
+    >>> round(float(inverse_norms(jnp.array([0.6, 0.8]), 0.0)), 6)
+    1.0
+    """
+    if not epsilon:
+        return inverse_norm(W)
+    root = epsilon**0.5  # entries far below it do not count
+    scale = lax.stop_gradient(jnp.max(jnp.abs(W), axis=-1, initial=root))
+    square = jnp.sum((W / scale[..., None]) ** 2, axis=-1) + (root / scale) ** 2
+    return jnp.where(jnp.any(W != 0, axis=-1), 1 / (jnp.sqrt(square) * scale), 0)
 
 
 def two_vectors(u: ArrayLike, v: ArrayLike) -> tuple[jax.Array, jax.Array]:

@@ -21,11 +21,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from dh2l_jax.checks import name_and_options, unknown_name
+from dh2l_jax.checks import as_float, name_and_options, unknown_name
 from dh2l_jax.metrics.profile import Metric, MetricLike, Profile
 from dh2l_jax.metrics.similarity import (
     code_similarity,
     cosine_similarity,
+    inverse_norms,
     ratio,
     theta,
     theta_h,
@@ -37,6 +38,7 @@ from dh2l_jax.numerics import (
     clip,
     clipped_arccos,
     cos_pi,
+    safe_norm,
     safe_normalize,
     safe_sqrt,
     sin_pi,
@@ -152,6 +154,9 @@ def _mean_metrics(mean: str, prime: bool, clamp: str) -> list[Metric]:
 # The field's metrics, on the gap t = 1 − c, clipped where it has no digits left: chord² = 2t.
 
 GAP = 1e-5
+# Of MHE: "official" is its code, twice the s = 0 of the paper, angles θ/π + 1e−4 with a factor of
+# 0.1 for hidden layers, and 1e−4 under the root of each norm, which moves rows shorter than 0.1.
+CONVENTIONS = ("paper", "official")
 
 
 def _gap(c: jax.Array, clamp: str) -> jax.Array:
@@ -165,17 +170,28 @@ def _chord(t: jax.Array) -> jax.Array:
     return safe_sqrt(2 * t)
 
 
-def _mhe(kind: str, s: int) -> Callable[[str], Metric]:
+def _mhe(kind: str, s: int) -> Callable[..., Metric]:
     """The Riesz energy z⁻ˢ, or −log z for s = 0, of a chord or an angle z."""
-    of, z = (_chord, "‖û_i−û_j‖") if kind == "s" else (angle_of_gap, "arccos")
+    of, name = (_chord, "‖û_i−û_j‖") if kind == "s" else (angle_of_gap, "arccos")
+    symbol = f"{name}^−{s}" if s else f"−log {name}"
 
-    def metric(clamp: str) -> Metric:
+    def metric(clamp: str, convention: str = "paper") -> Metric:
+        if convention not in CONVENTIONS:
+            raise ValueError(unknown_name("convention", convention, CONVENTIONS))
+        official = convention == "official"
+
         def energy(c: jax.Array, h: jax.Array) -> jax.Array:
             z = of(_gap(c, clamp))
-            return z**-s if s else -jnp.log(z)
+            if not official:
+                return z**-s if s else -jnp.log(z)
+            if kind == "s":
+                return z**-s if s else -2 * jnp.log(z)
+            z = z / jnp.pi + 1e-4
+            return 0.1 * z**-s if s else -jnp.log(z)
 
-        symbol = f"{z}^−{s}" if s else f"−log {z}"
-        return Metric(f"mhe_{kind}{s}", symbol, "Liu 2018", lambda c, h: of(1 - c), energy)
+        epsilon = 1e-4 if official else 0.0
+        distance = lambda c, h: of(1 - c)  # noqa: E731 (a profile)
+        return Metric(f"mhe_{kind}{s}", symbol, "Liu 2018", distance, energy, epsilon=epsilon)
 
     return metric
 
@@ -226,7 +242,9 @@ FAMILIES: Mapping[str, Callable[..., Metric]] = types.MappingProxyType(
         "arccos": _arccos,
         "chord2": _chord2,
         "abs_cosine": lambda _: _of_energy("abs_cosine", "|c|", "Keras", lambda c, h: _size(c)),
-        "cosine2": lambda clamp: _of_energy("cosine2", "c²", "coherence", lambda c, h: c * c),
+        "cosine2": lambda _: dataclasses.replace(
+            _of_energy("cosine2", "c²", "coherence", lambda c, h: c * c), square=1.0
+        ),
         "gaussian": _gaussian,
         "angular_hinge": _angular_hinge,
         "uniformface": _uniformface,
@@ -373,5 +391,8 @@ def energy(u: ArrayLike, v: ArrayLike, metric: MetricLike) -> jax.Array:
 def _similarities(u: ArrayLike, v: ArrayLike, metric: Metric) -> tuple[jax.Array, jax.Array]:
     """(c, h) of two vectors; the codes are those of the unit vectors."""
     c = cosine_similarity(u, v)
+    if metric.epsilon:
+        for w in map(as_float, (u, v)):
+            c *= safe_norm(w) * inverse_norms(w, metric.epsilon)
     u, v = safe_normalize(u), safe_normalize(v)
     return c, code_similarity(u, v, code=metric.code, threshold=metric.threshold)

@@ -19,9 +19,11 @@ from jax.typing import ArrayLike
 from dh2l_jax.checks import name_and_options, unknown_name
 from dh2l_jax.metrics import METRICS, Metric, get_metric, mean_energy
 from dh2l_jax.metrics.table import FAMILIES, REDUCED
-from dh2l_jax.regularizers.centers import uniformface
+from dh2l_jax.regularizers.field.centers import uniformface
 from dh2l_jax.regularizers.field.convolution import ocnn
 from dh2l_jax.regularizers.field.determinants import dpp, log_det, mgd
+from dh2l_jax.regularizers.field.features import barlow, decov, ole, vicreg_covariance
+from dh2l_jax.regularizers.field.hyperspherical import comhe, mar, mhc, mhp, r_mhp
 from dh2l_jax.regularizers.field.orthogonal import brock, dso, mc, so
 from dh2l_jax.regularizers.field.singular import spectral, srip
 from dh2l_jax.regularizers.field.spectra import uer, von_neumann
@@ -92,9 +94,8 @@ class Regularizer:
 
     def refuse_parameters(self) -> None:
         """Raises a `ValueError` if the regulariser needs more than a model's parameters."""
-        needs = [f"a {name}" for name in self.row.needs]
-        if self.row.looks_at == FEATURES:
-            needs = ["features of a batch", *needs]
+        features = ["features of a batch"] if self.row.looks_at == FEATURES else []
+        needs = [*features, *self.row.needs]
         if needs:
             raise ValueError(
                 f"{self.name} needs {' and '.join(needs)}, found parameters alone: add "
@@ -157,7 +158,7 @@ def _own(
     cost: str,
     looks_at: str = VECTORS,
 ) -> Row:
-    """A function (W, where=None, *, options); what has no default is needed at each call."""
+    """A function (W, ..., where=None, *, options); what has no default is needed at each call."""
     parameters = list(inspect.signature(function).parameters.values())[1:]
     parameters = [p for p in parameters if p.name != "where"]
     needs = tuple(p.name for p in parameters if p.default is p.empty)
@@ -171,6 +172,7 @@ SPHERES = "Liu et al., AISTATS 2021"
 BANSAL = "Bansal et al., NeurIPS 2018"
 BREGMAN = "Xie et al., 2018"
 SMALL_SIDE = "nd·min(n, d)"
+BATCH = ("bk·min(b, k)", FEATURES)
 SMALL_CUBE = "nd·min(n, d) + min(n, d)³"
 
 REGULARIZERS: Mapping[str, Row] = types.MappingProxyType(
@@ -214,11 +216,31 @@ REGULARIZERS: Mapping[str, Row] = types.MappingProxyType(
         "ocnn": _own(
             ocnn, "OCNN", "Wang et al., CVPR 2020", "‖Conv(K, K) − I₀‖_F²", "(2k−1)²·nd", KERNEL
         ),
+        "mar": _own(mar, "Ω", "Xie et al., KDD 2015", "−(mean φ − γ var φ), φ = arccos |c|", "n²d"),
+        "r_mhp": _own(r_mhp, "r-MHP", SPHERES, "‖Σ_i û_i‖", "nd"),
+        "mhp": _own(mhp, "MHP", SPHERES, "−mean_i ‖û_i−v̂‖⁻ˢ, v a pole", "nd"),
+        "mhc": _own(mhc, "MHC", SPHERES, "−log mean_i exp(−γ ‖û_i−v̂‖²)/γ, v a pole", "nd"),
+        "comhe": _own(
+            comhe, "CoMHE", "Lin et al., CVPR 2020", "mean_P mhe_s2(WPᵀ) of the half-space", "n²k"
+        ),
         "mgd": _own(mgd, "MGD", SPHERES, "−log det(exp(−ε ‖û_i−û_j‖²) + rI)", "n²d + n³"),
         "dpp": _own(dpp, "DPP", "Kwok & Adams, NeurIPS 2012", "−log det(C + rI)", SMALL_CUBE),
         "uer": _own(uer, "UER", "Xie et al., ICML 2017", "Σ_k p_k log p_k + log k", SMALL_CUBE),
         "von_neumann": _own(von_neumann, "D_vN", BREGMAN, "tr(G log G − G + I)", SMALL_CUBE),
         "log_det": _own(log_det, "D_ld", BREGMAN, "tr G − log det(G + rI) − n", SMALL_CUBE),
+        "decov": _own(decov, "L_DeCov", "Cogswell et al., ICLR 2016", "½ Σ_{k≠l} Σ_kl²", *BATCH),
+        "vicreg_covariance": _own(
+            vicreg_covariance, "c(Z)", "Bardes et al., ICLR 2022", "Σ_{k≠l} Σ_kl²/k", *BATCH
+        ),
+        "barlow": _own(barlow, "L_BT", "Zbontar et al., ICML 2021", "Σ_{k≠l} ρ_kl²", *BATCH),
+        "ole": _own(
+            ole,
+            "OLÉ",
+            "Lezama et al., CVPR 2018",
+            "(Σ_c max(1, ‖X_c‖_*) − ‖X‖_*)/b",
+            "bk·min(b, k) + b³",
+            FEATURES,
+        ),
     }
 )
 """Every regulariser of the field by name; metrics of `METRICS` are known to `regularizer` too."""

@@ -75,6 +75,11 @@ class Experiment:
         return len(self.dataset.train_labels) // self.config.batch_size
 
     @property
+    def steps(self) -> int:
+        """Of the whole run."""
+        return self.config.epochs * self.steps_per_epoch
+
+    @property
     def crop(self) -> tuple[int, int]:
         """Height and width of what the network sees."""
         return crop_size(self.config, self.dataset.image_shape, self.dataset.name)

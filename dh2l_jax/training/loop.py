@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import jax
 import numpy as np
 
 from dh2l_jax.data.batches.feed import Feed
+from dh2l_jax.data.batches.order import epoch_order
 from dh2l_jax.data.batches.placement import place
 from dh2l_jax.models import HierarchicalHead
 from dh2l_jax.regularizers.constraints import constraint_values, satisfaction
@@ -40,7 +43,7 @@ from dh2l_jax.training.step.objective import head_levels, make_objective, make_r
 from dh2l_jax.training.step.state import TrainState
 from dh2l_jax.training.step.steps import make_train_step
 
-__all__ = ["Experiment", "build", "train"]
+__all__ = ["Experiment", "build", "step_bytes", "train"]
 
 MAX_ROLLBACKS = 10
 ROLLBACK_RATE = 0.5  # factor of the learning rate at each roll-back
@@ -70,8 +73,7 @@ def train(
     scores_of = make_evaluator(experiment, test_feed)
     state, progress = _begin(experiment, workdir, print_line)
     step = _train_step(experiment, train_feed, int(state.step), print_line, profile)
-    steps = config.epochs * experiment.steps_per_epoch
-    with Log(steps, config.batch_size, console=console) as log, stop_requests() as stop:
+    with Log(experiment.steps, config.batch_size, console=console) as log, stop_requests() as stop:
         epochs = Epochs(experiment, train_feed, scores_of, step, workdir, log, stop)
         state, progress = _run(epochs, state, progress, print_line)
     scores, outputs = scores_of.outputs(state)
@@ -169,15 +171,36 @@ def _train_step(
     experiment: Experiment, feed: Feed, done: int, print_line: PrintLine, profile: Path | None
 ) -> profiling.Step:
     """The train step, one call of which is recorded if there is a folder for its profile."""
-    config, dataset = experiment.config, experiment.dataset
-    total = config.epochs * experiment.steps_per_epoch
-    objective = make_objective(
-        experiment.model, dataset.hierarchy, config.reg, loss=config.loss, steps=total
-    )
-    jitted = make_train_step(objective, experiment.tx, dataset, feed)
+    jitted, total = _jitted_step(experiment, feed), experiment.steps
     if profile is None:
         return profiling.annotate(jitted)
     return profiling.record(jitted, min(done + profiling.PROFILED, total), profile, print_line)
+
+
+def _jitted_step(experiment: Experiment, feed: Feed) -> Callable[..., Any]:
+    config, dataset = experiment.config, experiment.dataset
+    objective = make_objective(
+        experiment.model,
+        dataset.hierarchy,
+        config.reg,
+        loss=config.loss,
+        steps=experiment.steps,
+    )
+    return make_train_step(objective, experiment.tx, dataset, feed)
+
+
+def step_bytes(experiment: Experiment) -> int:
+    """Bytes of the compiled training step: its arguments and results, and what it needs between.
+
+    The images of a split that lives on the device are among the arguments.
+    """
+    feed, _ = experiment.feeds()
+    state, order = experiment.init(abstract=True), epoch_order(0, 0, len(feed))
+    batch = next(feed.training(jax.random.key(0), order, 0, 1))
+    step = functools.partial(_jitted_step(experiment, feed), state, *batch)
+    memory = profiling.compiled(step).memory_analysis()
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.argument_size_in_bytes + memory.temp_size_in_bytes + results
 
 
 def _result(

@@ -241,7 +241,7 @@ def test_the_picture_shows_the_figures(tmp_path, monkeypatch):
         ("table-fashion --set batch_size=3", "batch_size must be a multiple of the 2 devices"),
         ("table-fashion --data NONE", "is no folder; looked there for train-images"),
         ("table2 --data NONE", "cifar100 is not prepared in"),
-        ("table2 --model resnet8", "--model is for table-fashion alone"),
+        ("table2 --model resnet8", "--model is for table-fashion and table-field"),
         ("table5 --data NONE", "table5 needs --pretrained, the folder of resnet18-5c106cde.pth"),
         ("table5 --data NONE --pretrained NONE", "has no resnet18-5c106cde.pth and no resnet50"),
         ("table5 --data NONE --pretrained none", "cub200 is not prepared in"),
@@ -326,7 +326,7 @@ def test_another_seed_compiles_nothing(tmp_path, own_process_settings):
     setting, options = Setting("fashion_mnist_mini", "resnet8", "l2"), Options(budget=0.01)
     trainer, programs, results = runner.LoopTrainer(), [], []
     for seed in (0, 1):
-        config = config_of(setting, Weights(0, 0), seed, options)
+        config = config_of(setting, Weights(), seed, options)
         results.append(trainer.train(config, tmp_path / str(seed)))
         programs.append({path.name for path in (tmp_path / "compiled").glob("*-cache")})
     assert len(programs[0]) > 10

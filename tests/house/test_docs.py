@@ -92,6 +92,17 @@ def test_page_of_options_lists_every_one_with_a_sentence():
     assert rows["optim.lr"] == (" number > 0 ", " `0.1` ", "highest learning rate.")
 
 
+def test_page_of_regularizers_has_every_one_twice():
+    """In the table, which is made of the code, and among what each is like."""
+    page = TEXTS["docs/ideas/field.md"]
+    table = _script("docs/hooks.py").on_page_markdown("<!-- regularizers -->")
+    names = re.findall(r"^\| `(\w+)`(?:<br>`.*?`)* \| ", table, re.M)
+    notes = page[page.index("## What each is like") :]
+    told = [name for cell in re.findall(r"^\| (`.+?) \|", notes, re.M) for name in cell.split(", ")]
+    assert [*dh2l_jax.REGULARIZERS] == names
+    assert sorted(told) == sorted(f"`{name}`" for name in names)
+
+
 def test_pictures_are_drawn_and_show_what_they_say(tmp_path):
     for name in ("spheres", "profiles"):
         script = _script(f"docs/img/{name}.py")

@@ -1,6 +1,7 @@
 """The dtype and the accuracy of every public function, with and without x64."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +71,17 @@ def some(W):
 
 def cosine(u, v):
     return float(np.dot(oracle.unit(u), oracle.unit(v)))
+
+
+def chord(u, v):
+    return np.linalg.norm(oracle.unit(u) - oracle.unit(v))
+
+
+def koleo(W):
+    """By loops."""
+    others = [np.delete(W, i, axis=0) for i in range(len(W))]
+    nearest = [min(chord(w, v) for v in rest) for w, rest in zip(W, others, strict=True)]
+    return -np.mean(np.log(nearest))
 
 
 def absolute(W):
@@ -205,6 +217,18 @@ TABLE = {
         lambda W: dh2l.plan(KERNEL).value({"kernel": W}),
         lambda W: oracle.mean_energy(W.T, "d_am_cos")[0],
     ),
+    "REGULARIZERS": (
+        lambda W: [row.function(W) for row in map(dh2l.REGULARIZERS.get, ("brock", "koleo"))],
+        lambda W: [2 * np.sum(np.tril(W @ W.T, -1) ** 2), koleo(W)],
+    ),
+    "regularizer": (
+        lambda W: [dh2l.regularizer(name)(W) for name in ("d_hm", "so", "mhe_s0")],
+        lambda W: [
+            oracle.mean_energy(W, "d_hm")[0],
+            np.sum((W @ W.T - np.eye(len(W))) ** 2),
+            -np.mean(np.log([chord(u, v) for u, v in itertools.combinations(W, 2)])),
+        ],
+    ),
     "rules": (
         lambda W: [
             dh2l.plan(KERNEL, dh2l.rules({"kernel": (regularizer, 0.3)})).value({"kernel": W})
@@ -250,7 +274,8 @@ TABLE = {
         lambda W: sum(oracle.mean_energy(X.T, "d_hm")[0] for X in (W, W[:, :4])),
     ),
 }
-NO_FLOATS = {"Hierarchy", "Level", "classes_present", "diversity"}  # the last looks in NumPy
+# `diversity` looks in NumPy.
+NO_FLOATS = {"Hierarchy", "Level", "Sampled", "classes_present", "diversity"}
 PROFILES = {"METRICS", "Metric", "get_metric"}  # of similarities, which are at least float32
 OF_MODELS = {"kernel_matrices", "plan", "rules", "weight_energy"}  # integers are no weights
 AS_GIVEN = {"kernel_matrices", "straight_through"}

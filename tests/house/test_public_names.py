@@ -14,15 +14,16 @@ import dh2l_jax as dh2l
 
 ROOT = Path(__file__).parents[2]
 NAMES = {
-    "dh2l_jax": """METRICS Hierarchy Level Metric angle binary_sign center_energy classes_present
-        code_angle code_similarity containment cosine_similarity distance energy get_metric
-        group_energy hierarchical hinge kernel_matrices logit_vectors margin mean_energy
-        orthogonality pairwise project radii radius_order safe_normalize satisfaction sphere_levels
+    "dh2l_jax": """METRICS REGULARIZERS Hierarchy Level Metric angle binary_sign
+        center_energy classes_present code_angle code_similarity containment
+        cosine_similarity distance energy get_metric group_energy hierarchical hinge
+        kernel_matrices logit_vectors margin mean_energy orthogonality pairwise project
+        radii radius_order regularizer safe_normalize satisfaction sphere_levels
         straight_through ternary_sign weight_energy""",
     "dh2l_jax.models": "FrameHead HierarchicalHead Neck NodeHead SphereHead create dense_kernel",
     "dh2l_jax.metrics": "METRICS Metric MetricLike Profile distance energy get_metric",
     "dh2l_jax.regularizers": """brock center_energy classes_present dso group_energy hierarchical mc
-        ocnn orthogonality so spectral srip srip_step weight_energy""",
+        ocnn orthogonality regularizer so spectral srip srip_step weight_energy""",
     "dh2l_jax.hierarchy": "Hierarchy decoding frames losses",
     "dh2l_jax.hierarchy.decoding": """answer conditional_log_probs crm crm_risk hrn_log_probs
         log_probs temperature threshold_for""",

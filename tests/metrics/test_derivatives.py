@@ -13,7 +13,7 @@ import pytest
 from support.helpers import every_metric, rows
 
 import dh2l_jax as dh2l
-from dh2l_jax.metrics import Dense, Ring, Tiled
+from dh2l_jax.metrics import Dense, Ring, Sampled, Tiled
 from dh2l_jax.metrics.sums import plan
 
 N, D = 7, 5
@@ -66,6 +66,7 @@ def test_every_metric(name):
 MESH = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 WAYS = {
     "closed": ("d_am_cos_prime", "closed"),
+    "squares": ("cosine2", "closed"),
     "dense in panels": ("d_cos_hm", Dense(panel=3)),
     "tiled": ("d_cos_hm", Tiled(block=3)),
     "tiled, affine in c": ("d_am_cos", Tiled(block=3)),
@@ -80,6 +81,17 @@ def test_every_way(name, method, monkeypatch):
     check(
         functools.partial(dh2l.mean_energy, metric=name, method=method),
         functools.partial(definition, metric=name),
+        rows(4, N, D),
+    )
+
+
+def test_a_sample():
+    sample, key = Sampled(tiles=2, rows=3), jax.random.key(1)
+    tiles = sample.draw(key, jnp.asarray(WHERE))
+    options = {"metric": "n_euclidean2", "where": WHERE, "sample": sample, "key": key}
+    check(
+        functools.partial(dh2l.mean_energy, **options),
+        lambda W: sum(definition(W[tile], "n_euclidean2") for tile in tiles) / len(tiles),
         rows(4, N, D),
     )
 

@@ -96,6 +96,26 @@ def test_the_closed_form_needs_3_mb(optimised, metric):
     assert temporaries(value_and_gradient(metric), shape(21_841, 2048)) <= 3 * MB
 
 
+def test_a_sample_of_a_million_rows_needs_32_mb(optimised):
+    """Of a head whose gradient alone has 8 GB, and a mask."""
+    sample = dh2l.Sampled(tiles=64, rows=128)
+
+    def energy(W, key, where):
+        options = {"where": where, "half_space": True}
+        return dh2l.mean_energy(W, "d_cos_hm", sample=sample, key=key, **options)
+
+    n, key = 1_000_000, jax.random.key(0)
+    shapes = shape(n, 2048), shape(*key.shape, dtype=key.dtype), shape(n, dtype=bool)
+    assert temporaries(jax.value_and_grad(energy), *shapes) <= 32 * MB
+
+
+def test_squares_of_c_need_the_columns(optimised):
+    """Of a head whose gradient alone has 45 MB: d×d, and two blocks of rows."""
+    n, d = 21_841, 512
+    most = FLOAT * (3 * d * d + 3 * 1024 * d)
+    assert temporaries(value_and_gradient("cosine2"), shape(n, d)) <= most
+
+
 GROUPS = {
     "of ten": np.arange(10_000) % 1000,
     "of random size": np.random.default_rng(0).integers(1000, size=10_000),

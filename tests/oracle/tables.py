@@ -54,6 +54,10 @@ class Fake:
         (workdir / "test.json").write_text(json.dumps(test))
         return test
 
+    def memory(self, config):
+        """Of a network of one weight."""
+        return 4_000_000
+
     def forget(self):
         """Nothing is kept."""
 
@@ -127,6 +131,16 @@ def recompute(out, seeds):
     return chosen
 
 
+def seconds_of(out):
+    """Key of a setting → seconds of each of its runs."""
+    found = {}
+    for folder in (out / "runs").iterdir():
+        config = json.loads((folder / "config.json").read_text())
+        seconds = json.loads((folder / "result.json").read_text())["seconds"]
+        found.setdefault(key_of_config(config)[1:], []).append(seconds)
+    return found
+
+
 def cells_of(text):
     """(row, column) → the cells of the table "Every cell", by header."""
     part = text.split("## Every cell")[1].split("##")[0]
@@ -151,13 +165,18 @@ def check_reports(out, stem, plan, seeds):
         if key[1] != "l2" and len(seeds) > 1 and plain.stdev(differences) > 1e-9:
             p_of[key] = scipy.stats.ttest_1samp(differences, 0).pvalue
     p_holm = dict(zip(p_of, holm(list(p_of.values())), strict=True))
+    durations = seconds_of(out)
+    memory = {f"{int(p.read_text()) / 1e6:.0f}" for p in out.glob("runs/*/step_bytes.txt")}
     for (row, column), cell in cells.items():
         key = key_of_labels(plan, row, column)
         weights, last, best = chosen[key]
         assert cell["n"] == str(len(seeds))
         assert cell["last"] == shown(list(last.values()))
         assert cell["best on validation"] == shown(list(best.values()))
-        assert (cell["λ_e"], cell["λ_l"]) == tuple(f"{w:g}" if w else "–" for w in weights)
+        named = zip(("λ_e", "λ_l"), weights, strict=True)
+        assert cell["chosen"] == (" ".join(f"{s} {w:g}" for s, w in named if w) or "–")
+        assert cell["s"] == f"{plain.fmean(durations[key]):.0f}"
+        assert cell["MB"] in memory
         assert cell["paper"] == (f"{papers[row, column]:.2f}" if papers[row, column] else "–")
         if key[1] != "l2":
             l2 = chosen[key[0], "l2", "", "", True][1]

@@ -9,6 +9,20 @@ import dh2l_jax as dh2l
 
 # The matrix of which the values were computed in float64 with loops, to ten digits.
 A = np.array([[1, 2, 2], [2, -1, 0], [0, 3, -4], [1, 1, 1]], np.float64)
+X = np.array([[1, 2, 0], [3, 0, 1], [2, 2, 2], [0, 4, 1]], np.float64)  # features
+
+
+def compressed(dtype):
+    """CoMHE of A in the projections that its key draws in a dtype, by the formula."""
+    values = []
+    for P in np.float64(jax.random.normal(jax.random.key(0), (20, 40, 3), dtype)):
+        u = A @ P.T / np.linalg.norm(A @ P.T, axis=1, keepdims=True)
+        c = (u @ u.T)[np.triu_indices(4, 1)]
+        e = np.sum(0.5 / np.maximum(1 - c, 1e-5) + 0.5 / np.maximum(1 + c, 1e-5))
+        values.append((2 * e + 4 / 4) / (4 * 7))
+    return np.mean(values)
+
+
 VALUES = {
     "mhe_s0": -0.0879638276,
     "mhe_s1": 1.1881810412,
@@ -48,6 +62,19 @@ VALUES = {
         np.sum((A[:, max(0, x) : 3 + x] @ A[:, max(0, -x) : 3 - x].T - (x == 0) * np.eye(4)) ** 2)
         for x in (-2, -1, 0, 1, 2)
     ),
+    "mar": -1.0359889865,
+    "mar(gamma=0)": -1.2245583506,
+    "r_mhp": 2.3252173206,
+    "mhp": -1.1628257543,
+    "mhp(s=1)": -1.0222129309,
+    "mhp(s=0)": 0.0253657060,
+    "mhc": 0.5220390765,
+    "mhc(gamma=1)": 1.0708894692,
+    "comhe": compressed,
+    "decov": 2.3125,
+    "vicreg_covariance": 2.7407407407,
+    "barlow": 2.0,
+    "ole": 0.5606589657,
     "mgd": 2.0763997428,
     "mgd(half_space=True)": 4.3742209247,
     "dpp": 13.1980425923,
@@ -57,7 +84,13 @@ VALUES = {
     "log_det": np.sum(A**2) - 4 - np.log(1e-9) - np.linalg.slogdet(A.T @ A + 1e-9 * np.eye(3))[1],
 }
 # Further arguments of a call, of the rows that need some.
-NEEDS = {}
+POLE = {"pole": np.array([1.0, 1.0, -1.0])}
+NEEDS = {
+    "comhe": lambda W: {"key": jax.random.key(0)},
+    "mhp": lambda W: POLE,
+    "mhc": lambda W: POLE,
+    "ole": lambda W: {"labels": np.array([0, 0, 1, 1, 1])[: len(W)]},
+}
 # The rows of a case are those of the matrix that a row of the table looks at, if it is another.
 VIEWS = {"ocnn": lambda W: W.T.reshape(1, 3, 1, -1)}
 
@@ -71,7 +104,6 @@ EDGES = {
     "none": [],
 }
 NAN = [np.nan] * 3
-STACK = np.array([[*edge, *[NAN] * (5 - len(edge))] for edge in EDGES.values()])
 WHERE = np.array([np.arange(5) < len(edge) for edge in EDGES.values()])
 STEP = 1e-5
 
@@ -79,9 +111,19 @@ STEP = 1e-5
 def called(text):
     """(W, where) → value."""
     name = text.partition("(")[0]
-    fn, needs = dh2l.regularizer(text), NEEDS.get(name, {})
+    fn, needs = dh2l.regularizer(text), NEEDS.get(name, lambda W: {})
     view = VIEWS.get(name, lambda W: W)
-    return lambda W, where=None: fn(view(W), where=where, **needs)
+    return lambda W, where=None: fn(view(W), where=where, **needs(W))
+
+
+def matrix(name):
+    """Of which the row's value is known."""
+    return X if dh2l.REGULARIZERS[name].looks_at == "features" else A
+
+
+def value_of(text, dtype):
+    value = VALUES[text]
+    return value(dtype) if callable(value) else value
 
 
 def variants(name):
@@ -102,11 +144,14 @@ def test_float32(name):
         edges = jax.vmap(jax.value_and_grad(called(name)))(stack, where)
         return edges, {text: fn(stack[0], where[0]) for text, fn in variants(name).items()}
 
-    found = everything(np.float32(STACK), WHERE)
+    edges = {**EDGES, "A": matrix(name).tolist()}
+    stack = np.float32([[*edge, *[NAN] * (5 - len(edge))] for edge in edges.values()])
+    found = everything(stack, WHERE)
     (values, gradients), of_A = jax.tree.map(np.asarray, found)
     assert {x.dtype for x in (values, gradients, *of_A.values())} == {np.dtype("float32")}
     for text, value in {name: values[0], **of_A}.items():
-        np.testing.assert_allclose(value, VALUES[text], rtol=1e-6, err_msg=text)
+        expected = value_of(text, "float32")
+        np.testing.assert_allclose(value, expected, rtol=1e-6, err_msg=text)
     assert np.isfinite(values).all(), dict(zip(EDGES, values, strict=True))
     assert np.isfinite(gradients).all(), dict(zip(EDGES, gradients, strict=True))
     assert not gradients[~WHERE].any()
@@ -128,14 +173,15 @@ def test_float64(name):
 
     moves = [np.random.default_rng(7).normal(size=(n, 3)) for n in (4, 2)]
     stacks = [
-        np.stack([A[: len(D)], X, X + STEP * D, X - STEP * D])
-        for X, D in zip((generic(4), generic(2)), moves, strict=True)
+        np.stack([matrix(name)[: len(D)], V, V + STEP * D, V - STEP * D])
+        for V, D in zip((generic(4), generic(2)), moves, strict=True)
     ]
     with jax.enable_x64(True):
         found = jax.tree.map(np.asarray, everything(*map(jnp.asarray, stacks)))
+        exact = {text: value_of(text, "float64") for text in [name, *variants(name)]}
     of_each, of_A, hessian = found
     for text, value in {name: of_each[0][0][0], **of_A}.items():
-        np.testing.assert_allclose(value, VALUES[text], rtol=1e-10, atol=1e-10, err_msg=text)
+        np.testing.assert_allclose(value, exact[text], rtol=1e-10, atol=1e-10, err_msg=text)
     for (values, gradients), D in zip(of_each, moves, strict=True):
         slope = (values[2] - values[3]) / (2 * STEP)
         np.testing.assert_allclose(np.sum(gradients[1] * D), slope, rtol=1e-6, atol=1e-8)

@@ -23,6 +23,7 @@ __all__ = [
     "Folder",
     "as_findings",
     "composed",
+    "is_visible",
     "shown",
     "split_folders",
     "walk",
@@ -170,12 +171,13 @@ def _enter(path: Path, findings: Findings) -> list[_Entry]:
 
 def _visible(path: Path) -> list[_Entry]:
     with os.scandir(path) as entries:
-        kept = [
-            entry
-            for entry in entries
-            if not entry.name.startswith(".") and entry.name.lower() not in _LEFT_BEHIND
-        ]
+        kept = [entry for entry in entries if is_visible(entry.name)]
     return sorted(kept, key=lambda entry: entry.name)
+
+
+def is_visible(name: str) -> bool:
+    """Whether a file or folder is neither hidden nor left behind by an operating system."""
+    return not name.startswith(".") and name.lower() not in _LEFT_BEHIND
 
 
 def _sort(entries: list[_Entry]) -> tuple[list[_Entry], list[_Entry], list[_Entry]]:

@@ -31,6 +31,7 @@ __all__ = [
     "decode",
     "decode_traced",
     "opened",
+    "scaled",
     "scaled_size",
 ]
 
@@ -171,11 +172,26 @@ def decode_traced(
         return found
     image = Image.fromarray(found.pixels.squeeze(-1) if channels == 1 else found.pixels)
     found = found._replace(pixels=np.empty(0))  # the memory is needed
+    return found._replace(pixels=_scaled(image, resize, channels))
+
+
+def scaled(pixels: np.ndarray, resize: int) -> np.ndarray:
+    """Decoded pixels (h, w, channels) scaled as `decode` does it.
+
+    >>> scaled(np.zeros((20, 30, 3), np.uint8), 10).shape
+    (10, 15, 3)
+    """
+    channels = pixels.shape[2]
+    image = Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels)
+    return _scaled(image, resize, channels)
+
+
+def _scaled(image: Image.Image, resize: int, channels: int) -> np.ndarray:
     image = image.resize(scaled_size(image.size, resize), Image.Resampling.BILINEAR)
     pixels = np.empty((image.height, image.width, channels), np.uint8)
     for rows, part in _stripes(image):
         pixels[rows] = np.asarray(part).reshape(-1, image.width, channels)
-    return found._replace(pixels=pixels)
+    return pixels
 
 
 def _upright(encoded: bytes, channels: int, resize: int, background: str) -> Decoded:

@@ -1,17 +1,17 @@
-"""What a cell of a table trains: a setting, the weights λ that it chooses from, and its configs."""
+"""What a cell of a table trains: a setting, the weights that it chooses from, and its configs."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 from pathlib import Path
-from typing import NamedTuple
 
 from dh2l_jax.checks import unknown_name
 from dh2l_jax.data.facts import FACTS, DatasetFacts
 from dh2l_jax.training.config import Config, override, recipes
 
 __all__ = [
+    "CHOSEN",
     "LAMBDA_E",
     "LAMBDA_L",
     "WEIGHT_FILES",
@@ -24,6 +24,14 @@ __all__ = [
 ]
 
 LAMBDA_E, LAMBDA_L = (0.1, 1.0), (0.1, 0.5)
+# Options whose value a setting may choose on validation, by the symbol of each.
+CHOSEN = {
+    "reg.lambda_e": "λ_e",
+    "reg.lambda_l": "λ_l",
+    "loss.alpha": "α",
+    "loss.beta": "β",
+    "model.gamma": "γ",
+}
 WEIGHT_FILES = {"resnet18": "resnet18-5c106cde.pth", "resnet50": "resnet50-19c8e357.pth"}
 # Options that a table sets itself; everything else of a config may be replaced.
 OWN_KEYS = (
@@ -38,25 +46,32 @@ OWN_KEYS = (
     "model.pretrained",
     "reg.conv_metric",
     "reg.fc_metric",
-    "reg.lambda_e",
-    "reg.lambda_l",
+    "loss.name",
+    "eval.decision",
+    *CHOSEN,
 )
 
 
-class Weights(NamedTuple):
-    """λ_e and λ_l; 0 where a variant has no such term. Ordered: the smaller wins a tie."""
+@dataclasses.dataclass(frozen=True, order=True)
+class Weights:
+    """The chosen options with their values. Ordered: the smaller wins a tie.
 
-    lambda_e: float
-    lambda_l: float
+    >>> str(Weights((("reg.lambda_e", 0.1), ("reg.lambda_l", 0.5))))
+    'λ_e 0.1 λ_l 0.5'
+    """
+
+    values: tuple[tuple[str, float], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.values)
 
     def __str__(self) -> str:
-        named = {"λ_e": self.lambda_e, "λ_l": self.lambda_l}
-        return " ".join(f"{symbol} {value:g}" for symbol, value in named.items() if value)
+        return " ".join(f"{CHOSEN[key]} {value:g}" for key, value in self.values)
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What is trained, but for the weights λ and the seed; cells that agree in it share their runs.
+    """What is trained, but for the weights and the seed; cells that agree in it share their runs.
 
     Attributes:
       data: key of `FACTS`.
@@ -65,6 +80,9 @@ class Setting:
       conv_metric: metric of E on the convolutions; empty where there is none.
       fc_metric: metric of the head; empty where there is none.
       decay: whether l2 takes part, where the variant has it.
+      method: name of what is more than a variant; empty for a variant alone.
+      changes: options of that, "key=value".
+      lists: option → values to choose from; None for the λ of the variant.
     """
 
     data: str
@@ -73,18 +91,27 @@ class Setting:
     conv_metric: str = ""
     fc_metric: str = ""
     decay: bool = True
+    method: str = ""
+    changes: tuple[str, ...] = ()
+    lists: tuple[tuple[str, tuple[float, ...]], ...] | None = None
 
     @property
     def candidates(self) -> tuple[Weights, ...]:
-        """The weights to choose from, of the terms that the variant has; DH²L, §5."""
-        lambda_e = LAMBDA_E if self.variant in ("E", "factored", "E+H") else (0.0,)
-        lambda_l = LAMBDA_L if self.variant == "E+H" else (0.0,)
-        return tuple(Weights(*pair) for pair in itertools.product(lambda_e, lambda_l))
+        """The weights to choose from; of a variant those of the terms that it has; DH²L, §5."""
+        lists = self.lists
+        if lists is None:
+            lambda_e = self.variant in ("E", "factored", "E+H")
+            lists = (("reg.lambda_e", LAMBDA_E),) * lambda_e
+            lists += (("reg.lambda_l", LAMBDA_L),) * (self.variant == "E+H")
+        keys = [key for key, _ in lists]
+        products = itertools.product(*(values for _, values in lists))
+        return tuple(Weights(tuple(zip(keys, values, strict=True))) for values in products)
 
     def __str__(self) -> str:
         metrics = [m for m in dict.fromkeys((self.conv_metric, self.fc_metric)) if m]
         no_decay = [] if self.decay else ["no l2"]
-        return " ".join([self.model, self.variant, *no_decay, *metrics])
+        words = [self.method] if self.method else [self.variant, *no_decay, *metrics]
+        return " ".join([self.model, *words])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +151,7 @@ def config_of(setting: Setting, weights: Weights, seed: int, options: Options) -
     Raises:
       ValueError: an override is no option of a config, or has a wrong type or range.
 
-    >>> config = config_of(Setting("cub200", "resnet18", "l2"), Weights(0, 0), 3, Options())
+    >>> config = config_of(Setting("cub200", "resnet18", "l2"), Weights(), 3, Options())
     >>> config.data.holdout, config.optim.weight_decay, config.reg.lambda_e, config.model.head
     (600, 0.0005, 0.0, 'plain')
     """
@@ -150,12 +177,16 @@ def config_of(setting: Setting, weights: Weights, seed: int, options: Options) -
             name=setting.model,
             pretrained=_weight_file(options.pretrained, setting.model),
         ),
-        reg=dataclasses.replace(config.reg, **weights._asdict()),
         optim=dataclasses.replace(config.optim, weight_decay=decay),
     )
-    return recipes.with_variant(
+    for key, value in weights.values:
+        config = override(config, f"{key}={value}")
+    config = recipes.with_variant(
         config, setting.variant, conv_metric=setting.conv_metric, fc_metric=setting.fc_metric
     )
+    for change in setting.changes:
+        config = override(config, change)
+    return config
 
 
 def recipe(data: str, model: str) -> Config:

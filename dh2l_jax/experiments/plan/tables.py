@@ -1,4 +1,4 @@
-"""The tables: the paper's six, cell by cell, and the same comparison on Fashion-MNIST.
+"""The tables: the paper's six, cell by cell, the same comparison on Fashion-MNIST, and the field.
 
 Where a table has E+H it gains the control that the paper lacks, the factored head with λ_l = 0.
 """
@@ -14,15 +14,28 @@ from typing import Any
 
 from dh2l_jax.checks import unknown_name
 from dh2l_jax.data.facts import FACTS
+from dh2l_jax.experiments.plan.methods import METHODS, setting_of
 from dh2l_jax.experiments.plan.settings import Setting
 from dh2l_jax.training.config.recipes import VARIANTS
 
-__all__ = ["FACTORED", "FASHION", "TABLES", "Cell", "Table", "count_runs", "table"]
+__all__ = [
+    "EMBEDDED",
+    "FACTORED",
+    "FASHION",
+    "FIELD",
+    "TABLES",
+    "Cell",
+    "Table",
+    "count_runs",
+    "table",
+]
 
 PAPER = tuple(f"table{number}" for number in range(1, 7))
-FASHION = "table-fashion"
-TABLES = (*PAPER, FASHION)
+FASHION, FIELD = "table-fashion", "table-field"
+EMBEDDED = (FASHION, FIELD)  # on the embedded images, with any network
+TABLES = (*PAPER, *EMBEDDED)
 FACTORED = "factored (λ_l = 0)"
+COLUMN = "test"  # the one column of the field
 # One metric of each kind: §4.2, footnote 6 (MHE), Eqs. (7), (8), (9) and (10).
 FASHION_METRICS = ("cosine", "n_euclidean2", "d_h_bin", "d_am", "d_cos_hm", "d_am_cos")
 _PLAIN_ROWS = {
@@ -71,7 +84,7 @@ class Table:
     def title(self) -> str:
         """Number, data set and networks."""
         number = self.name.removeprefix("table")
-        prefix = "" if self.name == FASHION else f"Table {number}: "
+        prefix = "" if self.name in EMBEDDED else f"Table {number}: "
         return f"{prefix}{FACTS[self.data].title}, {', '.join(self.models)}"
 
     @property
@@ -126,8 +139,9 @@ def table(name: str, *, embedded: bool = True, model: str = "resnet20") -> Table
 
     Args:
       name: one of `TABLES`.
-      embedded: of "table-fashion": the images inside the package, or all of Fashion-MNIST.
-      model: network of "table-fashion".
+      embedded: of "table-fashion" and "table-field": the images inside the package, or all of
+        Fashion-MNIST.
+      model: network of these two.
 
     Raises:
       ValueError: there is no such table.
@@ -136,9 +150,12 @@ def table(name: str, *, embedded: bool = True, model: str = "resnet20") -> Table
     >>> plan.title, plan.columns, len(plan.settings)
     ('Table 3: CIFAR-100, resnet20', ('factored (λ_l = 0)', 'E+H'), 19)
     """
-    if name == FASHION:
+    if name in EMBEDDED:
         data = "fashion_mnist_mini" if embedded else "fashion_mnist"
-        return Table(name, data, tuple(_fashion_cells(data, model)))
+        if name == FASHION:
+            return Table(name, data, tuple(_fashion_cells(data, model)))
+        cells = (Cell(row, COLUMN, setting_of(data, model, row)) for row in METHODS)
+        return Table(name, data, tuple(cells))
     if name not in PAPER:
         raise ValueError(unknown_name("table", name, TABLES))
     values = _paper()[name]

@@ -42,6 +42,7 @@ def _cell_values(table: Table, summary: Summary) -> dict[str, object]:
         "data": setting.data,
         "model": setting.model,
         "variant": setting.variant,
+        "method": setting.method,
         "conv_metric": setting.conv_metric,
         "fc_metric": setting.fc_metric,
         "cell_n": len(summary.last),
@@ -50,6 +51,8 @@ def _cell_values(table: Table, summary: Summary) -> dict[str, object]:
         "cell_delta_l2": summary.delta,
         "cell_p": summary.p,
         "cell_p_holm": summary.p_holm,
+        "cell_visible": summary.visible,
+        "cell_step_bytes": summary.result.step_bytes,
         "paper": cell.paper,
     }
 
@@ -59,8 +62,9 @@ def _run_values(summary: Summary, result: RunResult) -> dict[str, object]:
     best = scores.get("best", {})
     levels = test[LAST]["accuracy"] if test else []
     return {
-        "lambda_e": run.weights.lambda_e,
-        "lambda_l": run.weights.lambda_l,
+        "lambda_e": run.config.reg.lambda_e,
+        "lambda_l": run.config.reg.lambda_l,
+        "weights": str(run.weights),
         "weight_decay": run.config.optim.weight_decay,
         "seed": run.seed,
         "status": "failed" if result.reason else "finished" if scores else "not run",
@@ -72,6 +76,7 @@ def _run_values(summary: Summary, result: RunResult) -> dict[str, object]:
         "test_best_on_validation": _percent(result.test_accuracy(BEST)),
         "test_images": test[LAST]["images"] if test else None,
         "test_last_levels": " ".join(str(_percent(level)) for level in levels),
+        "test_last_severity": test[LAST].get("mistake_severity") if test else None,
         "parameters": scores.get("parameters"),
         "seconds": scores.get("seconds"),
         "epochs": run.config.epochs,

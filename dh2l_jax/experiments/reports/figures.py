@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dh2l_jax.experiments.plan.tables import FACTORED, Table
+from dh2l_jax.experiments.plan.tables import COLUMN, FACTORED, Table
 from dh2l_jax.experiments.statistics import mean_and_deviation
 from dh2l_jax.experiments.summary import Summary
 
@@ -19,6 +19,7 @@ COLOURS = {
     "E+l2": "#d55e00",
     FACTORED: "#e69f00",
     "E+H": "#009e73",
+    COLUMN: "#0072b2",
 }
 OURS: dict[str, Any] = {"marker": "o"}
 PAPER: dict[str, Any] = {"marker": "D", "fillstyle": "none", "markersize": 8}
@@ -73,14 +74,15 @@ def _marks(axes: Any, summary: Summary, y: float) -> None:
     if summary.last:
         mean, deviation = mean_and_deviation(summary.last.values())
         axes.errorbar(mean, y, xerr=deviation, capsize=3, **OURS, **style)
-        if summary.cell.setting.variant == "l2":
+        if _name(summary) == "l2":
             axes.axvline(mean, **BASELINE)
     if summary.cell.paper is not None:
         axes.plot(summary.cell.paper, y, **PAPER, **style)
 
 
 def _is_metric(summary: Summary) -> bool:
-    return summary.cell.setting.variant not in ("baseline", "l2")
+    setting = summary.cell.setting
+    return bool(setting.method) or setting.variant not in ("baseline", "l2")
 
 
 def _name(summary: Summary) -> str:

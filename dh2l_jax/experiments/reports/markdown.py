@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from dh2l_jax.data.facts import FACTS
-from dh2l_jax.experiments.plan.settings import LAMBDA_E, LAMBDA_L, Options, config_of
-from dh2l_jax.experiments.plan.tables import Table
+from dh2l_jax.experiments.plan.settings import CHOSEN, LAMBDA_E, LAMBDA_L, Options, config_of
+from dh2l_jax.experiments.plan.tables import FIELD, Table
 from dh2l_jax.experiments.runs import RunResult
 from dh2l_jax.experiments.statistics import binomial_error, mean_and_deviation
 from dh2l_jax.experiments.summary import Summary, comparisons, test_images
@@ -25,8 +25,11 @@ DETAILS = (
     "Δ l2",
     "p",
     "p (Holm)",
-    "λ_e",
-    "λ_l",
+    "visible",
+    "severity",
+    "chosen",
+    "s",
+    "MB",
     "paper",
 )
 
@@ -114,7 +117,11 @@ def _detail(s: Summary) -> list[str]:
         NONE if s.delta is None else f"{s.delta:+.2f}",
         _probability(s.p),
         _probability(s.p_holm),
-        *(f"{weight:g}" if weight else NONE for weight in s.result.weights or (0, 0)),
+        NONE if s.visible is None else f"{s.visible:.2f}",
+        _mean(dict(enumerate(s.scores("mistake_severity")))),
+        str(s.result.weights or NONE),
+        _mean_number(s.result.seconds),
+        NONE if s.result.step_bytes is None else f"{s.result.step_bytes / 1e6:.0f}",
         NONE if s.cell.paper is None else f"{s.cell.paper:.2f}",
     ]
 
@@ -124,6 +131,10 @@ def _mean(values: Mapping[int, float]) -> str:
         return NONE
     mean, deviation = mean_and_deviation(values.values())
     return f"{mean:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
+
+
+def _mean_number(values: Sequence[float]) -> str:
+    return f"{mean_and_deviation(values)[0]:.0f}" if values else NONE
 
 
 def _probability(p: float | None) -> str:
@@ -165,9 +176,9 @@ def _protocol(table: Table, summaries: list[Summary], protocol: Protocol) -> Ite
         )
     )
     yield (
-        f"λ_e from {_either(LAMBDA_E)} and λ_l from {_either(LAMBDA_L)}, where a cell has the "
-        f"term, by validation accuracy after the last epoch with seed {protocol.seeds[0]}, the "
-        "smaller on a tie; the other seeds use the chosen ones. Only their runs see the test set."
+        f"{_lists(table)}, by validation accuracy after the last epoch with seed "
+        f"{protocol.seeds[0]}, the smaller on a tie; the other seeds use the chosen ones. Only "
+        "their runs see the test set."
     )
     yield (
         '"last" is the state after the last epoch, "best on validation" the state of the epoch '
@@ -176,7 +187,14 @@ def _protocol(table: Table, summaries: list[Summary], protocol: Protocol) -> Ite
     yield (
         'Δ l2: mean difference of "last" from the l2 baseline of the same network over the same '
         "seeds, in points; p of the two-sided paired t-test, then with Holm's correction for the "
-        f"{comparisons(summaries)} comparisons of this table; {NONE} where it has no value."
+        f"{comparisons(summaries)} comparisons of this table; {NONE} where it has no value. "
+        '"visible": the true difference from l2 that these seeds would have shown with a '
+        "probability of 0.8, at the level 0.05 of Holm's first step."
+    )
+    yield (
+        '"severity": mean height of the lowest common ancestor over the wrong answers; "s": mean '
+        'seconds of a run, compilation included; "MB": what the compiled training step needs, its '
+        "images included."
     )
     if images := test_images(summaries):
         accuracy = _typical(summaries)
@@ -190,6 +208,23 @@ def _protocol(table: Table, summaries: list[Summary], protocol: Protocol) -> Ite
         yield f"Training starts from {weights}."
     if options.overrides:
         yield f"Changed options: {', '.join(options.overrides)}."
+
+
+def _lists(table: Table) -> str:
+    """What the settings choose from; of the field every row has its own list."""
+    if table.name != FIELD:
+        lists = ("reg.lambda_e", LAMBDA_E), ("reg.lambda_l", LAMBDA_L)
+        return f"{' and '.join(_list(*pair) for pair in lists)}, where a cell has the term"
+    rows = (
+        f"{cell.row} {' and '.join(_list(*pair) for pair in cell.setting.lists)}"
+        for cell in table.cells
+        if cell.setting.lists
+    )
+    return f"Chosen: {'; '.join(rows)}"
+
+
+def _list(key: str, values: Sequence[float]) -> str:
+    return f"{CHOSEN[key]} from {_either(values)}"
 
 
 def _either(values: Sequence[float]) -> str:

@@ -1,7 +1,8 @@
-"""Sums of forms affine in c and h in closed form.
+"""Sums of forms affine in c and h, and of squares of c, in closed form.
 
 Idea. Σ_{i<j} x_i·x_j = (‖Σx‖² − Σ‖x‖²)/2, for unit vectors and for codes alike, so a metric that is
 affine in c and h needs no pair at all; of any other metric the affine part is taken out this way.
+Likewise Σ_{i<j} c² = (‖UᵀU‖² − n)/2: d×d instead of n×n, which are worth it where d < n.
 Memory. O(n + d) beside W and its gradient. The codes are summed a block of rows at a time, because
 XLA would write all of them, another n×d, before it sums over columns.
 Figure. 21,841 × 2,048: 106 ms for value and gradient, about 400 times less than the pairs take.
@@ -19,6 +20,7 @@ from jax import lax
 from dh2l_jax.metrics.blocks import (
     Cotangent,
     Rows,
+    even_block,
     features,
     over_blocks,
     pair_count,
@@ -27,12 +29,14 @@ from dh2l_jax.metrics.blocks import (
     pull_to_rows,
     row_codes,
     unit_slopes,
+    write_rows,
 )
 from dh2l_jax.metrics.profile import Affine, Metric
 
-__all__ = ["Closed", "Linear", "linear", "with_affine"]
+__all__ = ["Closed", "Linear", "Squares", "linear", "with_affine"]
 
 CODES_BLOCK = 128  # rows whose codes are summed at once
+SQUARES_BLOCK = 1024  # rows of one product
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +55,47 @@ class Closed:
         sum_of = _sum_of_products if slopes[1] and metric.threshold else _sum
         value, gradient = sum_of(metric, slopes, rows)
         return value + affine[2] * pair_count(rows.where, rows.W.dtype), gradient
+
+
+@dataclasses.dataclass(frozen=True)
+class Squares:
+    """q Σ c² over i < j by the Gram matrix of the columns, O(nd²)."""
+
+    def __call__(self, metric: Metric, rows: Rows, affine: Affine) -> Cotangent:
+        """The sum and its gradient, both a block of rows at a time.
+
+        >>> import dh2l_jax as dh2l
+        >>> rows = Rows(jnp.array([[3.0], [-2.0], [0.0]]), jnp.array([1 / 3, 1 / 2, 0]), None)
+        >>> Squares()(dh2l.get_metric("cosine2"), rows, (0.0, 0.0, 0.0))[0].item()
+        1.0
+        """
+        del affine  # a square has none
+        q, (n, d) = metric.square, rows.W.shape
+        W, r = rows.W, jnp.where(jnp.sum(rows.r > 0) > 1, rows.r, 0)
+
+        def unit(start, own):
+            size = own.shape[0]
+            block, scale = (lax.dynamic_slice_in_dim(X, start, size) for X in (W, r))
+            return block, jnp.where(own, scale, 0)
+
+        def add(gram, start, own):
+            block, scale = unit(start, own)
+            U = scale[:, None] * block
+            return gram + product(U.T, U)
+
+        def pull(gradient, start, own):
+            # The pull leaves out what a row does to itself: its own square is always 1.
+            block, scale = unit(start, own)
+            dU = 2 * q * product(scale[:, None] * block, gram)
+            return write_rows(gradient, start, own, pull_to_rows(block, scale, dU))
+
+        block = even_block(n, SQUARES_BLOCK)
+        gram = over_blocks(add, jnp.zeros((d, d), W.dtype), n, block)
+        # Its trace is the number of rows, so that what is left of it is a sum of squares.
+        count = jnp.sum(r > 0, dtype=W.dtype)
+        rest = gram - count / d * jnp.eye(d, dtype=W.dtype)
+        value = jnp.sum(rest * rest) + count * (count - d) / d
+        return q * value / 2, over_blocks(pull, jnp.zeros_like(W), n, block)
 
 
 def with_affine(metric: Metric, rows: Rows, affine: Affine, rest: Cotangent) -> Cotangent:

@@ -3,6 +3,7 @@
 | metric, rows | way | memory beside W and its gradient | arithmetic |
 |---|---|---|---|
 | affine in c and h | `Closed()` | O(d) | O(nd) |
+| c² with d < n | `Closed()` | a d×d | 4 nd² |
 | rows spread over devices | `Ring(mesh, axis)` | a few blocks | 3 or 6 n²d, shared |
 | at most 1,024 rows | `Dense()` | a few n×n | 4 or 8 n²d |
 | more | `Tiled()` | a few tiles, 16 MB | 3 or 6 n²d |
@@ -22,7 +23,7 @@ from jax.sharding import Mesh
 from dh2l_jax.checks import unknown_name
 from dh2l_jax.metrics.blocks import Cotangent, Rows
 from dh2l_jax.metrics.profile import Affine, Metric, split_affine
-from dh2l_jax.metrics.sums.closed import Closed
+from dh2l_jax.metrics.sums.closed import Closed, Squares
 from dh2l_jax.metrics.sums.dense import Dense
 from dh2l_jax.metrics.sums.ring import Ring
 from dh2l_jax.metrics.sums.tiled import Tiled
@@ -34,6 +35,7 @@ SPLIT_FROM = 256  # rows
 
 Way = Callable[[Metric, Rows, Affine], Cotangent]
 Method = str | Closed | Dense | Tiled | Ring
+CLOSED = ("closed", Closed())
 METHODS = ("auto", "closed", "dense", "tiled")
 
 
@@ -55,6 +57,7 @@ def choose(
     n: int,
     method: Method = "auto",
     *,
+    width: int | None = None,
     block: int = Tiled.block,
     mesh: Mesh | None = None,
     axis: str = "data",
@@ -65,6 +68,7 @@ def choose(
       metric: of the pairs.
       n: number of rows.
       method: a way, which has its own options, or the name of one, or "auto".
+      width: d, where squares of c may be summed in closed form.
       block: of `Tiled` and `Ring`, where they are chosen here.
       mesh: of `Ring`, likewise.
       axis: of `Ring`, likewise.
@@ -80,8 +84,11 @@ def choose(
     if isinstance(method, str) and method not in METHODS:
         raise ValueError(unknown_name("method", method, METHODS))
     affine, rest = split_affine(metric)
-    if rest is None and method in ("auto", "closed", Closed()):
+    if rest is None and method in ("auto", *CLOSED):
         return Plan(Closed(), metric, affine, f"closed: {metric.name} is affine in c and h")
+    small = method == "auto" and mesh is None and (width or n) < n
+    if metric.square and (small or method in CLOSED):
+        return Plan(Squares(), metric, affine, f"closed: {metric.name} is a square of c")
     if rest is None or metric.threshold or n < SPLIT_FROM:
         affine, rest = (0.0, 0.0, 0.0), metric
     way, why = _way(method, n, tiled, ring)

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-__all__ = ["PROFILED", "Step", "annotate", "check_folder", "record"]
+__all__ = ["PROFILED", "Step", "annotate", "check_folder", "compiled", "record"]
 
 PROFILED = 10
 """The step that is recorded: by then a run has compiled, and its buffers go round."""
@@ -60,7 +60,7 @@ def record(
     def wrapped(number: int, *arguments: Any, **options: Any) -> Any:
         if number != recorded:
             return usual(number, *arguments, **options)
-        program = _program(functools.partial(step, *arguments, **options))
+        program = compiled(functools.partial(step, *arguments, **options)).as_text()
         jax.block_until_ready(arguments)  # so that earlier steps have no part in the trace
         how = jax.profiler.ProfileOptions()
         how.python_tracer_level = 0  # Python's own calls here are those of this module
@@ -76,9 +76,9 @@ def record(
     return wrapped
 
 
-def _program(bound: functools.partial) -> str:
-    """The compiled step as text; what is compiled here is not compiled again by a call."""
-    return bound.func.lower(*bound.args, **bound.keywords).compile().as_text()
+def compiled(bound: functools.partial) -> Any:
+    """The program of a jitted function's call; what is compiled here a call compiles no more."""
+    return bound.func.lower(*bound.args, **bound.keywords).compile()
 
 
 def _name_operations(folder: Path, program: str) -> None:

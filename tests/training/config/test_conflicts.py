@@ -86,7 +86,7 @@ def changed(config, assignments):
         ("reg.rules=kernel$=>cosine", "reg.rules: expected PATTERN => REGULARIZER * WEIGHT [@ AXE"),
         ("reg.rules=kernel$=>cosine*x", "reg.rules: expected a weight ≥ 0, found 'x'"),
         ("reg.rules=a=>cosine*1;a=>d_am*1", "reg.rules: the pattern 'a' is there twice"),
-        ("reg.rules=a=>cosin*1", "unknown metric 'cosin': did you mean 'cosine'?"),
+        ("reg.rules=a=>cosin*1", "unknown regulariser 'cosin': did you mean 'cosine'?"),
         ("reg.rules=(=>cosine*1", "pattern '(' is no regular expression"),
         ("reg.rules=a=>cosine*1@i->o", "axes 'i->o': "),
         (
