@@ -14,18 +14,21 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dh2l_jax.commands import BAD, Exit, Parser, fail
-from dh2l_jax.training.finished import export
-from dh2l_jax.training.run.console import line_printer
+from dh2l_jax.commands import BAD, Exit, Parser, fail, refuse_small_limits
 
 PROGRAM = "dh2l export"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Writes the file; the exit code."""
-    print_line = line_printer(Console(highlight=False))
     try:
         options = parse_arguments(arguments)
+        refuse_small_limits()
+        # Imported late: help and a wrong option need no JAX.
+        from dh2l_jax.training.finished import export
+        from dh2l_jax.training.run.console import line_printer
+
+        print_line = line_printer(Console(highlight=False))
         path = export(options.run, options.file, print_line)
     except BAD as error:
         return fail(PROGRAM, error)

@@ -58,7 +58,8 @@ def make_run(workdir, tree, *, seed=0, images=60, epochs=2, name=str, head="hier
     )
     _, like = without_data(config, data)
     state = jax.tree.map(lambda leaf: _filled(leaf, generator), like)
-    state = dataclasses.replace(state, step=np.int32(epochs))
+    variances = jax.tree.map(np.abs, state.batch_stats)
+    state = dataclasses.replace(state, step=np.int32(epochs), batch_stats=variances)
     checkpoint.save(workdir, state, data=data.pack())
     scores = {"split": "validation", **evaluate(logits, labels, tree)}
     write_bytes(workdir / folder.OUTPUTS, outputs.pack())

@@ -68,7 +68,7 @@ def export_stablehlo(
     variables = jax.device_get(variables)  # constants, wherever they live now
 
     def program(pixels: jax.Array) -> dict[str, jax.Array]:
-        logits = model.apply(variables, normalize(pixels, mean, std), train=False)
+        logits: Any = model.apply(variables, normalize(pixels, mean, std), train=False)
         return {"logits": logits, "probabilities": jax.nn.softmax(logits / temperature)}
 
     (b,) = export.symbolic_shape("b")
