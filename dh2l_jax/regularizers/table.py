@@ -123,7 +123,8 @@ def _mean(metric: str, symbol: str, source: str, formula: str) -> Row:
     """The mean over pairs of a metric, with the options of both."""
     make = FAMILIES.get(metric)
     parameters = list(inspect.signature(make).parameters.values())[1:] if make else []
-    cost = "nd" if get_metric(metric).affine else "n²d"
+    known = get_metric(metric)
+    cost = "nd" if known.affine else SMALL_SIDE if known.square else "n²d"
     options = {p.name: p.default for p in parameters}
     return _of_pairs(metric, "mean", symbol, source, formula, cost, options)
 

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.runs import make_run
+from support.runs import make_run, record_of, state_of
 
 from dh2l_jax.__main__ import main
 from dh2l_jax.experiments.page import weights
 from dh2l_jax.experiments.page.numbers import Answers
 from dh2l_jax.experiments.page.render import rendered
 from dh2l_jax.hierarchy import Hierarchy
-from dh2l_jax.training.run.facts import read_facts
+from dh2l_jax.training.config import Config, DataConfig, LossConfig, ModelConfig
+from dh2l_jax.training.run.facts import RunFacts, read_facts
 
 HOSTILE = [
     "</script><script>window.hit = 1</script>",
@@ -165,11 +166,7 @@ def answers():
     logits[7] = np.nan
     labels[7] = 0
 
-    class Facts:
-        temperature = 2.0
-
-    Facts.tree = tree
-    return Answers(Facts, logits, labels), logits, labels
+    return Answers(tree, logits, labels, temperature=2.0), logits, labels
 
 
 def test_levels_count_what_reaches_them(answers):
@@ -273,6 +270,40 @@ def test_calibration_sums_to_its_error(answers):
             assert (sure, right) == (pytest.approx(a), pytest.approx(b))
             total += n * abs(a - b) / count
     assert error == pytest.approx(total)
+
+
+def test_answers_by_risk_have_the_least():
+    logits = np.log(np.array([[0.3, 0.3, 0.4]], np.float32))
+    tree, label = Hierarchy.two_level([0, 0, 1]), np.zeros(1, np.int32)
+    found = [Answers(tree, logits, label, decision=name) for name in ("argmax", "crm")]
+    assert [answers.answers.tolist() for answers in found] == [[2], [0]]
+    assert [answers.sure.item() for answers in found] == [pytest.approx(0.4), pytest.approx(0.3)]
+
+
+HEADS = {
+    "hierarchical": {"model": ModelConfig(name="resnet8", head="hierarchical")},
+    "plain": {"model": ModelConfig(name="resnet8", head="plain")},
+    "sphere": {"model": ModelConfig(name="resnet8", head="sphere")},
+    "haframe": {"model": ModelConfig(name="resnet8", head="haframe")},
+    "conditional": {
+        "model": ModelConfig(name="resnet8"),
+        "loss": LossConfig(name="conditional"),
+    },
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_has_class_vectors_and_layers(head):
+    config = Config(data=DataConfig(name="folder", crop=8), **HEADS[head])
+    data = record_of(UNEVEN, np.arange(7, dtype=np.int32))
+    state = state_of(config, data, np.random.default_rng(0))
+    arrays = weights.by_path(state.params)
+    facts = RunFacts(Path(), config, data, {}, {})
+    vectors = weights.class_vectors(facts, arrays)
+    assert vectors.shape[1] == 7
+    assert np.linalg.norm(vectors, axis=0).min() > 0
+    found = {path.split("/")[0] for path in weights.layers(arrays)}
+    assert ("head" in found) == (head != "haframe")
 
 
 def test_a_group_on_its_sphere():

@@ -101,6 +101,8 @@ def test_a_printed_page_shows_whole_tables(page):
     page.emulate_media(media="print")
     assert page.locator("nav").is_hidden()
     assert page.locator("#classes .scroll").evaluate("e => e.scrollHeight <= e.clientHeight")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.get_by_text("In % of the images.").is_visible()
 
 
 def test_without_its_program_the_page_shows_everything(browser, report):

@@ -33,6 +33,7 @@ VALUES = {
     "mhe_s0(half_space=True)": -0.2968781452,
     "mhe_s1(half_space=True)": 0.8792450832,
     "mhe_s2(half_space=True)": 1.3700448457,
+    "mhe_s2(convention='official')": 2.6158935082,
     "mhe_a0(half_space=True)": -0.4641731068,
     "mhe_a1(half_space=True)": 0.7908086388,
     "mhe_a2(half_space=True)": 1.2654920465,

@@ -48,18 +48,8 @@ def make_run(workdir, tree, *, seed=0, images=60, epochs=2, name=str, head="hier
         terms = {"J": 2.0 / epoch, "L": 1.0 / epoch, "R_E": 0.3, "R_p/2": -0.1}
         record = {"epoch": epoch, "step": epoch, **terms, "train_accuracy": 0.5, "lr": 0.1}
         append_record(workdir / folder.METRICS, record)
-    splits = {"train": labels, "test": labels}
-    digests = {split: np.arange(images, dtype=np.uint64) for split in splits}
-    data = DataRecord(
-        Fingerprint(tree, splits, digests, 2),
-        (None, None, 3),
-        np.full(3, 0.5, np.float32),
-        np.full(3, 0.25, np.float32),
-    )
-    _, like = without_data(config, data)
-    state = jax.tree.map(lambda leaf: _filled(leaf, generator), like)
-    variances = jax.tree.map(np.abs, state.batch_stats)
-    state = dataclasses.replace(state, step=np.int32(epochs), batch_stats=variances)
+    data = record_of(tree, labels)
+    state = dataclasses.replace(state_of(config, data, generator), step=np.int32(epochs))
     checkpoint.save(workdir, state, data=data.pack())
     scores = {"split": "validation", **evaluate(logits, labels, tree)}
     write_bytes(workdir / folder.OUTPUTS, outputs.pack())
@@ -75,6 +65,21 @@ def make_run(workdir, tree, *, seed=0, images=60, epochs=2, name=str, head="hier
     }
     write_sealed(workdir / folder.RESULT, result, files)
     return outputs
+
+
+def record_of(tree, labels):
+    """What a checkpoint holds of images with these labels."""
+    splits = {"train": labels, "test": labels}
+    digests = {split: np.arange(len(labels), dtype=np.uint64) for split in splits}
+    mean, std = np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32)
+    return DataRecord(Fingerprint(tree, splits, digests, 2), (None, None, 3), mean, std)
+
+
+def state_of(config, data, generator):
+    """A state of a run with random weights; nothing is compiled."""
+    like = without_data(config, data)[1]
+    state = jax.tree.map(lambda leaf: _filled(leaf, generator), like)
+    return dataclasses.replace(state, batch_stats=jax.tree.map(np.abs, state.batch_stats))
 
 
 def _filled(leaf, generator):

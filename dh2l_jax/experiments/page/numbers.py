@@ -10,9 +10,8 @@ import jax
 import numpy as np
 
 from dh2l_jax.hierarchy import Hierarchy
-from dh2l_jax.hierarchy.learn.decoding import answer
+from dh2l_jax.hierarchy.learn.decoding import answer, crm
 from dh2l_jax.hierarchy.scores import tree_order
-from dh2l_jax.training.run.facts import RunFacts
 
 __all__ = ["Answers", "Branch", "ClassRow", "LevelRow", "SureRow"]
 
@@ -81,16 +80,29 @@ class SureRow(NamedTuple):
 
 
 class Answers:
-    """The answers of one state of a run on one split, with the temperature of the run."""
+    """The answers of one state of a run on one split.
 
-    def __init__(self, facts: RunFacts, logits: np.ndarray, labels: np.ndarray):
-        self.tree, self.labels = facts.tree, labels
+    Args:
+      temperature: what the logits are divided by.
+      decision: "argmax", or "crm" for the class of the lowest expected height.
+    """
+
+    def __init__(
+        self,
+        tree: Hierarchy,
+        logits: np.ndarray,
+        labels: np.ndarray,
+        temperature: float = 1.0,
+        decision: str = "argmax",
+    ):
+        self.tree, self.labels = tree, labels
         self.known = np.logical_not(np.isnan(logits).any(axis=1))
-        self._logits = np.where(self.known[:, None], logits, 0) / np.float32(facts.temperature)
+        self._logits = np.where(self.known[:, None], logits, 0) / np.float32(temperature)
         odds = np.exp(self._logits - self._logits.max(axis=1, keepdims=True), dtype=np.float64)
         self._p = odds / odds.sum(axis=1, keepdims=True)
-        self.answers = self._logits.argmax(axis=1)
-        self.sure = self._p.max(axis=1)
+        by_risk = decision == "crm"
+        self.answers = np.asarray(crm(self._logits, tree) if by_risk else self._logits.argmax(1))
+        self.sure = np.take_along_axis(self._p, self.answers[:, None], axis=1)[:, 0]
 
     @functools.cached_property
     def line(self) -> np.ndarray:

@@ -89,3 +89,8 @@ addEventListener("keydown", (event) => {
   }
 });
 zoom(false);
+
+// On paper the numbers of all pictures are there.
+const closed = [...document.querySelectorAll("details:not([open])")];
+addEventListener("beforeprint", () => closed.forEach((part) => (part.open = true)));
+addEventListener("afterprint", () => closed.forEach((part) => (part.open = false)));

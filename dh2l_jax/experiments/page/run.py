@@ -50,10 +50,11 @@ def run_page(facts: RunFacts) -> str:
     """
     split = "test" if facts.test else facts.result.get("split", "test")
     outputs = facts.test_outputs(LAST) if facts.test else facts.outputs
-    answers = Answers(facts, outputs.logits, outputs.labels)
+    decision = facts.config.eval.decision
+    answers = Answers(facts.tree, outputs.logits, outputs.labels, facts.temperature, decision)
     records = read_records(facts.workdir / METRICS)
     arrays = read_arrays(facts.workdir)
-    vectors = class_vectors(facts, arrays)
+    groups = spheres(class_vectors(facts, arrays), facts.tree)
     rows = layers(arrays)
     context = {
         "title": facts.workdir.resolve().name,
@@ -69,10 +70,7 @@ def run_page(facts: RunFacts) -> str:
         "calibration": _calibration(answers),
         "layers": rows,
         "layer_pictures": pictures.diversity(rows),
-        "spheres": [
-            (group, pictures.sphere(group))
-            for group in ([] if vectors is None else spheres(vectors, facts.tree))
-        ],
+        "spheres": [(group, pictures.sphere(group)) for group in groups],
         "config": _config(facts.config),
     }
     return rendered("run.html", context)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from dh2l_jax.hierarchy import Hierarchy
-from dh2l_jax.models import HierarchicalHead
+from dh2l_jax.models import HierarchicalHead, dense_kernel
 from dh2l_jax.regularizers.params.diversity import Figures, diversity
 from dh2l_jax.regularizers.params.layouts.files import file_rules
 from dh2l_jax.regularizers.params.plan import plan
@@ -20,9 +20,9 @@ from dh2l_jax.training.run import checkpoint
 from dh2l_jax.training.run.facts import RunFacts
 from dh2l_jax.training.step.objective import head_levels
 
-__all__ = ["HEAD_RULE", "Sphere", "class_vectors", "layers", "read_arrays", "spheres"]
+__all__ = ["HEAD_RULE", "Sphere", "by_path", "class_vectors", "layers", "read_arrays", "spheres"]
 
-HEAD_RULE = r"^head/(surface|center)_\d+$"  # of a hierarchical head, a vector a row
+HEAD_RULE = r"^head/((surface|center)_\d+|direction)$"  # of heads on a tree, a vector a row
 GROUPS = 12  # the largest are shown
 
 
@@ -48,7 +48,12 @@ class Sphere(NamedTuple):
 
 def read_arrays(workdir: Path) -> dict[str, Any]:
     """The parameters of the last state of a run, by their paths."""
-    leaves = jax.tree_util.tree_leaves_with_path(checkpoint.read_params(workdir))
+    return by_path(checkpoint.read_params(workdir))
+
+
+def by_path(params: Any) -> dict[str, Any]:
+    """The arrays of a tree, by the names from its root down, as "head/kernel"."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
     return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
 
 
@@ -59,15 +64,18 @@ def layers(arrays: dict[str, Any]) -> dict[str, Figures]:
     return diversity(plan(arrays, rules), arrays)
 
 
-def class_vectors(facts: RunFacts, arrays: dict[str, Any]) -> np.ndarray | None:
-    """(d, C), the vector of each class as seen from the centre of its group; None without any."""
+def class_vectors(facts: RunFacts, arrays: dict[str, Any]) -> np.ndarray:
+    """(d, C), the vector of each class, where the head has such as seen from its group's centre."""
     network, _ = without_data(facts.config, facts.data)
     head = {name[5:]: array for name, array in arrays.items() if name.startswith("head/")}
     if isinstance(network.head, HierarchicalHead):
         levels = head_levels({"head": head}, network.head)
         return np.asarray(logit_vectors(levels, facts.tree, logits="relative")).T
-    kernel = np.asarray(head.get("kernel", ()))
-    return kernel if kernel.shape[1:] == (facts.tree.num_classes,) else None
+    if "direction" in head:  # of each node, as seen from its parent
+        return head["direction"][: facts.tree.num_classes].T
+    if "kernel" in head:  # of the classes, or of all nodes, the classes first
+        return head["kernel"][:, : facts.tree.num_classes]
+    return np.asarray(dense_kernel(head, network.head))  # a frame, which has no parameters
 
 
 def spheres(kernel: np.ndarray, tree: Hierarchy) -> list[Sphere]:

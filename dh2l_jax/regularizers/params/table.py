@@ -67,12 +67,13 @@ def _short(products: float) -> str:
 
 def _way(regularizer: Any, n: int, d: int) -> tuple[str, int]:
     """How the pairs of n rows are summed, and with how many products of numbers."""
-    if n < 2:
-        return "no pair", 0
     pairs = mean_of(regularizer)
     if not pairs:
         return getattr(getattr(regularizer, "row", None), "cost", "its own"), 0
+    if n < 2:
+        return "no pair", 0
     metric, half_space = pairs
-    way = choose(half_space_metric(metric) if half_space else metric, n)
+    way = choose(half_space_metric(metric) if half_space else metric, n, width=d)
     name = type(way.way).__name__.lower()
-    return name, n * d if name == "closed" else n * n * d * sum(similarities_used(way.rest.energy))
+    products = {"closed": n * d, "squares": n * d * d}
+    return name, products.get(name, n * n * d * sum(similarities_used(way.rest.energy)))

@@ -187,13 +187,13 @@ def test_terms_without_weight_are_not_computed():
 
 
 def test_plain_head_energy_is_conv_plus_head():
-    reg = RegConfig(conv_metric="d_h_bin", fc_metric="angular2")
+    reg = RegConfig(conv_metric="d_h_bin", fc_metric="mma")
     model = dh2l.models.create("resnet8", num_classes=6)
     params = init_variables(model)["params"]
     value, terms = jax.jit(lambda p: make_regularizer(model.head, TREE, reg)(p, None))(params)
     convolutions = {name: values for name, values in params.items() if name != "head"}
     conv = jax.jit(lambda p: dh2l.weight_energy(p, "d_h_bin"))(convolutions)
-    head = jax.jit(lambda W: dh2l.mean_energy(W, "angular2"))(params["head"]["kernel"].T)
+    head = jax.jit(dh2l.regularizer("mma"))(params["head"]["kernel"].T)
     np.testing.assert_allclose(float(terms["R_E"]), float(conv + head), rtol=1e-6)
     np.testing.assert_allclose(float(value), 0.1 * float(conv + head), rtol=1e-6)
 
