@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -26,9 +25,10 @@ from jax.typing import ArrayLike
 
 from dh2l_jax.checks import integers, labels_exist, mask
 from dh2l_jax.hierarchy.counts import RANKS, Counts, count, refuse_nan
+from dh2l_jax.hierarchy.readable import Scores
 from dh2l_jax.hierarchy.tree import Hierarchy
 
-__all__ = ["Counts", "count", "evaluate", "score_answers", "summarize", "tree_order"]
+__all__ = ["Counts", "Scores", "count", "evaluate", "score_answers", "summarize", "tree_order"]
 
 Tally, tally = Counts, count  # the names of 0.1
 
@@ -39,8 +39,8 @@ _jitted_count = jax.jit(count, static_argnames=("hierarchy", "confusion"))
 
 def summarize(
     sums: Counts, hierarchy: Hierarchy, *, ranks: Sequence[int] = DISTANCE_RANKS
-) -> dict[str, Any]:
-    """Every metric as plain Python numbers, ready for JSON.
+) -> Scores:
+    """Every metric as plain Python numbers, ready for JSON; a dict that shows as a table.
 
     The height of a lowest common ancestor is that of `Hierarchy.lca_height`: 0 for a class with
     itself, 1 for siblings of the greatest depth, L where only the root is shared. Where all classes
@@ -93,7 +93,7 @@ def summarize(
     )
     last = {str(k): min(k, len(heights)) - 1 for k in ranks}
     predicted, true, common = sums.leaf_nodes.tolist()
-    return {
+    values = {
         "images": n,
         "loss": float(sums.loss) / n,
         "accuracy": [number / n for number in hits],
@@ -109,6 +109,7 @@ def summarize(
         **_precision_recall("independent_h", int(sums.path_common), int(sums.path_nodes), true),
         **({} if sums.confusion is None else _in_tree_order(sums.confusion, hierarchy)),
     }
+    return Scores(values)
 
 
 def evaluate(
@@ -120,7 +121,7 @@ def evaluate(
     level_logits: Sequence[ArrayLike] | None = None,
     confusion: bool = True,
     ranks: Sequence[int] = DISTANCE_RANKS,
-) -> dict[str, Any]:
+) -> Scores:
     """`summarize` of the `count` of arrays at hand; see both for arguments and results.
 
     Raises:

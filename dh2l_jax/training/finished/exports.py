@@ -71,15 +71,12 @@ def export_facts(facts: RunFacts, temperature: float) -> dict[str, Any]:
       decision: how the run chooses a class, "argmax" or "crm".
     """
     tree, model, data = facts.tree, facts.config.model, facts.config.data
-    depths = tree.node_depths()[: tree.num_classes].tolist()
-    rows = zip(tree.node_names, tree.ancestors(), strict=True)
-    paths = zip(*([names[node] for node in row] for names, row in rows), strict=True)
     return {
         "network": model.name,
         "shortcut": model.shortcut,
         "dtype": model.dtype,
         "classes": facts.classes,
-        "tree": [path[:depth] for path, depth in zip(paths, depths, strict=True)],
+        "tree": tree.node_paths()[: tree.num_classes],
         "size": facts.size,
         "resize": data.resize,
         "crop": data.crop,

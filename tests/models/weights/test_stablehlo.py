@@ -37,7 +37,8 @@ import sys
 class Refused:
     def find_spec(self, name, path=None, target=None):
         top = name.partition(".")[0]
-        if top not in {ALLOWED!r} and top not in sys.stdlib_module_names:
+        standard = top in sys.stdlib_module_names or top.startswith("_sysconfigdata")
+        if not standard and top not in {ALLOWED!r}:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 sys.meta_path.insert(0, Refused())
