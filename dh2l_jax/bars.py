@@ -34,7 +34,8 @@ class Bar(Progress):
         if self.disable or not self.console.is_jupyter:
             super().start()
             return
-        from IPython.display import display  # a kernel has it
+        # A kernel has it; nothing else needs it.
+        from IPython.display import display  # pyright: ignore[reportMissingImports]
 
         self._cell = display(self, display_id=True)
 

@@ -167,7 +167,7 @@ class Scores(dict[str, Any]):
         cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
         head = "".join(f"<th>{cell}</th>" for cell in first)
         body = "".join(f"<tr>{row}</tr>" for row in cells)
-        notes = "<br>".join(map(html.escape, _notes(self)))
+        notes = "<br>".join(html.escape(note) for note in _notes(self))
         return (
             f"<table><caption>{html.escape(_head(self))}</caption><thead><tr>{head}</tr></thead>"
             f"<tbody>{body}</tbody></table><p>{notes}</p>"
