@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,7 @@ from dh2l_jax.checks import unknown_name
 from dh2l_jax.data.datasets import Dataset
 from dh2l_jax.data.facts import FACTS
 from dh2l_jax.data.prepared.originals import idx
-from dh2l_jax.data.store.cache import open_cached
-from dh2l_jax.data.store.fingerprint import image_number
+from dh2l_jax.data.store.cache import Splits, open_cached
 from dh2l_jax.data.store.source import Source
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.hierarchy.published import taxonomy
@@ -107,7 +107,8 @@ def _load(
     from dh2l_jax.data.store.decode import VERSION  # needs Pillow
 
     source = _open_source(name, folder, own.pop("csv"))
-    train, test = open_cached(source, cache_dir, resize=resize, progress=progress, **own).values()
+    splits = open_cached(source, cache_dir, resize=resize, progress=progress, **own)
+    train, test = splits.values()
     return Dataset(
         source.name,
         train.images,
@@ -118,16 +119,21 @@ def _load(
         known_digests=(train.digests, test.digests),
         first_new=train.first_new or test.first_new,
         decoding=VERSION,
-        name_of=functools.partial(_name_of, source, (len(train.labels), len(test.labels))),
+        name_of=_names(source, splits),
     )
 
 
-def _name_of(source: Source, images: tuple[int, int], split: str, index: int) -> str:
-    """The path of an image; a number where images were left out, which shift the rest."""
+def _names(source: Source, splits: Splits) -> Callable[[str, int], str]:
+    """(split, i) → the path of image i, counted without those that were left out."""
     examples = {"train": source.train, "test": source.test}
-    if tuple(map(len, examples.values())) != images:
-        return image_number(split, index)
-    return examples[split].describe(index)
+    left_out = {split: splits[split].left_out for split in examples}
+
+    @functools.cache
+    def kept(split: str) -> Sequence[int]:
+        every, gone = range(len(examples[split])), left_out[split]
+        return [i for i in every if examples[split].describe(i) not in gone] if gone else every
+
+    return lambda split, index: examples[split].describe(kept(split)[index])
 
 
 def _with_tree(dataset: Dataset, tree: str) -> Dataset:

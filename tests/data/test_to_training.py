@@ -133,18 +133,20 @@ def test_own_images_as_people_have_them(tmp_path, caplog):
             noise = np.random.default_rng(number).integers(0, 256, (24, 30, 3), np.uint8)
             Image.fromarray(noise).save(root / split / name / f"{number}.png", exif=exif)
     Image.new("RGBA", (24, 30)).save(root / "test" / "a" / "0.webp", lossless=True)
-    (root / "train" / "b" / "3.gif").write_bytes(b"GIF89a")
+    (root / "train" / "b" / "0.gif").write_bytes(b"GIF89a")
     base = {"data": {"name": "folder", "data_dir": str(root), "cache_dir": str(tmp_path / "c")}}
     base |= {"batch_size": 2, "eval_batch_size": 2, "model": {"name": "resnet8", "head": "plain"}}
     base["reg"] = dict.fromkeys(("lambda_l", "lambda_o"), 0.0)
     config = override(from_dict(base), "data.background=#ff8000")
-    with pytest.raises(ValueError, match=r"^train/b/3\.gif: expected a whole image, found"):
+    with pytest.raises(ValueError, match=r"^train/b/0\.gif: expected a whole image, found"):
         loop.build(config)
     with caplog.at_level("WARNING"):
         dataset = loop.build(override(config, "data.on_bad_image=skip")).dataset
-    assert "leaves out images that cannot be read, 1: train/b/3.gif;" in caplog.text
+    assert "leaves out images that cannot be read, 1: train/b/0.gif;" in caplog.text
     assert dataset.image_shape == (30, 24, 3)
     assert dataset.train_labels.tolist() == [0, 0, 1, 1]
+    names = [dataset.name_of("train", i) for i in range(4)]
+    assert names == [f"train/{name}/{i}.png" for name in "ab" for i in range(2)]
     assert np.all(dataset.test_images[0] == [255, 128, 0])
     upright = np.rot90(np.random.default_rng(1).integers(0, 256, (24, 30, 3), np.uint8), -1)
     np.testing.assert_array_equal(dataset.train_images[1], upright)

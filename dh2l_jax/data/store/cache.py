@@ -36,7 +36,7 @@ from dh2l_jax.data.store.images import Images, RaggedImages, digest
 from dh2l_jax.data.store.source import Examples, Source
 from dh2l_jax.files import name_in_errors, open_plain
 
-__all__ = ["CachedSplit", "default_folder", "open_cached"]
+__all__ = ["CachedSplit", "Splits", "default_folder", "open_cached"]
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -55,6 +55,8 @@ class CachedSplit(NamedTuple):
     """(n,) uint64, see `images.digests`."""
     first_new: str
     """The first image of which version 1 of `decode` made other pixels; empty if there is none."""
+    left_out: frozenset[str]
+    """Names of the examples of the source that could not be decoded, and are not among these."""
 
 
 Splits = dict[str, CachedSplit]
@@ -324,6 +326,7 @@ def _read_split(path: Path, split: str, source: Source, manifest: dict[str, Any]
         index[:, 3].astype(np.int32),
         index[:, 4].astype(np.uint64),
         str(manifest["splits"][split]["first_new"]),
+        frozenset(str(name) for name, _ in manifest["splits"][split]["left_out"]),
     )
 
 
