@@ -117,15 +117,19 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--out", metavar="FILE", type=Path, help="where to write; FILE.jsonl is JSON lines"
     )
     options = parser.parse_args(arguments)
-    for name in ("accuracy", "threshold"):
-        share = getattr(options, name)
-        if share is not None and not 0 < share <= 1 - (name == "accuracy") * 1e-9:
-            ends = "in (0, 1)" if name == "accuracy" else "in (0, 1]"
-            raise ValueError(f"--{name} must be {ends}, found {share:g}")
-    if options.best < 0:
-        raise ValueError(f"--best must be at least 0, found {options.best}")
+    _refuse_numbers(options)
     options.json |= options.out is not None and options.out.suffix in JSON_SUFFIXES
     return options
+
+
+def _refuse_numbers(options: argparse.Namespace) -> None:
+    accuracy, threshold = options.accuracy, options.threshold
+    if accuracy is not None and not 0 < accuracy < 1:
+        raise ValueError(f"--accuracy must be in (0, 1), found {accuracy:g}")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"--threshold must be in [0, 1], found {threshold:g}")
+    if options.best < 0:
+        raise ValueError(f"--best must be at least 0, found {options.best}")
 
 
 def _threshold(predictor: Predictor, options: argparse.Namespace) -> float | None:

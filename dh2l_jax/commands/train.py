@@ -253,6 +253,7 @@ def show_next_steps(
         "Next:",
         f"  {command} --eval-only --workdir {shlex.quote(str(workdir))}",
         f"  dh2l report {shlex.quote(str(workdir))}      one HTML file about the run",
+        f"  dh2l predict {shlex.quote(str(workdir))} PICTURE      what a picture shows",
     ]
     for about, (variant, more) in others.items():
         other = dataclasses.replace(

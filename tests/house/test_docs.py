@@ -15,7 +15,9 @@ import jax
 import pytest
 
 import dh2l_jax
-from dh2l_jax.commands import arguments, data, diversity, export, report, tables, train
+from dh2l_jax.commands import (
+    arguments, data, diversity, export, predict, report, tables, train,
+)  # fmt: skip
 from dh2l_jax.training.config import Config
 from dh2l_jax.training.config.options import flat
 
@@ -63,6 +65,8 @@ def test_commands_of_the_pages_have_options_and_values_that_exist(monkeypatch):
             tables.parse_arguments(words)
         elif command == "diversity":
             diversity.parse_arguments(words)
+        elif command == "predict":
+            predict.parse_arguments(words)
         elif command == "report":
             report.parse_arguments(words)
         elif command == "export":

@@ -37,6 +37,7 @@ NAMES = {
     "dh2l_jax.evaluation": "Tally evaluate score_answers summarize tally tree_order",
     "dh2l_jax.training.config": """Config DataConfig DistributedConfig EvalConfig LossConfig
         ModelConfig OptimConfig RegConfig from_dict load override same_run to_dict""",
+    "dh2l_jax.training.finished.predictor": "Prediction Predictor Unreadable",
     "dh2l_jax.training.recipes": "VARIANTS embedded heavy light with_variant",
     "dh2l_jax.data.datasets": "Dataset",
 }

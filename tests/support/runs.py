@@ -21,18 +21,19 @@ from dh2l_jax.training.run.records import (
 )
 
 SIDE = 8
+DATA = {"name": "folder", "data_dir": "/nowhere", "crop": SIDE, "holdout": 1}
 
 
-def make_run(workdir, tree, *, seed=0, images=60, epochs=2, name=str, head="hierarchical"):
+def make_run(workdir, tree, *, seed=0, images=60, epochs=2, name=str, head="hierarchical", **data):
     """A run of ResNet-8 with random weights, whose answers are often right.
 
-    `name` makes the number of an image its path.
+    `name` makes the number of an image its path; `data` are options of the images.
     """
     generator = np.random.default_rng(seed)
     workdir.mkdir(parents=True)
     config = Config(
         epochs=epochs,
-        data=DataConfig(name="folder", data_dir="/nowhere", crop=SIDE, holdout=1),
+        data=DataConfig(**(DATA | data)),
         model=ModelConfig(name="resnet8", head=head),
     )
     write_json(workdir / folder.CONFIG, to_dict(config))
@@ -48,16 +49,16 @@ def make_run(workdir, tree, *, seed=0, images=60, epochs=2, name=str, head="hier
         terms = {"J": 2.0 / epoch, "L": 1.0 / epoch, "R_E": 0.3, "R_p/2": -0.1}
         record = {"epoch": epoch, "step": epoch, **terms, "train_accuracy": 0.5, "lr": 0.1}
         append_record(workdir / folder.METRICS, record)
-    data = record_of(tree, labels)
-    state = dataclasses.replace(state_of(config, data, generator), step=np.int32(epochs))
-    checkpoint.save(workdir, state, data=data.pack())
+    record = record_of(tree, labels)
+    state = dataclasses.replace(state_of(config, record, generator), step=np.int32(epochs))
+    checkpoint.save(workdir, state, data=record.pack())
     scores = {"split": "validation", **evaluate(logits, labels, tree)}
     write_bytes(workdir / folder.OUTPUTS, outputs.pack())
     files = [folder.CONFIG, folder.METRICS, folder.OUTPUTS, *write_confusion(workdir, scores)]
     result = {
         **scores,
         "last_epoch": {**terms, "train_accuracy": 0.5},
-        "data": data.fingerprint.summary(),
+        "data": record.fingerprint.summary(),
         "parameters": 1,
         "steps": epochs,
         "seconds": 0.1,
@@ -77,12 +78,11 @@ def record_of(tree, labels):
 
 def state_of(config, data, generator):
     """A state of a run with random weights; nothing is compiled."""
-    like = without_data(config, data)[1]
-    state = jax.tree.map(lambda leaf: _filled(leaf, generator), like)
+    state = jax.tree.map(lambda leaf: _filled(leaf, generator), without_data(config, data)[1])
     return dataclasses.replace(state, batch_stats=jax.tree.map(np.abs, state.batch_stats))
 
 
 def _filled(leaf, generator):
     if not np.issubdtype(leaf.dtype, np.floating):
         return np.zeros(leaf.shape, leaf.dtype)
-    return generator.normal(size=leaf.shape).astype(leaf.dtype)
+    return generator.normal(0, 0.3, leaf.shape).astype(leaf.dtype)

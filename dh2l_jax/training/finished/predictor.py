@@ -197,10 +197,8 @@ class Predictor:
         before, size = None, self._batch
         ready = seen(pictures, self.sight, ahead=size)
         while chunk := list(itertools.islice(ready, size)):
-            sent = (
-                chunk,
-                self._send([p for _, p in chunk if not isinstance(p, str)], threshold, best),
-            )
+            crops = [pixels for _, pixels in chunk if not isinstance(pixels, str)]
+            sent = chunk, self._send(crops, threshold, best)
             if before:
                 yield from self._told(*before)
             before = sent
@@ -296,12 +294,14 @@ def _answers(
     """Answers (b,) and their P; the nodes (b, L) on their way and their P; best classes (b, k)."""
     mean, std, temperature = scale
     logits: Any = network.apply(variables, normalize(pixels, mean, std), train=False)
-    z = logits.astype(jnp.float32) / temperature
+    logits = logits.astype(jnp.float32)
+    # XLA may divide twice and not alike: the highest is 0 in both, where large ones would differ.
+    z = (logits - jnp.max(logits, axis=1, keepdims=True)) / temperature
     if threshold is None:
         node = classes = crm(z, tree) if decision == "crm" else jnp.argmax(z, axis=1)
     else:
         node, classes = (answer(z, tree, limit)[0] for limit in (threshold, 0.0))
-    p = jnp.exp(log_probs(z, tree))
+    p = jnp.minimum(jnp.exp(log_probs(z, tree)), 1)
     way = jnp.asarray(tree.ancestor_nodes()).T[classes]
     P, P_way = (jnp.take_along_axis(p, nodes, axis=1) for nodes in (node[:, None], way))
     P_best, found = jax.lax.top_k(p[:, : tree.num_classes], best)
