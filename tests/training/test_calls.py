@@ -22,7 +22,7 @@ def test_a_run_is_read(tmp_path):
     make_run(tmp_path / "run", TREE)
     run = dh2l.Run.load(tmp_path / "run")
     result = json.loads((tmp_path / "run/result.json").read_text())
-    assert run.scores == {key: result[key] for key in result if key != "sha256"}
+    assert run.scores == {key: result[key] for key in result if key not in ("files", "sha256")}
     assert (run.folder, os.fspath(run)) == (tmp_path / "run", str(tmp_path / "run"))
     assert run.config == folder.read_config(run.folder)
     assert [record["epoch"] for record in run.history] == [1, 2]
@@ -69,6 +69,7 @@ def test_train_does_what_the_command_does(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == ""
     with pytest.raises(ValueError, match="holds a run with other options: seed"):
         dh2l.train(override(config, "seed=7"), tmp_path / "run")
+    monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     assert folder.new_folder("x").parts[:1] == ("runs",)
     with pytest.raises(ValueError, match="data_dir"):

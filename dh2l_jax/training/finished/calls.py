@@ -22,6 +22,8 @@ from dh2l_jax.training.run.records import read_records
 
 __all__ = ["Run", "evaluate", "train"]
 
+SEAL = ("files", "sha256")  # what result.json says of the run's files, and of itself
+
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Run:
@@ -51,7 +53,8 @@ class Run:
         """
         folder = Path(folder)
         result = read_result(folder)
-        return cls(folder, read_config(folder), Scores(result), read_records(folder / METRICS))
+        scores = Scores({key: result[key] for key in result if key not in SEAL})
+        return cls(folder, read_config(folder), scores, read_records(folder / METRICS))
 
     def __fspath__(self) -> str:
         return str(self.folder)
@@ -133,4 +136,5 @@ def _curves(run: Run) -> str:
         axes.legend()
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue().partition("?>")[2].partition("\n")[2].partition(">")[2]
+    text = file.getvalue()
+    return text[text.index("<svg") :]
