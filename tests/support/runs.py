@@ -24,8 +24,20 @@ SIDE = 8
 DATA = {"name": "folder", "data_dir": "/nowhere", "crop": SIDE, "holdout": 1}
 
 
-def make_run(workdir, tree, *, seed=0, images=60, epochs=2, name=str, head="hierarchical", **data):
-    """A run of ResNet-8 with random weights, whose answers are often right.
+def make_run(
+    workdir,
+    tree,
+    *,
+    seed=0,
+    images=60,
+    epochs=2,
+    name=str,
+    model="resnet8",
+    head="hierarchical",
+    image_shape=(None, None, 3),
+    **data,
+):
+    """A run with random weights, whose answers are often right.
 
     `name` makes the number of an image its path; `data` are options of the images.
     """
@@ -34,7 +46,7 @@ def make_run(workdir, tree, *, seed=0, images=60, epochs=2, name=str, head="hier
     config = Config(
         epochs=epochs,
         data=DataConfig(**(DATA | data)),
-        model=ModelConfig(name="resnet8", head=head),
+        model=ModelConfig(name=model, head=head),
     )
     write_json(workdir / folder.CONFIG, to_dict(config))
     C = tree.num_classes
@@ -49,16 +61,16 @@ def make_run(workdir, tree, *, seed=0, images=60, epochs=2, name=str, head="hier
         terms = {"J": 2.0 / epoch, "L": 1.0 / epoch, "R_E": 0.3, "R_p/2": -0.1}
         record = {"epoch": epoch, "step": epoch, **terms, "train_accuracy": 0.5, "lr": 0.1}
         append_record(workdir / folder.METRICS, record)
-    record = record_of(tree, labels)
-    state = dataclasses.replace(state_of(config, record, generator), step=np.int32(epochs))
-    checkpoint.save(workdir, state, data=record.pack())
+    data = record_of(tree, labels, image_shape)
+    state = dataclasses.replace(state_of(config, data, generator), step=np.int32(epochs))
+    checkpoint.save(workdir, state, data=data.pack())
     scores = {"split": "validation", **evaluate(logits, labels, tree)}
     write_bytes(workdir / folder.OUTPUTS, outputs.pack())
     files = [folder.CONFIG, folder.METRICS, folder.OUTPUTS, *write_confusion(workdir, scores)]
     result = {
         **scores,
         "last_epoch": {**terms, "train_accuracy": 0.5},
-        "data": record.fingerprint.summary(),
+        "data": data.fingerprint.summary(),
         "parameters": 1,
         "steps": epochs,
         "seconds": 0.1,
@@ -68,12 +80,12 @@ def make_run(workdir, tree, *, seed=0, images=60, epochs=2, name=str, head="hier
     return outputs
 
 
-def record_of(tree, labels):
+def record_of(tree, labels, image_shape=(None, None, 3)):
     """What a checkpoint holds of images with these labels."""
     splits = {"train": labels, "test": labels}
     digests = {split: np.arange(len(labels), dtype=np.uint64) for split in splits}
-    mean, std = np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32)
-    return DataRecord(Fingerprint(tree, splits, digests, 2), (None, None, 3), mean, std)
+    mean, std = (np.full(image_shape[-1], value, np.float32) for value in (0.5, 0.25))
+    return DataRecord(Fingerprint(tree, splits, digests, 2), image_shape, mean, std)
 
 
 def state_of(config, data, generator):
