@@ -33,6 +33,9 @@ __all__ = ["load"]
 
 DATASETS = (*FACTS, "folder")
 
+# Options of a folder of images, with what others are loaded by.
+_OF_FOLDERS = {"csv": None, "background": "white", "on_bad_image": "refuse", "inner": "label"}
+
 # The embedded file's, as `mini/make.py` prints it.
 MINI_SHA256 = "ed0f14a1145d25d64829bc671309c929342a47e0ea3d7f1e4ad7f83519932fde"
 
@@ -46,6 +49,7 @@ def load(
     resize: int = 0,
     background: str = "white",
     on_bad_image: str = "refuse",
+    inner: str = "label",
     cache_dir: str | Path | None = None,
     progress: bool = False,
 ) -> Dataset:
@@ -63,6 +67,7 @@ def load(
       resize: shorter side in pixels; 0 to keep the images' sizes.
       background: of "folder", the colour behind transparent pixels, a name or #rrggbb.
       on_bad_image: of "folder", "refuse", or "skip" to leave out what cannot be decoded.
+      inner: of "folder", what becomes of images at inner nodes, see `open_folder`.
       cache_dir: where decoded images are kept, see `cache.open_cached`.
       progress: show a bar on a terminal while images are decoded.
 
@@ -74,7 +79,7 @@ def load(
     >>> dataset.train_images.shape, dataset.test_images.shape, dataset.hierarchy
     ((6000, 28, 28, 1), (2000, 28, 28, 1), Hierarchy({2, 6, 10}))
     """
-    own = {"csv": csv, "background": background, "on_bad_image": on_bad_image}
+    own = {"csv": csv, "background": background, "on_bad_image": on_bad_image, "inner": inner}
     dataset = _load(name, data_dir, own, resize, cache_dir, progress=progress)
     return _with_tree(dataset, tree) if tree else dataset
 
@@ -91,7 +96,7 @@ def _load(
     """`own` are the options of a folder of images, which no other data set takes."""
     if name not in DATASETS:
         raise ValueError(unknown_name("data set", name, DATASETS))
-    for option, default in {"csv": None, "background": "white", "on_bad_image": "refuse"}.items():
+    for option, default in _OF_FOLDERS.items():
         if name != "folder" and own[option] != default:
             raise ValueError(
                 f"{name} is no folder of own images and takes no {option}, found "
@@ -106,7 +111,7 @@ def _load(
         return _load_idx(folder)
     from dh2l_jax.data.store.decode import VERSION  # needs Pillow
 
-    source = _open_source(name, folder, own.pop("csv"))
+    source = _open_source(name, folder, own.pop("csv"), own.pop("inner"))
     splits = open_cached(source, cache_dir, resize=resize, progress=progress, **own)
     train, test = splits.values()
     return Dataset(
@@ -138,6 +143,11 @@ def _names(source: Source, splits: Splits) -> Callable[[str, int], str]:
 
 def _with_tree(dataset: Dataset, tree: str) -> Dataset:
     classes = dataset.hierarchy.names(dataset.hierarchy.num_levels)
+    if max(dataset.train_labels.max(), dataset.test_labels.max()) >= len(classes):
+        raise ValueError(
+            f"{dataset.name} has images at inner nodes, which the tree {tree!r} need not have: "
+            "expected inner=skip or class, or its own tree"
+        )
     if tree == "flat":
         flat = Hierarchy.flat(len(classes), names=classes)
         return dataclasses.replace(dataset, hierarchy=flat)
@@ -173,14 +183,14 @@ def _load_idx(folder: Path) -> Dataset:
     return Dataset.from_splits("fashion_mnist", splits["train"], splits["test"], tree)
 
 
-def _open_source(name: str, folder: Path | None, csv: str | Path | None) -> Source:
+def _open_source(name: str, folder: Path | None, csv: str | Path | None, inner: str) -> Source:
     # tensorflow_datasets and Pillow load late: only these readers need them.
     if name == "folder":
         if folder is None:
             raise ValueError("folder needs data_dir, the folder that holds the images")
         from dh2l_jax.data.folders.scan import open_folder
 
-        return open_folder(folder, classes_csv=csv)
+        return open_folder(folder, classes_csv=csv, inner=inner)
     from dh2l_jax.data.prepared.prepare import open_prepared
 
     return open_prepared(name, folder)

@@ -36,7 +36,8 @@ class Dataset:
     Attributes:
       name: what results report; it tells a held-out split from the test set.
       train_images: (n, h, w, c) uint8, or `RaggedImages`.
-      train_labels: (n,) int32, the leaf of `hierarchy`.
+      train_labels: (n,) int32, nodes of `hierarchy` but the root: the classes, or inner nodes where
+        no more is known; see `Hierarchy` for their numbers.
       test_images: (m, h, w, c) uint8, or `RaggedImages`.
       test_labels: (m,) int32.
       hierarchy: the tree of classes; a flat one where no tree is known.
@@ -49,7 +50,7 @@ class Dataset:
         called; parts of a data set keep the names of the whole.
 
     Raises:
-      ValueError: an array has another shape or dtype, or a label is not a leaf.
+      ValueError: an array has another shape or dtype, or a label is no node.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Dataset:
                 f"{self.name}: expected images of one shape, found {train} for training and {test} "
                 "for the test"
             )
+        _refuse_classes_never_seen(self)
         for field, array in arrays.items():
             object.__setattr__(self, field, _read_only(array))
 
@@ -109,6 +111,11 @@ class Dataset:
         labels = dict(zip(SPLITS, (self.train_labels, self.test_labels), strict=True))
         digests = dict(zip(SPLITS, self.digests, strict=True))
         return Fingerprint(self.hierarchy, labels, digests, self.decoding)
+
+    @property
+    def label_counts(self) -> np.ndarray:
+        """(num_nodes,) int64: how many training images each node is the label of."""
+        return np.bincount(self.train_labels, minlength=self.hierarchy.num_nodes)
 
     @property
     def image_shape(self) -> tuple[int | None, int | None, int]:
@@ -153,34 +160,58 @@ def subsample(dataset: Dataset, fraction: float, seed: int = 0) -> Dataset:
     return _parts(dataset, name, ("train", train), ("test", test))
 
 
-def hold_out(dataset: Dataset, count: int, seed: int) -> Dataset:
+def hold_out(dataset: Dataset, count: float, seed: int) -> Dataset:
     """A validation split from the training images, so that no setting is chosen on the test set.
 
-    The remaining images keep their order; the test part is replaced by `count` validation images,
-    the same number of each class, a function of the training labels, `count` and `seed`.
+    The remaining images keep their order; the test part is replaced by the validation images, a
+    function of the training labels, `count` and `seed`. Each class gives its share of them, rounded
+    by the largest remainders, and keeps an image at least; of a multiple of the number of classes
+    all give the same number, where they can.
+
+    Args:
+      dataset: labels at inner nodes give their share too.
+      count: a whole number ≥ 1, or a share of the training images below 1.
+      seed: of the choice within the classes.
 
     Raises:
-      ValueError: `count` is not a positive multiple, or a class would have no image left.
+      ValueError: `count` is neither, or a class would have no image left.
 
     >>> from dh2l_jax.data.catalog import load
     >>> tuning = hold_out(load("fashion_mnist_mini"), 1_000, seed=0)
     >>> tuning.name, len(tuning.train_labels), np.bincount(tuning.test_labels).tolist()[:3]
     ('fashion_mnist_mini/hold_out(1000, seed=0)', 5000, [100, 100, 100])
     """
-    classes = dataset.hierarchy.num_classes
-    if count < 1 or count % classes:
-        raise ValueError(f"count must be a positive multiple of {classes} classes, found {count}")
     labels = dataset.train_labels
-    smallest = int(np.bincount(labels, minlength=classes).min())
-    if count // classes >= smallest:
-        raise ValueError(
-            f"count must be below {classes * smallest}, since the smallest of {classes} classes of "
-            f"{dataset.name} has {smallest} training images, found {count}"
-        )
-    held = balanced_indices(labels, count // classes, seed)
+    held = balanced_indices(labels, _held_of_each(dataset, count), seed)
     kept = np.delete(np.arange(len(labels)), held)
-    name = f"{dataset.name}/hold_out({count}, seed={seed})"
+    name = f"{dataset.name}/hold_out({count:.16g}, seed={seed})"
     return _parts(dataset, name, ("train", kept), ("train", held))
+
+
+def _held_of_each(dataset: Dataset, count: float) -> np.ndarray:
+    """(largest label + 1,) how many images of each label are held out."""
+    sizes, classes = np.bincount(dataset.train_labels), dataset.hierarchy.num_classes
+    if not (count >= 1 and count == int(count)) and not 0 < count < 1:
+        raise ValueError(
+            f"count must be a whole number ≥ 1, or a share of the images below 1, found {count}"
+        )
+    number = round(count * sizes.sum()) if count < 1 else int(count)
+    room = np.maximum(sizes - 1, 0)
+    if not 1 <= number <= room.sum():
+        found = f"{count:.16g}" + (f", {number} images" if count < 1 else "")
+        raise ValueError(
+            f"count must be at least one image and at most {room.sum()}, so that every class of "
+            f"{dataset.name} keeps a training image, found {found}"
+        )
+    each, rest = divmod(number, classes)
+    if count >= 1 and not rest and len(sizes) == classes and each <= room.min():
+        return np.full(classes, each)
+    shares, remainders = np.divmod(number * sizes, sizes.sum())
+    held, order = np.minimum(shares, room), np.argsort(-remainders, kind="stable")
+    while missing := number - held.sum():  # more than once where classes have no room
+        order = order[held[order] < room[order]]
+        held[order[:missing]] += 1
+    return held
 
 
 def _parts(
@@ -284,7 +315,7 @@ def _canonical(
     dataset: Dataset, split: str, images: Images, labels: np.ndarray
 ) -> dict[str, Images]:
     """Checks one split and returns its fields: images as documented, labels (n,) int32."""
-    what, classes = f"{dataset.name}, {split}", dataset.hierarchy.num_classes
+    what, nodes = f"{dataset.name}, {split}", dataset.hierarchy.num_nodes - 1
     if isinstance(images, np.ndarray):
         images = images[..., None] if images.ndim == 3 else images
         if images.ndim != 4 or images.dtype != np.uint8 or 0 in images.shape:
@@ -296,11 +327,23 @@ def _canonical(
         raise ValueError(
             f"{what}: expected {len(images)} integer labels, found {labels.shape} of {labels.dtype}"
         )
-    if labels.min() < 0 or labels.max() >= classes:
+    if labels.min() < 0 or labels.max() >= nodes:
         raise ValueError(
-            f"{what}: expected labels 0..{classes - 1}, found {labels.min()}..{labels.max()}"
+            f"{what}: expected labels 0..{nodes - 1}, found {labels.min()}..{labels.max()}"
         )
     return {f"{split}_images": images, f"{split}_labels": labels.astype(np.int32)}
+
+
+def _refuse_classes_never_seen(dataset: Dataset) -> None:
+    """Labels that are counted from 1 would make an inner node of the last class."""
+    name, labels, tree = dataset.name, dataset.train_labels, dataset.hierarchy
+    C = tree.num_classes
+    missing = np.flatnonzero(np.bincount(labels, minlength=C)[:C] == 0)
+    if labels.max() >= C and missing.size:
+        raise ValueError(
+            f"{name}, train: label {labels.max()} is an inner node, and class {missing[0]}, "
+            f"{tree.names(tree.num_levels)[missing[0]]!r}, has no image: classes are 0..{C - 1}"
+        )
 
 
 def _channel_statistics(images: Images) -> tuple[np.ndarray, np.ndarray]:

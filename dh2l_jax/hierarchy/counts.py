@@ -20,6 +20,8 @@ from jax.typing import ArrayLike
 
 from dh2l_jax.checks import as_float, integers, mask
 from dh2l_jax.hierarchy.learn.fold import fold_up
+from dh2l_jax.hierarchy.learn.losses import marginal
+from dh2l_jax.hierarchy.learn.nodes import nodes_above
 from dh2l_jax.hierarchy.tree import Hierarchy
 
 __all__ = ["RANKS", "Counts", "count", "has_nan", "refuse_nan"]
@@ -39,10 +41,17 @@ class Counts:
     the full height L of the tree; its independent predictions are no path, of L wrong nodes; the
     confusion matrix leaves it out, and the loss is NaN.
 
+    A label at an inner node reaches its own level and those above. It counts in `images`, `loss`,
+    `hits`, `labelled` and `met`; the others are of images labelled at classes.
+
     Attributes:
       images: () int32, how many were counted.
-      loss: () of the logits' dtype, at least float32: summed cross-entropy of the leaves.
+      loss: () of the logits' dtype, at least float32: summed cross-entropy, of an inner label −log
+        of the probability of the classes below.
       hits: (L,) int32, leaf predictions whose ancestor at levels 1..L is right.
+      labelled: (num_nodes,) int32, images labelled at each node.
+      met: (num_nodes,) int32, images whose label and leaf prediction part at each node: that is
+        their lowest common one.
       rank_hits: (K,) int32, K = min(20, C), labels found at the first, second, ... best class.
       rank_heights: (K,) int32, summed LCA heights of label and first, second, ... best class.
       best_heights: (K,) int32, summed least LCA heights of label and 1, 2, ... best classes.
@@ -60,6 +69,8 @@ class Counts:
     images: jax.Array
     loss: jax.Array
     hits: jax.Array
+    labelled: jax.Array
+    met: jax.Array
     rank_hits: jax.Array
     rank_heights: jax.Array
     best_heights: jax.Array
@@ -103,7 +114,7 @@ def count(
 
     Args:
       logits: (b, C); half precision is widened.
-      labels: (b,) int in 0..C−1.
+      labels: (b,) int, nodes: the classes 0..C−1, or inner nodes where no more is known.
       hierarchy: the tree; static under jit.
       where: (b,) bool, the images that count. What the others hold, NaN included, is not used.
       level_logits: a (b, size(l)) array for each inner level l = 1..L−1, the largest entries of
@@ -136,30 +147,37 @@ def count(
     ranking = logits if risk is None else -jnp.asarray(risk)
     best = jax.lax.top_k(ranking, min(RANKS, hierarchy.num_classes))[1].T
     chosen = jnp.stack([*_inner_choices(logits, level_logits, hierarchy), best[0]])
-    ancestors = jnp.asarray(hierarchy.ancestors())
-    truth = ancestors[:, labels]
-    shared = (ancestors[:, best] == truth[:, None]) & known[None, None]
+    at_class = where & (labels < hierarchy.num_classes)
+    leaf = jnp.where(labels < hierarchy.num_classes, labels, 0)
+    truth = jnp.asarray(hierarchy.ancestors())[:, leaf]
+    above = nodes_above(hierarchy)
+    shared = jnp.asarray(above)[:, best] == jnp.asarray(above)[:, None, labels]
+    shared &= known[None, None]
     all_known = functools.reduce(jnp.logical_and, [~has_nan(x) for x in inner], known)
     right = (chosen == truth) & all_known[None]
     nodes, common = _path_sets(chosen, truth, hierarchy)
     nodes = jnp.where(all_known, nodes, hierarchy.num_levels)
-    heights, ideal = _heights(shared, labels, hierarchy)
+    heights, ideal = _heights(shared, leaf, hierarchy)
     leaf_nodes = _leaf_sets(shared[:, 0], best[0], labels, known, hierarchy)
+    met = _meeting(leaf_nodes[-1], best[0], hierarchy)
+    none = jnp.zeros(hierarchy.num_nodes, jnp.int32)
     return Counts(
         images=_total(where, where),
-        loss=jnp.sum(_cross_entropy(logits, labels), where=where),
+        loss=jnp.sum(_cross_entropy(logits, labels, where, hierarchy), where=where),
         hits=_total(shared[:, 0], where),
-        rank_hits=_total(shared[-1], where),
-        rank_heights=_total(heights, where),
-        best_heights=_total(jax.lax.cummin(heights), where),
-        ideal_heights=_total(ideal, where),
-        leaf_nodes=_total(leaf_nodes, where),
-        independent_hits=_total(right, where),
-        full_paths=_total(jnp.all(right, axis=0), where),
-        inconsistent_paths=_total(~(_is_path(chosen, hierarchy) & all_known), where),
-        path_nodes=_total(nodes, where),
-        path_common=_total(jnp.where(all_known, common, 0), where),
-        confusion=_confusion(labels, best[0], where & known, hierarchy) if confusion else None,
+        labelled=none.at[labels].add(where.astype(jnp.int32)),
+        met=none.at[met].add(where.astype(jnp.int32)),
+        rank_hits=_total(shared[-1], at_class),
+        rank_heights=_total(heights, at_class),
+        best_heights=_total(jax.lax.cummin(heights), at_class),
+        ideal_heights=_total(ideal, at_class),
+        leaf_nodes=_total(leaf_nodes, at_class),
+        independent_hits=_total(right, at_class),
+        full_paths=_total(jnp.all(right, axis=0), at_class),
+        inconsistent_paths=_total(~(_is_path(chosen, hierarchy) & all_known), at_class),
+        path_nodes=_total(nodes, at_class),
+        path_common=_total(jnp.where(all_known, common, 0), at_class),
+        confusion=_confusion(labels, best[0], at_class & known, hierarchy) if confusion else None,
     )
 
 
@@ -192,6 +210,7 @@ def _batch(
             f"and {labels.shape}"
         )
     integers("labels", labels)
+    labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
     return jnp.where(logits == 0, 0, logits), labels, mask(where, labels.shape, "like the labels")
 
 
@@ -217,9 +236,15 @@ def _probabilities(logits: jax.Array, hierarchy: Hierarchy) -> list[jax.Array]:
 
 
 def _own_levels(hierarchy: Hierarchy) -> np.ndarray:
-    """(L, C) bool: where a class's ancestor is a node, and not a class that is shown again."""
-    levels = np.arange(1, hierarchy.num_levels + 1)[:, None]
-    return hierarchy.node_depths()[hierarchy.ancestor_nodes()] == levels
+    """(L, num_nodes) bool: the levels of a node and those above, not those below it."""
+    return np.arange(1, hierarchy.num_levels + 1)[:, None] <= hierarchy.node_depths()
+
+
+def _meeting(common: jax.Array, best: jax.Array, hierarchy: Hierarchy) -> jax.Array:
+    """(b,) the lowest node above the prediction that is the label's too, of depth `common`."""
+    way = jnp.asarray(hierarchy.ancestor_nodes())[:, best]
+    node = jnp.take_along_axis(way, jnp.maximum(common - 1, 0)[None], axis=0)[0]
+    return jnp.where(common > 0, node, hierarchy.num_nodes - 1)
 
 
 def _heights(
@@ -234,7 +259,9 @@ def _heights(
     """
     nodes, heights = hierarchy.ancestor_nodes(), hierarchy.node_heights()
     fall = np.where(
-        _own_levels(hierarchy), heights[hierarchy.node_parents()[nodes]] - heights[nodes], 0
+        _own_levels(hierarchy)[:, : hierarchy.num_classes],
+        heights[hierarchy.node_parents()[nodes]] - heights[nodes],
+        0,
     )
     below = np.stack([np.bincount(row)[row] for row in nodes])  # classes below each ancestor
     fall, below = (jnp.asarray(x, jnp.int32)[:, None, labels] for x in (fall, below))
@@ -246,7 +273,7 @@ def _heights(
 def _leaf_sets(
     shared: jax.Array, best: jax.Array, labels: jax.Array, known: jax.Array, hierarchy: Hierarchy
 ) -> jax.Array:
-    """(3, b): depths of prediction and label, and of the node where they part."""
+    """(3, b): depths of prediction and label, and of the node where they part, 0 at the root."""
     depths = jnp.asarray(hierarchy.node_depths())
     common = jnp.sum(shared & jnp.asarray(_own_levels(hierarchy))[:, labels], axis=0)
     return jnp.stack([jnp.where(known, depths[best], hierarchy.num_levels), depths[labels], common])
@@ -280,9 +307,19 @@ def _is_path(chosen: jax.Array, hierarchy: Hierarchy) -> jax.Array:
     return path
 
 
-def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    true = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-    return jax.nn.logsumexp(logits, axis=1) - true
+def _cross_entropy(
+    logits: jax.Array, labels: jax.Array, where: jax.Array, hierarchy: Hierarchy
+) -> jax.Array:
+    """(b,): of a class, and the marginal one of an inner node."""
+    C, root = hierarchy.num_classes, hierarchy.num_nodes - 1
+    leaf, inner = jnp.where(labels < C, labels, 0), jnp.where(labels < C, root, labels)
+    own = (
+        jax.nn.logsumexp(logits, axis=1) - jnp.take_along_axis(logits, leaf[:, None], axis=1)[:, 0]
+    )
+    if root == C:  # a flat tree has no other inner node, and nothing known costs nothing
+        return jnp.where(labels < C, own, 0)
+    below = marginal(logits, inner, hierarchy, where=where, reduction="none")
+    return jnp.where(labels < C, own, below)
 
 
 def _confusion(

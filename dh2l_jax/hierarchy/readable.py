@@ -180,12 +180,16 @@ def _head(scores: Scores) -> str:
 
 
 def _rows(scores: Scores) -> list[tuple[str, ...]]:
-    accuracy = [f"{100 * share:.2f} %" for share in scores["accuracy"]]
-    levels = [str(level) for level in range(1, len(accuracy) + 1)]
-    if "nodes" not in scores:
-        return [("level", "accuracy"), *zip(levels, accuracy, strict=True)]
-    nodes = [f"{count:,}" for count in scores["nodes"]]
-    return [("level", "nodes", "accuracy"), *zip(levels, nodes, accuracy, strict=True)]
+    """A head and a row a level: how many nodes and images it has, and the shares that are right."""
+    columns = {"level": [str(level) for level, _ in enumerate(scores["accuracy"], 1)]}
+    if "nodes" in scores:
+        columns["nodes"] = [f"{count:,}" for count in scores["nodes"]]
+    if len(set(scores.get("level_images", ()))) > 1:  # where all reach all levels, the head says it
+        columns["images"] = [f"{count:,}" for count in scores["level_images"]]
+    for name, title in (("accuracy", "accuracy"), ("balanced_accuracy", "balanced")):
+        if name in scores:
+            columns[title] = ["–" if x is None else f"{100 * x:.2f} %" for x in scores[name]]
+    return [tuple(columns), *zip(*columns.values(), strict=True)]
 
 
 _NOTES = {
@@ -197,4 +201,6 @@ _NOTES = {
 
 
 def _notes(scores: Scores) -> list[str]:
-    return [text.format(scores[name]) for name, text in _NOTES.items() if name in scores]
+    return [
+        text.format(scores[name]) for name, text in _NOTES.items() if scores.get(name) is not None
+    ]

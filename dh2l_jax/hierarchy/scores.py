@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,10 +26,20 @@ from jax.typing import ArrayLike
 
 from dh2l_jax.checks import integers, labels_exist, mask
 from dh2l_jax.hierarchy.counts import RANKS, Counts, count, refuse_nan
+from dh2l_jax.hierarchy.learn.fold import carried_up
 from dh2l_jax.hierarchy.readable import Scores
 from dh2l_jax.hierarchy.tree import Hierarchy
 
-__all__ = ["Counts", "Scores", "count", "evaluate", "score_answers", "summarize", "tree_order"]
+__all__ = [
+    "Counts",
+    "Scores",
+    "count",
+    "evaluate",
+    "judge_answers",
+    "score_answers",
+    "summarize",
+    "tree_order",
+]
 
 Tally, tally = Counts, count  # the names of 0.1
 
@@ -55,8 +66,14 @@ def summarize(
 
     Returns:
       images: number of images.
-      loss: mean cross-entropy.
-      accuracy: for each level 1..L, the fraction of right ancestors of the leaf prediction.
+      loss: mean cross-entropy, of a label at an inner node −log of the probability of what lies
+        below.
+      accuracy: for each level 1..L, the fraction of right ancestors of the leaf prediction, over
+        the images that reach it: labelled at a class, at a node of the level, or below one.
+      balanced_accuracy: for each level, the mean recall of its nodes that occur.
+      level_images: for each level, how many images reach it.
+      level_classes: for each level, how many classes truly lie that deep.
+      class_images: images labelled at classes; all that follows is of them.
       top5: fraction of labels among the min(5, C) best classes.
       mistake_severity: mean LCA height of label and prediction over the wrong ones only, in
         [1, L]; 0 if none is wrong.
@@ -76,6 +93,8 @@ def summarize(
       confusion: counts, rows true and columns predicted, both sorted by `tree_order`.
       confusion_names: the classes in that order. Both only where the confusion matrix was counted.
 
+    A number is None where no image is of its kind.
+
     Raises:
       ValueError: no image was counted, or a rank is not in 1..20.
     """
@@ -85,27 +104,30 @@ def summarize(
     n = int(sums.images)
     if n == 0:
         raise ValueError("expected counts of at least one image, found 0")
-    hits, heights = sums.hits.tolist(), sums.rank_heights.tolist()
-    mistakes = n - hits[-1]
+    heights, classes = sums.rank_heights.tolist(), int(sums.labelled[: hierarchy.num_classes].sum())
     H = int(hierarchy.node_heights()[-1])
     gained, gainable = (
-        np.cumsum(n * H - np.asarray(x, int)).tolist() for x in (heights, sums.ideal_heights)
+        np.cumsum(classes * H - np.asarray(x, int)).tolist() for x in (heights, sums.ideal_heights)
     )
     last = {str(k): min(k, len(heights)) - 1 for k in ranks}
     predicted, true, common = sums.leaf_nodes.tolist()
+    distances = {k: _share(sum(heights[: i + 1]), (i + 1) * classes) for k, i in last.items()}
     values = {
         "images": n,
         "loss": float(sums.loss) / n,
-        "accuracy": [number / n for number in hits],
-        "top5": sum(sums.rank_hits[:5].tolist()) / n,
-        "mistake_severity": heights[0] / mistakes if mistakes else 0.0,
-        "hierarchical_distance": {str(k): sum(heights[:k]) / (len(heights[:k]) * n) for k in ranks},
-        "best_of_k_height": {k: int(sums.best_heights[i]) / n for k, i in last.items()},
-        "hierarchical_precision": {k: gained[i] / gainable[i] for k, i in last.items()},
+        **_by_level(sums.labelled, sums.met, hierarchy),
+        "class_images": classes,
+        "top5": _share(sum(sums.rank_hits[:5].tolist()), classes),
+        "mistake_severity": _share(heights[0], classes - int(sums.rank_hits[0])) or 0.0,
+        "hierarchical_distance": distances,
+        "best_of_k_height": {
+            k: _share(int(sums.best_heights[i]), classes) for k, i in last.items()
+        },
+        "hierarchical_precision": {k: _share(gained[i], gainable[i]) for k, i in last.items()},
         **_precision_recall("h", common, predicted, true),
-        "full_path_accuracy": int(sums.full_paths) / n,
-        "inconsistent_path_ratio": int(sums.inconsistent_paths) / n,
-        "independent_accuracy": [number / n for number in sums.independent_hits.tolist()],
+        "full_path_accuracy": _share(int(sums.full_paths), classes),
+        "inconsistent_path_ratio": _share(int(sums.inconsistent_paths), classes),
+        "independent_accuracy": [_share(x, classes) for x in sums.independent_hits.tolist()],
         **_precision_recall("independent_h", int(sums.path_common), int(sums.path_nodes), true),
         **({} if sums.confusion is None else _in_tree_order(sums.confusion, hierarchy)),
     }
@@ -138,7 +160,7 @@ def evaluate(
     sums = _jitted_count(
         logits, labels, hierarchy, where=where, level_logits=level_logits, confusion=confusion
     )
-    labels_exist(labels, hierarchy.num_classes, where)
+    labels_exist(labels, hierarchy.num_nodes, where, "nodes")
     refuse_nan([logits, *(() if level_logits is None else level_logits)], where)
     return summarize(sums, hierarchy, ranks=ranks)
 
@@ -174,22 +196,10 @@ def score_answers(
     >>> scores["hP"], scores["hR"], scores["macro_hP"], scores["macro_hR"]
     (0.6666666666666666, 0.5, 0.75, 0.5)
     """
-    answers, labels = np.asarray(answers), np.asarray(labels)
-    used = np.asarray(mask(where, labels.shape, "like the labels"))
-    for what, nodes in (("answers", answers), ("labels", labels)):
-        integers(what, nodes, (len(used),), "like the labels")
-        labels_exist(nodes, hierarchy.num_nodes, used, "nodes")
-    if not used.any():
-        raise ValueError("expected answers to at least one image, found 0")
-    depths, parents = hierarchy.node_depths(), hierarchy.node_parents()
-    a, b = answers[used], labels[used]
+    a, b = _checked_answers(answers, labels, hierarchy, where)
+    depths = hierarchy.node_depths()
     predicted, true = depths[a].tolist(), depths[b].tolist()
-    while (differ := a != b).any():  # the deeper one goes up
-        a, b = (
-            np.where(differ & (depths[a] >= depths[b]), parents[a], a),
-            np.where(differ & (depths[b] >= depths[a]), parents[b], b),
-        )
-    common = depths[a].tolist()
+    common = depths[_meeting_points(a, b, hierarchy)].tolist()
     images = [
         _precision_recall("macro_h", *sizes) for sizes in zip(common, predicted, true, strict=True)
     ]
@@ -197,6 +207,119 @@ def score_answers(
         **_precision_recall("h", sum(common), sum(predicted), sum(true)),
         **{key: math.fsum(image[key] for image in images) / len(images) for key in images[0]},
     }
+
+
+def judge_answers(
+    answers: ArrayLike, labels: ArrayLike, hierarchy: Hierarchy, *, where: ArrayLike | None = None
+) -> dict[str, Any]:
+    """How right, how deep and how specific answers are that may stop at inner nodes.
+
+    An answer is *right* if all classes below the label lie below it, *undecided* if it is more
+    special than a label at an inner node, else *wrong*.
+
+    Args:
+      answers: (n,) int, nodes.
+      labels: (n,) int, nodes.
+      hierarchy: the tree.
+      where: (n,) bool, the images that count.
+
+    Returns:
+      images: number of images.
+      right, undecided, wrong: fractions of them.
+      answered: for each level 1..L, the fraction of answers that lie at it.
+      root: the fraction of answers that say nothing.
+      specificity: mean of (log C − log classes below the answer) / log C; 1 if there is one class.
+      accuracy, balanced_accuracy, level_images, level_classes: as `summarize` has them, an answer
+        above a level being no hit at it.
+      mistake_severity: mean height of the lowest node above answer and label, over the wrong
+        answers to images labelled at classes; 0 if none is wrong.
+
+    Raises:
+      ValueError: shapes do not fit, a node does not exist, no image counts.
+      TypeError: answers or labels are not integers, `where` is not boolean.
+
+    >>> tree = Hierarchy.from_paths({"cat": "animal", "dog": "animal", "car": "thing"})
+    >>> animal = tree.node_id("animal")
+    >>> scores = judge_answers(np.array([animal, 0, 1]), np.array([0, 1, animal]), tree)
+    >>> [round(scores[name], 2) for name in ("right", "undecided", "wrong", "specificity")]
+    [0.33, 0.33, 0.33, 0.79]
+    >>> scores["answered"], scores["accuracy"]
+    ([0.3333333333333333, 0.6666666666666666], [1.0, 0.0])
+    """
+    a, b = _checked_answers(answers, labels, hierarchy, where)
+    n, C, depths, heights = len(a), hierarchy.num_classes, *_depths_and_heights(hierarchy)
+    met, below = (
+        _meeting_points(a, b, hierarchy),
+        carried_up(np.arange(len(depths)) < C, hierarchy),
+    )
+    right = (met == a) | ((met == b) & (below[a] == below[b]))
+    undecided = (met == b) & ~right
+    severe = heights[met[~right & ~undecided & (b < C)]]
+    counts = np.bincount(depths[a], minlength=hierarchy.num_levels + 1).tolist()
+    labelled, parted = (np.bincount(x, minlength=len(depths)) for x in (b, met))
+    return {
+        "images": n,
+        "right": int(right.sum()) / n,
+        "undecided": int(undecided.sum()) / n,
+        "wrong": int(n - right.sum() - undecided.sum()) / n,
+        "answered": [number / n for number in counts[1:]],
+        "root": counts[0] / n,
+        "specificity": 1 - math.fsum(np.log(below[a])) / (n * math.log(C)) if C > 1 else 1.0,
+        **_by_level(labelled, parted, hierarchy),
+        "mistake_severity": int(severe.sum()) / len(severe) if len(severe) else 0.0,
+    }
+
+
+def _depths_and_heights(hierarchy: Hierarchy) -> tuple[np.ndarray, np.ndarray]:
+    return hierarchy.node_depths(), hierarchy.node_heights()
+
+
+def _checked_answers(
+    answers: ArrayLike, labels: ArrayLike, hierarchy: Hierarchy, where: ArrayLike | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Answers and labels of the images that count."""
+    answers, labels = np.asarray(answers), np.asarray(labels)
+    used = np.asarray(mask(where, labels.shape, "like the labels"))
+    for what, nodes in (("answers", answers), ("labels", labels)):
+        integers(what, nodes, (len(used),), "like the labels")
+        labels_exist(nodes, hierarchy.num_nodes, used, "nodes")
+    if not used.any():
+        raise ValueError("expected answers to at least one image, found 0")
+    return answers[used], labels[used]
+
+
+def _meeting_points(a: np.ndarray, b: np.ndarray, hierarchy: Hierarchy) -> np.ndarray:
+    """The lowest node above each two."""
+    depths, parents = hierarchy.node_depths(), hierarchy.node_parents()
+    while (differ := a != b).any():  # the deeper one goes up
+        a, b = (
+            np.where(differ & (depths[a] >= depths[b]), parents[a], a),
+            np.where(differ & (depths[b] >= depths[a]), parents[b], b),
+        )
+    return a
+
+
+def _by_level(labelled: ArrayLike, met: ArrayLike, hierarchy: Hierarchy) -> dict[str, list[Any]]:
+    """What the images say of each level, by where they are labelled and where answers part."""
+    reached, hits = (carried_up(np.asarray(x), hierarchy) for x in (labelled, met))
+    rows: dict[str, list[Any]] = {
+        name: [] for name in ("accuracy", "balanced_accuracy", "level_images", "level_classes")
+    }
+    depths = hierarchy.node_depths()[: hierarchy.num_classes]
+    for level in range(1, hierarchy.num_levels + 1):
+        nodes = hierarchy.level_nodes(level)
+        nodes = nodes[reached[nodes] > 0]
+        images, recalls = int(reached[nodes].sum()), hits[nodes] / reached[nodes]
+        rows["accuracy"].append(_share(int(hits[nodes].sum()), images))
+        rows["balanced_accuracy"].append(_share(math.fsum(recalls.tolist()), len(nodes)))
+        rows["level_images"].append(images)
+        rows["level_classes"].append(int((depths >= level).sum()))
+    return rows
+
+
+def _share(part: float, whole: int) -> float | None:
+    """None of nothing."""
+    return part / whole if whole else None
 
 
 def tree_order(hierarchy: Hierarchy) -> np.ndarray:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dh2l_jax.data.batches.feed import Feed
-from dh2l_jax.data.batches.order import epoch_order
+from dh2l_jax.data.batches.order import drawn_order
 from dh2l_jax.data.batches.placement import place
 from dh2l_jax.data.store.images import thumbnails
 from dh2l_jax.hierarchy import Hierarchy
@@ -168,6 +168,7 @@ class Epochs:
     def _send(self, state: TrainState, number: int) -> Iterator[Pending]:
         """Sends a step for each item that is taken: of training, and of evaluations between."""
         config, steps = self.experiment.config, self.experiment.steps_per_epoch
+        labels, sampling = self.experiment.dataset.train_labels, config.data.sampling
         # The key is copied: the state's own is used up by the first step.
         key = jax.random.wrap_key_data(state.key.copy())
         asked = flags(self.experiment.mesh) if several() else None
@@ -178,7 +179,7 @@ class Epochs:
             next(self.evaluator.send(state))
 
         def batches(epoch: int) -> Iterator[tuple[Any, ...]]:
-            order = epoch_order(config.seed, epoch - 1, len(self.feed))
+            order = drawn_order(config.seed, epoch - 1, labels, sampling)
             begin = max(start, (epoch - 1) * steps)
             return self.feed.training(key, order, begin, epoch * steps - begin)
 
@@ -299,6 +300,7 @@ class Evaluator:
             yield Evaluation(None, None, sent[-1][0], where)
         # The host waits for all of them: no image can be scored before the temperature is known.
         logits, labels, where = map(np.concatenate, zip(*jax.device_get(sent), strict=True))
+        where &= labels < self.experiment.dataset.hierarchy.num_classes
         return float(fitted_temperature(logits, labels, where=where))
 
     @functools.cached_property

@@ -264,6 +264,7 @@ def _dataset(config: Config, split: str, progress: bool) -> tuple[Dataset, Datas
         resize=data.resize,
         background=data.background,
         on_bad_image=data.on_bad_image,
+        inner=data.inner,
         cache_dir=data.cache_dir or None,
         progress=progress,
     )

@@ -89,13 +89,26 @@ def know_all_before_writing(
 
 
 def describe(experiment: Experiment, console: Console) -> None:
-    """One line on what is about to run."""
-    config, dataset = experiment.config, experiment.dataset
-    line_printer(console)(
+    """One line on what is about to run, and one on what is odd about its images."""
+    config, dataset, print_line = experiment.config, experiment.dataset, line_printer(console)
+    print_line(
         f"{config.model.name}, {config.model.head} head on {dataset.hierarchy}, {dataset.name}: "
         f"{len(dataset.train_labels):,} training images, {config.epochs} × "
         f"{experiment.steps_per_epoch} steps of {config.batch_size}; {versions()['devices']}"
     )
+    tree, counts = dataset.hierarchy, dataset.label_counts
+    C = tree.num_classes
+    single = [name for name, n in zip(tree.names(tree.num_levels), counts, strict=False) if n == 1]
+    odd = []
+    if counts[C:].any():
+        odd.append(
+            f"{counts[C:].sum():,} of them at {(counts[C:] > 0).sum()} inner nodes, whose labels "
+            "they are"
+        )
+    if single:
+        odd.append(f"classes with one image to learn from: {len(single)}, {single[0]!r} the first")
+    if odd:
+        print_line("; ".join(odd))
 
 
 def train(
@@ -233,6 +246,7 @@ def _jitted_step(experiment: Experiment, feed: Feed) -> Callable[..., Any]:
         dataset.hierarchy,
         config.reg,
         loss=config.loss,
+        counts=dataset.label_counts,
         steps=experiment.steps,
     )
     return make_train_step(objective, experiment.tx, dataset, feed)

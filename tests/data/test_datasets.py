@@ -5,6 +5,7 @@ Tests against the source need DH2L_FASHION_MNIST_DIR, a folder with the four ori
 
 import io
 import os
+import re
 from importlib import resources
 
 import numpy as np
@@ -13,7 +14,7 @@ from support.idx_files import NAMES, encode, write_folder
 
 from dh2l_jax.data import catalog
 from dh2l_jax.data.catalog import load
-from dh2l_jax.data.datasets import Dataset, hold_out
+from dh2l_jax.data.datasets import Dataset, balanced_indices, hold_out
 from dh2l_jax.data.mini import make
 from dh2l_jax.data.prepared.originals import idx
 from dh2l_jax.hierarchy import Hierarchy
@@ -262,6 +263,55 @@ def test_hold_out_is_balanced_and_disjoint(count, seed):
     np.testing.assert_array_equal(labels[order], dataset.train_labels[old])
 
 
+def largest_remainder(sizes, count):
+    """One image after another, to the class that is the furthest below its share."""
+    held = [min(count * n // sum(sizes), n - 1) for n in sizes]
+    rest = [count * n % sum(sizes) for n in sizes]
+    order = sorted(range(len(sizes)), key=lambda k: -rest[k])
+    while sum(held) < count:
+        for k in order:
+            if held[k] < sizes[k] - 1 and sum(held) < count:
+                held[k] += 1
+    return held
+
+
+@pytest.mark.parametrize("sizes", [(7, 5, 6), (40, 1, 3, 9), (1, 1, 2)])
+def test_hold_out_of_any_number_is_stratified(sizes):
+    dataset = synthetic(sizes)
+    for count in range(1, sum(sizes) - len(sizes) + 1):
+        held = np.bincount(hold_out(dataset, count, 1).test_labels, minlength=len(sizes)).tolist()
+        each, rest = divmod(count, len(sizes))
+        even = not rest and each < min(sizes)  # as all multiples have been held out since 0.1
+        assert held == ([each] * len(sizes) if even else largest_remainder(sizes, count))
+    share = hold_out(dataset, 0.3, 1)
+    assert len(share.test_labels) == round(0.3 * sum(sizes)) or sum(sizes) == 4
+    assert share.name == "toy/hold_out(0.3, seed=1)"
+
+
+def test_an_old_hold_out_holds_the_same_images(mini):
+    old = np.sort(balanced_indices(mini.train_labels, 50, seed=3))
+    np.testing.assert_array_equal(
+        hold_out(mini, 500, 3).test_images, np.asarray(mini.train_images)[old]
+    )
+
+
+TREE = Hierarchy.from_paths({"sun": "", "gull": "birds", "tern": "birds"})
+
+
+def test_labels_at_inner_nodes():
+    """Held out and subsampled as classes are; the root, and labels counted from 1, are refused."""
+    labels = np.repeat(np.array([0, 1, 2, 3]), [4, 3, 2, 11])
+    images = np.arange(20, dtype=np.uint8)[:, None, None, None]
+    whole = Dataset.from_splits("toy", (images, labels), (images, labels), TREE)
+    assert whole.label_counts.tolist() == [4, 3, 2, 11, 0]
+    assert np.bincount(hold_out(whole, 0.25, 0).test_labels).tolist() == [1, 1, 0, 3]
+    with pytest.raises(ValueError, match=r"labels 0\.\.3, found 1\.\.4"):
+        Dataset.from_splits("toy", (images, labels + 1), (images, labels), TREE)
+    message = "label 3 is an inner node, and class 0, 'sun', has no image: classes are 0..2"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Dataset.from_splits("toy", (images[:3], np.array([1, 2, 3])), (images, labels), TREE)
+
+
 def test_hold_out_depends_on_the_seed_alone(mini):
     first, again, other = (hold_out(mini, 500, seed) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first.test_images, again.test_images)
@@ -270,7 +320,7 @@ def test_hold_out_depends_on_the_seed_alone(mini):
     np.testing.assert_allclose(first.mean, first.train_images.mean() / 255, rtol=1e-5)
 
 
-@pytest.mark.parametrize("count", [0, -3, 4, 15, 300])
+@pytest.mark.parametrize("count", [0, -3, 2.5, 16, 300, 0.9, 0.01])
 def test_hold_out_refuses_bad_counts(count):
     with pytest.raises(ValueError, match=f"count must be .*found {count}"):
         hold_out(synthetic(), count, 0)

@@ -1,6 +1,7 @@
 """From original files to a result: `prepare`, then `train.py`, as a user types them."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -14,6 +15,8 @@ from dh2l_jax.data.store.images import digests
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.training import loop
 from dh2l_jax.training.config import from_dict, override
+
+OPENCLIPART = os.environ.get("DH2L_OPENCLIPART_DIR")  # …/openclipart/png of openclipart-png
 
 SMALL = ["model.name=resnet8", "epochs=1", "batch_size=4", "eval_batch_size=4", "data.crop=24"]
 SMALL += ["reg.lambda_e=0"]  # E on the convolutions takes long to compile, whatever the data
@@ -65,7 +68,10 @@ def test_prepared_data_sets(tmp_path, monkeypatch, name, levels, options):
 
 
 def test_own_images_learn_what_is_in_them(tmp_path, capsys):
-    """Flat folders and a CSV tree: colours that a network must tell apart after a few epochs."""
+    """Flat folders and an uneven CSV tree: colours that a network must tell apart after a while.
+
+    Some images are labelled at an inner node, in training and validation.
+    """
     root, generator = tmp_path / "my photos", np.random.default_rng(0)
     colours = {
         "rose": (200, 20, 60),
@@ -82,7 +88,11 @@ def test_own_images_learn_what_is_in_them(tmp_path, capsys):
                 folder / f"{i}.png"
             )
     tree = root / "classes.csv"
-    tree.write_text("class,parent\nrose,warm\npoppy,warm\nsea,cool\nsky,cool\n")
+    tree.write_text("class,parent\nrose,warm\npoppy,warm\nsea,cool\nsky,\n")
+    (root / "warm").mkdir()  # something red of an unknown kind
+    for i in range(20):
+        pixels = (np.array((210, 40, 40)) + generator.normal(0, 12, (24, 24, 3))).clip(0, 255)
+        Image.fromarray(pixels.astype(np.uint8)).save(root / "warm" / f"{i}.png")
 
     assert data_main(["check", str(root), "--csv", str(tree)]) == 0
     assert "data.name=folder" in capsys.readouterr().out
@@ -96,15 +106,18 @@ def test_own_images_learn_what_is_in_them(tmp_path, capsys):
         "epochs=6",
         "batch_size=8",
         "eval_batch_size=8",
-        "data.holdout=8",
+        "data.holdout=9",
+        "data.sampling=sqrt",
         "eval_every=1",
         "optim.lr=0.02",
     )
     assert result["split"] == "validation"
-    assert result["images"] == 8
-    assert result["accuracy"][0] >= result["accuracy"][1] > 0.7
+    assert result["level_images"] == [9, 8]
+    assert (result["images"], result["class_images"]) == (9, 8)
+    assert result["level_classes"] == [4, 3]
+    assert min(*result["accuracy"], *result["balanced_accuracy"]) > 0.7
     assert len((tmp_path / "run" / "confusion.csv").read_text().splitlines()) == 5
-    assert Hierarchy.from_csv(tree).names(1) == ("warm", "cool")
+    assert Hierarchy.from_csv(tree).names(1) == ("warm", "cool", "sky")
 
     # The test images, kept apart until now, by both states; the last is that of the run.
     capsys.readouterr()
@@ -114,12 +127,35 @@ def test_own_images_learn_what_is_in_them(tmp_path, capsys):
     assert list(found)[:2] == ["last", "best_on_validation"]
     for state in ("last", "best_on_validation"):
         assert found[state]["split"] == "test"
-        assert found[state]["nodes"] == [2, 4]
+        assert found[state]["nodes"] == [3, 4]
     assert found["last"]["accuracy"][1] > 0.7
-    order = ("validation accuracy (8 images)", "last:", "test accuracy", "best on validation:")
+    order = ("validation accuracy (9 images)", "last:", "test accuracy", "best on validation:")
     places = [shown.index(text) for text in order]
     assert places == sorted(places)
     assert result["best"]["accuracy"][1] >= result["accuracy"][1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not OPENCLIPART, reason="DH2L_OPENCLIPART_DIR is not set")
+def test_a_folder_that_nobody_prepared(tmp_path):
+    """167 folders, classes at depths 1 to 5, a third of the images at inner nodes."""
+    result = run_training(
+        tmp_path / "run",
+        "data.name=folder",
+        f"data.data_dir={OPENCLIPART}",
+        f"data.cache_dir={tmp_path / 'cache'}",
+        "data.on_bad_image=skip",
+        "data.resize=32",
+        "data.holdout=0.1",
+        "data.sampling=sqrt",
+        "batch_size=128",
+        "eval_batch_size=128",
+    )
+    assert result["level_classes"] == [125, 121, 65, 39, 1]
+    assert result["nodes"] == [22, 73, 95, 125, 125]
+    assert result["images"] > result["class_images"] > 400
+    assert result["level_images"][0] == result["images"]
+    assert result["level_images"] == sorted(result["level_images"], reverse=True)
 
 
 def test_own_images_as_people_have_them(tmp_path, caplog):

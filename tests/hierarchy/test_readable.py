@@ -101,11 +101,18 @@ def test_scores_are_a_dict_that_shows_as_a_table():
     shown = repr(scores).splitlines()
     assert shown[0] == "4 images"
     assert [line.split() for line in shown[1:5]] == [
-        ["level", "accuracy"], ["1", "100.00", "%"], ["2", "75.00", "%"], ["3", "75.00", "%"],
-    ]  # fmt: skip
-    known = Scores({"split": "<b>", "nodes": [2, 3, 4], **scores})
-    assert repr(known).startswith("<b>, 4 images\nlevel  nodes  accuracy\n")
+        ["level", "accuracy", "balanced"],
+        ["1", "100.00", "%", "100.00", "%"],
+        ["2", "75.00", "%", "83.33", "%"],
+        ["3", "75.00", "%", "83.33", "%"],
+    ]
+    some = scores | {"level_images": [4, 3, 0], "accuracy": [1.0, 1.0, None]}
+    known = Scores({"split": "<b>", "nodes": [2, 3, 4], **some})
+    head, columns, *_, last = repr(known).splitlines()[:5]
+    assert head == "<b>, 4 images"
+    assert columns.split() == ["level", "nodes", "images", "accuracy", "balanced"]
+    assert last.split() == ["3", "4", "0", "–", "83.33", "%"]
     page = Tags(known._repr_html_())
     assert "b" not in page.tags
-    assert {"75.00 %", "<b>, 4 images"} <= set(page.texts)
+    assert {"83.33 %", "<b>, 4 images"} <= set(page.texts)
     assert (repr(Scores(a=1)), Scores(a=1)._repr_html_()) == ("{'a': 1}", None)

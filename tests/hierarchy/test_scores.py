@@ -24,6 +24,7 @@ from dh2l_jax.hierarchy.scores import (
     Counts,
     count,
     evaluate,
+    judge_answers,
     score_answers,
     summarize,
     tree_order,
@@ -79,9 +80,12 @@ def assert_scores(found, expected, tree):
     """Counts and their quotients to the last bit, the loss to float32."""
     found, loss = dict(found), expected["loss"]
     np.testing.assert_allclose(found.pop("loss"), loss, rtol=1e-5, atol=1e-6)
+    recalls = expected["balanced_accuracy"]
+    np.testing.assert_allclose(found.pop("balanced_accuracy"), recalls, rtol=1e-14)
     names = [tree.names(tree.num_levels)[i] for i in tree_order(tree)]
     assert found.pop("confusion_names") == names
-    assert found == {key: value for key, value in expected.items() if key != "loss"}
+    apart = ("loss", "balanced_accuracy")
+    assert found == {key: value for key, value in expected.items() if key not in apart}
 
 
 def decided(parents, row):
@@ -142,6 +146,10 @@ def test_by_hand():
     assert scores == {
         "images": 4,
         "accuracy": [0.75, 0.5],
+        "balanced_accuracy": [(1 + 2 / 3) / 2, 0.5],
+        "level_images": [4, 4],
+        "level_classes": [3, 3],
+        "class_images": 4,
         "top5": 1.0,
         "mistake_severity": 1.5,
         "hierarchical_distance": {"1": 0.75, "5": 13 / 12, "20": 13 / 12},
@@ -238,6 +246,52 @@ def test_uneven_trees_against_loops(name):
     assert scores["inconsistent_path_ratio"] == broken / 40
 
 
+@pytest.mark.parametrize("name", ["flat", "even", "uneven", "random"])
+def test_labels_at_any_node_against_loops(name):
+    """Every level over the images that reach it; scores of classes as without inner labels."""
+    classes, rng = TREES[name], np.random.default_rng(11)
+    tree, b = hierarchy(classes), 40
+    paths = {number: node for node, number in ids(classes, tree).items()}
+    logits, labels = normal(rng, (b, len(classes))), rng.integers(0, tree.num_nodes, b)
+    at_class = labels < len(classes)
+    scores = evaluate(logits, labels, tree)
+    truth = [paths[i] for i in labels]
+    costs = [-learn.log_p(classes, row, node) for row, node in zip(logits, truth, strict=True)]
+    assert scores["loss"] == pytest.approx(np.mean(costs), rel=1e-6)
+    guesses = [classes[row.argmax()] for row in logits]
+    expected = oracle_evaluation.of_levels(classes, guesses, truth)
+    assert {key: scores[key] for key in expected} == {
+        key: pytest.approx(value, rel=1e-14) for key, value in expected.items()
+    }
+    assert scores["class_images"] == at_class.sum()
+    assert scores["images"] == b
+    alone = evaluate(logits[at_class], labels[at_class], tree)
+    of_all = {"loss", "images", *expected}
+    assert {k: v for k, v in scores.items() if k not in of_all} == {
+        k: v for k, v in alone.items() if k not in of_all
+    }
+    answers = rng.integers(0, tree.num_nodes, b)
+    found = judge_answers(answers, labels, tree)
+    expected = {
+        "images": b,
+        **oracle_evaluation.of_levels(classes, [paths[i] for i in answers], truth),
+        **oracle_evaluation.judged(classes, [paths[i] for i in answers], truth),
+    }
+    assert found == {key: pytest.approx(value, rel=1e-13) for key, value in expected.items()}
+    leaves = judge_answers(np.array([row.argmax() for row in logits]), labels, tree)
+    assert {k: leaves[k] for k in ("accuracy", "balanced_accuracy", "mistake_severity")} == {
+        k: pytest.approx(scores[k]) for k in ("accuracy", "balanced_accuracy", "mistake_severity")
+    }
+
+
+def test_without_an_image_at_a_class_scores_of_classes_are_none():
+    tree = hierarchy(TREES["uneven"])
+    scores = evaluate(np.eye(6), np.full(6, tree.node_id("animal")), tree)
+    assert scores["level_images"] == [6, 0, 0, 0]
+    assert scores["accuracy"] == [0.5, None, None, None]
+    assert (scores["class_images"], scores["top5"], scores["mistake_severity"]) == (0, None, 0.0)
+
+
 # Sums.
 
 
@@ -331,6 +385,7 @@ def test_zero_is_neutral_and_shapes_are_as_documented(confusion):
     shapes: dict = dict.fromkeys(("hits", "independent_hits"), (3,))
     shapes |= dict.fromkeys(("rank_hits", "rank_heights", "best_heights", "ideal_heights"), (C,))
     shapes |= {"leaf_nodes": (3,), "confusion": (C, C)}
+    shapes |= dict.fromkeys(("labelled", "met"), (TREE.num_nodes,))
     for field in dataclasses.fields(Counts):
         value = getattr(sums, field.name)
         if field.name == "confusion" and not confusion:
@@ -470,7 +525,7 @@ def test_nan_is_refused_by_the_name_of_its_row(fn, place):
         ({"where": np.zeros(4, bool)}, ValueError, "at least one image, found 0"),
         ({"logits": np.zeros((0, 9)), "labels": np.zeros(0, int)}, ValueError, "image, found 0"),
         ({"labels": np.zeros(4)}, TypeError, "labels must be integers, found dtype float32"),
-        ({"labels": [0, 9, -1, 0]}, ValueError, r"label 9 at index 1 .* classes are 0\.\.8"),
+        ({"labels": [0, 17, -1, 0]}, ValueError, r"label 17 at index 1 .* nodes are 0\.\.16"),
         ({"labels": [0, 8, -1, 0]}, ValueError, "label -1 at index 2 does not exist"),
         (
             {"level_logits": [np.zeros((4, 2))]},

@@ -19,6 +19,7 @@ from dh2l_jax.commands import (
     arguments,
     data,
     diversity,
+    evaluate,
     export,
     predict,
     report,
@@ -74,6 +75,9 @@ def test_commands_of_the_pages_have_options_and_values_that_exist(monkeypatch):
             diversity.parse_arguments(words)
         elif command == "predict":
             predict.parse_arguments(words)
+        elif command == "evaluate":
+            if words[0].startswith("-"):
+                evaluate.parse_arguments(words)
         elif command == "report":
             report.parse_arguments(words)
         elif command == "export":

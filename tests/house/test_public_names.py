@@ -34,7 +34,7 @@ NAMES = {
     "dh2l_jax.regularizers.transform": "add_gradient_of add_regularization riemannian",
     "dh2l_jax.spheres": """CENTERS EPSILON LOGITS Level absolute_centers logit_vectors project radii
         sphere_levels""",
-    "dh2l_jax.evaluation": "Tally evaluate score_answers summarize tally tree_order",
+    "dh2l_jax.evaluation": "Tally evaluate judge_answers score_answers summarize tally tree_order",
     "dh2l_jax.training.config": """Config DataConfig DistributedConfig EvalConfig LossConfig
         ModelConfig OptimConfig RegConfig from_dict load override same_run to_dict""",
     "dh2l_jax.training.finished.predictor": "Prediction Predictor Unreadable",

@@ -8,6 +8,7 @@ import math
 from fractions import Fraction
 from typing import Any
 
+from oracle import learn
 from oracle.tree import ancestor
 
 
@@ -121,6 +122,17 @@ def leaf_scores(parents, logits, labels):
             mean(ancestor(parents, g, level) == ancestor(parents, t, level) for g, t in pairs)
             for level in levels
         ],
+        "balanced_accuracy": [
+            mean(
+                mean(
+                    ancestor(parents, g, level) == node
+                    for g, t in pairs
+                    if ancestor(parents, t, level) == node
+                )
+                for node in {ancestor(parents, t, level) for t in labels}
+            )
+            for level in levels
+        ],
         "top5": mean(label in row[:5] for row, label in zip(best, labels, strict=True)),
         "mistake_severity": mean(lca_height(parents, g, t) for g, t in pairs if g != t),
         "hierarchical_distance": {
@@ -161,8 +173,59 @@ def evaluate(parents, logits, labels, level_logits=None):
     return {
         "images": len(labels),
         "loss": math.fsum(losses) / len(labels),
+        "class_images": len(labels),
+        "level_images": [len(labels)] * len(parents),
+        "level_classes": [len(parents[-1])] * len(parents),
         **_floats(leaf_scores(parents, logits, labels)),
         **_floats(independent_scores(parents, logits, labels, level_logits)),
+    }
+
+
+def of_levels(classes, answers, labels):
+    """What answers and labels at any nodes, paths of names, say of each level 1..L.
+
+    A class is a path of `classes`; it reaches the levels below its own, other nodes do not.
+    """
+    pairs, rows = list(zip(answers, labels, strict=True)), []
+    for level in range(1, max(map(len, classes)) + 1):
+        reach = [(a, t) for a, t in pairs if t in classes or len(t) >= level]
+        hits: dict = {}
+        for answer, label in reach:
+            node = label[:level]
+            hits.setdefault(node, []).append(answer[: len(node)] == node)
+        right = [hit for found in hits.values() for hit in found]
+        rows.append(
+            {
+                "accuracy": float(mean(right)) if reach else None,
+                "balanced_accuracy": float(mean(map(mean, hits.values()))) if reach else None,
+                "level_images": len(reach),
+                "level_classes": sum(len(path) >= level for path in classes),
+            }
+        )
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def judged(classes, answers, labels):
+    """The parts of right, undecided and wrong answers, and the severity of the latter."""
+    verdicts, heights = [], []
+    for answer, label in zip(answers, labels, strict=True):
+        inside = set(learn.below(classes, label)) <= set(learn.below(classes, answer))
+        below = answer[: len(label)] == label
+        verdicts.append("right" if inside else "undecided" if below else "wrong")
+        if verdicts[-1] == "wrong" and label in classes:
+            heights.append(learn.distance(classes, answer, label))
+    specific = [len(learn.below(classes, answer)) for answer in answers]
+    C = len(classes)
+    return {
+        **{name: verdicts.count(name) / len(labels) for name in ("right", "undecided", "wrong")},
+        "answered": [
+            sum(len(a) == level for a in answers) / len(labels)
+            for level in range(1, max(map(len, classes)) + 1)
+        ],
+        "root": answers.count(()) / len(labels),
+        "specificity": math.fsum((math.log(C) - math.log(n)) / math.log(C) for n in specific)
+        / len(labels),
+        "mistake_severity": float(mean(heights)),
     }
 
 

@@ -34,7 +34,9 @@ WHERE = {"epoch end": 2 * STEPS - 1, "middle": STEPS + 1}
 
 def config_of(kind: str, dtype: str, **options) -> Config:
     """Of three epochs with an evaluation after each; images on the device or streamed by Grain."""
-    data = DataConfig(device_gb=4.0 if kind == "resident" else 0.0, **SMALL["data"])
+    where = {"resident": (4.0, "uniform"), "streamed": (0.0, "balanced")}
+    device_gb, sampling = where[kind]
+    data = DataConfig(device_gb=device_gb, sampling=sampling, **SMALL["data"])
     sizes = {name: SMALL[name] for name in ("batch_size", "eval_batch_size")}
     return Config(
         epochs=3,

@@ -61,9 +61,9 @@ def make_run(
         terms = {"J": 2.0 / epoch, "L": 1.0 / epoch, "R_E": 0.3, "R_p/2": -0.1}
         record = {"epoch": epoch, "step": epoch, **terms, "train_accuracy": 0.5, "lr": 0.1}
         append_record(workdir / folder.METRICS, record)
-    data = record_of(tree, labels, image_shape)
-    state = dataclasses.replace(state_of(config, data, generator), step=np.int32(epochs))
-    checkpoint.save(workdir, state, data=data.pack())
+    record = record_of(tree, labels, image_shape)
+    state = dataclasses.replace(state_of(config, record, generator), step=np.int32(epochs))
+    checkpoint.save(workdir, state, data=record.pack())
     scores = {"split": "validation", **evaluate(logits, labels, tree)}
     write_bytes(workdir / folder.OUTPUTS, outputs.pack())
     files = [folder.CONFIG, folder.METRICS, folder.OUTPUTS, *write_confusion(workdir, scores)]
@@ -80,12 +80,12 @@ def make_run(
     return outputs
 
 
-def record_of(tree, labels, image_shape=(None, None, 3)):
+def record_of(tree, labels):
     """What a checkpoint holds of images with these labels."""
     splits = {"train": labels, "test": labels}
     digests = {split: np.arange(len(labels), dtype=np.uint64) for split in splits}
-    mean, std = (np.full(image_shape[-1], value, np.float32) for value in (0.5, 0.25))
-    return DataRecord(Fingerprint(tree, splits, digests, 2), image_shape, mean, std)
+    mean, std = np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32)
+    return DataRecord(Fingerprint(tree, splits, digests, 2), (None, None, 3), mean, std)
 
 
 def state_of(config, data, generator):

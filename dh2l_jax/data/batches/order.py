@@ -10,7 +10,18 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-__all__ = ["epoch_order", "num_steps", "padded_batches", "take_batch"]
+__all__ = [
+    "SAMPLING",
+    "drawn_order",
+    "epoch_order",
+    "num_steps",
+    "padded_batches",
+    "sampled_order",
+    "take_batch",
+]
+
+SAMPLING = {"uniform": 1.0, "sqrt": 0.5, "balanced": 0.0}
+"""The power of a label's number of images that its share of an epoch is proportional to."""
 
 
 def epoch_order(seed: ArrayLike, epoch: ArrayLike, size: int) -> Array:
@@ -29,6 +40,54 @@ def epoch_order(seed: ArrayLike, epoch: ArrayLike, size: int) -> Array:
 @functools.partial(jax.jit, static_argnums=1)
 def _permutation(key: Array, size: int) -> Array:
     return jax.random.permutation(key, jnp.arange(size, dtype=jnp.int32))
+
+
+def drawn_order(seed: ArrayLike, epoch: ArrayLike, labels: np.ndarray, sampling: str) -> Array:
+    """The order of one epoch of images with these labels, by the name of a `SAMPLING`."""
+    if sampling == "uniform":
+        return epoch_order(seed, epoch, len(labels))
+    return sampled_order(seed, epoch, labels, SAMPLING[sampling])
+
+
+def sampled_order(seed: ArrayLike, epoch: ArrayLike, labels: np.ndarray, power: float) -> Array:
+    """An epoch in which a label of n images has a share ∝ nᵖᵒʷᵉʳ, (size,) int32.
+
+    The slots of an epoch are given to the labels by their shares, rounded up or down at random, and
+    each label fills its own with its images in turn, in a random order: none is drawn for the k-th
+    time before all others were drawn k − 1 times. Power 1 draws every image once, 0 all labels
+    alike.
+
+    Args:
+      seed: as for `epoch_order`.
+      epoch: as for `epoch_order`.
+      labels: (size,) integers.
+      power: in [0, 1].
+
+    >>> labels = np.array([7] * 8 + [3] * 2)
+    >>> sorted(labels[sampled_order(0, 3, labels, power=0.0)].tolist())
+    [3, 3, 3, 3, 3, 7, 7, 7, 7, 7]
+    """
+    of, sizes = np.unique(labels, return_inverse=True, return_counts=True)[1:]
+    shares = sizes.astype(np.float64) ** power
+    ends = np.cumsum(shares) * (len(labels) / shares.sum())
+    ends[-1] = len(labels)
+    key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), epoch)
+    whole, part = np.floor(ends), (ends % 1).astype(np.float32)
+    return _drawn(key, *(x.astype(np.int32) for x in (of, sizes, whole)), part)
+
+
+@jax.jit
+def _drawn(key: Array, of: Array, sizes: Array, whole: Array, part: Array) -> Array:
+    """`of` is each image's label, `whole` and `part` where the slots of each label end."""
+    slots = jnp.arange(of.shape[0], dtype=jnp.int32)
+    images, offset, order = jax.random.split(key, 3)
+    mixed = jax.random.permutation(images, slots)
+    mixed = mixed[jnp.argsort(of[mixed], stable=True)]  # label after label
+    ends = whole + (part + jax.random.uniform(offset) >= 1)
+    label = jnp.searchsorted(ends, slots, side="right")
+    turn = slots - jnp.where(label > 0, ends[label - 1], 0)
+    first = jnp.cumsum(sizes) - sizes
+    return jax.random.permutation(order, mixed[first[label] + turn % sizes[label]])
 
 
 def take_batch(order: Array, step: ArrayLike, batch_size: int) -> Array:

@@ -58,6 +58,7 @@ class FolderReport:
       classes: (C) each class with its ancestors, in label order.
       train: (C,) training images of each class.
       test: (C,) test images of each class.
+      inner: of each inner node with images of its own, its path, training and test images.
       problems: why the folder cannot be trained on, or its test not be trusted.
       remarks: what a user may not have meant.
     """
@@ -68,6 +69,7 @@ class FolderReport:
     classes: tuple[tuple[str, ...], ...]
     train: np.ndarray
     test: np.ndarray
+    inner: tuple[tuple[tuple[str, ...], int, int], ...]
     problems: tuple[Finding, ...]
     remarks: tuple[Finding, ...]
 
@@ -96,17 +98,19 @@ def inspect(
     """
     found = scan(path, classes_csv=classes_csv)
     problems, remarks = _look_at_images(found, resize, on_image)
+    C = len(found.classes)
+    size = max([C, *(label + 1 for label in found.inner)])
     train, test = (
-        np.bincount(examples.labels, minlength=len(found.classes))
-        for examples in (found.train, found.test)
+        np.bincount(examples.labels, minlength=size) for examples in (found.train, found.test)
     )
     return FolderReport(
         root=found.root,
         layout=found.layout,
         hierarchy=found.hierarchy,
         classes=found.classes,
-        train=train,
-        test=test,
+        train=train[:C],
+        test=test[:C],
+        inner=tuple((path, int(train[i]), int(test[i])) for i, path in found.inner.items()),
         problems=(*found.problems, *problems),
         remarks=(*found.remarks, *remarks),
     )
@@ -197,6 +201,7 @@ def lines(report: FolderReport) -> list[str]:
             f"{split}: {counts.sum()} images in {np.count_nonzero(counts)} classes"
             for split, counts in (("training", report.train), ("test", report.test))
         ),
+        *_odd_lines(report),
         *(
             f"{kind}: {finding.what}: {where}"
             for kind, findings in kinds
@@ -204,6 +209,21 @@ def lines(report: FolderReport) -> list[str]:
             for where in finding.where
         ),
     ]
+
+
+def _odd_lines(report: FolderReport) -> Iterator[str]:
+    """Of an uneven tree, and of images at inner nodes."""
+    tree = report.hierarchy
+    if tree is not None and tree.class_depths:
+        counts = sorted(collections.Counter(tree.class_depths).items())
+        yield "classes at depths: " + ", ".join(f"{depth}: {number}" for depth, number in counts)
+    if report.inner:
+        train = sum(train for _, train, _ in report.inner)
+        test = sum(test for _, _, test in report.inner)
+        yield (
+            f"inner nodes: {train} training and {test} test images at {len(report.inner)} nodes, "
+            "see data.inner"
+        )
 
 
 def as_json(report: FolderReport) -> dict[str, Any]:
@@ -214,6 +234,9 @@ def as_json(report: FolderReport) -> dict[str, Any]:
         "classes": [
             {"path": path, "train": int(train), "test": int(test)}
             for path, train, test in zip(report.classes, report.train, report.test, strict=True)
+        ],
+        "inner": [
+            {"path": path, "train": train, "test": test} for path, train, test in report.inner
         ],
         "problems": [dataclasses.asdict(finding) for finding in report.problems],
         "remarks": [dataclasses.asdict(finding) for finding in report.remarks],
@@ -228,6 +251,8 @@ def show(report: FolderReport, console: Console) -> None:
     if report.classes:
         console.print(_count_table(report))
         console.print(_smallest_table(report))
+        for line in _odd_lines(report):
+            console.print(Text(line))
     for findings, style in ((report.remarks, "bold yellow"), (report.problems, "bold red")):
         for finding in findings:
             console.print(Text(f"\n{finding.what}: {len(finding.where)}", style=style))
@@ -240,16 +265,21 @@ def show(report: FolderReport, console: Console) -> None:
 
 def _tree_table(tree: Hierarchy) -> Table:
     table = Table("level", "nodes", "children each", "names")
+    if tree.class_depths:
+        table = Table("level", "nodes", "of them classes", "children each", "names")
     children_of = np.bincount(tree.node_parents()[:-1], minlength=tree.num_nodes)
     for level in range(1, tree.num_levels + 1):
         children, inner = "–", tree.inner_nodes(level)
         if inner:
             sizes = children_of[inner.start : inner.stop]
             children = f"{sizes.min()}–{sizes.max()}" if np.ptp(sizes) else f"{sizes.min()}"
-        here = np.isin(tree.level_nodes(level), tree.members(level))
+        nodes = tree.members(level)
+        here = np.isin(tree.level_nodes(level), nodes)
         names = [one_line(name) for name in np.array(tree.names(level), object)[here]]
         shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
-        table.add_row(str(level), str(len(names)), children, Text(shown, overflow="fold"))
+        classes = [str(np.sum(nodes < tree.num_classes))] if tree.class_depths else []
+        row = (str(level), str(len(names)), *classes, children)
+        table.add_row(*row, Text(shown, overflow="fold"))
     return table
 
 

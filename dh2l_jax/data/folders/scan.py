@@ -1,6 +1,7 @@
 """A folder of images → `Source`: the folders are the classes, those above them the tree.
 
-    birds/train/gulls/ivory_gull/1.jpg       any depth, the same for all classes
+    birds/train/gulls/ivory_gull/1.jpg       any depth
+    birds/train/gulls/2.jpg                  a gull of a kind that nobody knows, see `data.inner`
     birds/test/gulls/ivory_gull/2.webp       or val/, valid/; without it, a fixed split of train/
     birds/gulls/ivory_gull/1.jpg             without train/, a fixed split of everything
     birds/ivory_gull/1.jpg, birds/classes.csv    flat, the tree from `class,parent[,grandparent]`
@@ -11,21 +12,27 @@ problem, for `check` to show; `open_folder` raises the first.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import difflib
 import hashlib
 import itertools
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from dh2l_jax.checks import unknown_name
+from dh2l_jax.data.folders.classes import (
+    INNER,
+    Labelled,
+    from_csv,
+    from_folders,
+    note_similar_names,
+)
 from dh2l_jax.data.folders.walk import (
     SUFFIXES,
     Finding,
     Findings,
-    Folder,
     as_findings,
     composed,
     shown,
@@ -39,12 +46,6 @@ __all__ = ["SUFFIXES", "FolderExamples", "Scan", "open_folder", "scan"]
 
 CSV_NAME = "classes.csv"
 
-# The folders of each class, in label order; a class is known by its path.
-_Classes = dict[tuple[str, ...], list[Folder]]
-
-# Names beyond these are listed without the nearest: each is compared with all others.
-_HINTED = 20
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FolderExamples:
@@ -55,7 +56,7 @@ class FolderExamples:
       folders: the folders of the classes.
       names: (n) file names.
       folder: (n,) int32, the index in `folders`.
-      labels: (n,) int32.
+      labels: (n,) int32, nodes of the tree.
     """
 
     root: Path
@@ -93,9 +94,11 @@ class Scan:
       layout: where the two splits come from, in words.
       fingerprint: see `Source`.
       classes: each class with its ancestors, in label order.
+      inner: {label: path} of the inner nodes that have images of their own.
       hierarchy: the tree; None if the problems leave none.
       train: training examples.
       test: test examples.
+      left_out: how many images at inner nodes are in neither.
       problems: why `open_folder` refuses the folder; empty if it does not.
       remarks: what is skipped, and what a user may not have meant.
     """
@@ -104,9 +107,11 @@ class Scan:
     layout: str
     fingerprint: str
     classes: tuple[tuple[str, ...], ...]
+    inner: dict[int, tuple[str, ...]]
     hierarchy: Hierarchy | None
     train: FolderExamples
     test: FolderExamples
+    left_out: int
     problems: tuple[Finding, ...]
     remarks: tuple[Finding, ...]
 
@@ -117,6 +122,7 @@ def open_folder(
     classes_csv: str | Path | None = None,
     test_fraction: float = 0.2,
     seed: int = 0,
+    inner: str = "label",
 ) -> Source:
     """The images in a folder, with the tree that its folders or a CSV file make.
 
@@ -128,6 +134,9 @@ def open_folder(
         An image's place depends on its class's name, its own and the seed, so that new images do
         not move old ones; but every class keeps a training image and, of two, gives one to test.
       seed: of that split.
+      inner: what becomes of images beside sub-folders, or in a folder that the CSV file has as an
+        inner node: "label" (the node is their label), "class" (they are a class of their own,
+        NODE/·), "skip" (left out, and counted in a warning) or "refuse".
 
     Returns:
       The source. Without a CSV file, classes are sorted by path, in the order of code points.
@@ -147,7 +156,7 @@ def open_folder(
     >>> source.train[1], source.train.describe(1)
     ((b'ovenbird/ovenbird/3.JPG', 1), 'ovenbird/ovenbird/3.JPG')
     """
-    found = scan(path, classes_csv=classes_csv, test_fraction=test_fraction, seed=seed)
+    found = scan(path, classes_csv=classes_csv, test_fraction=test_fraction, seed=seed, inner=inner)
     if found.problems:
         first = found.problems[0]
         count = len(first.where)
@@ -157,6 +166,10 @@ def open_folder(
             "`dh2l data check` lists all that is wrong with a folder"
         )
     assert found.hierarchy is not None  # else there is a problem
+    if found.left_out:
+        logging.getLogger(__name__).warning(
+            "inner=skip leaves out %d images at inner nodes", found.left_out
+        )
     name = found.root.resolve().name or "folder"
     return Source(name, found.fingerprint, found.hierarchy, found.train, found.test)
 
@@ -167,38 +180,53 @@ def scan(
     classes_csv: str | Path | None = None,
     test_fraction: float = 0.2,
     seed: int = 0,
+    inner: str = "label",
 ) -> Scan:
     """Reads the names, sizes and times of all files in a folder; takes what `open_folder` takes.
 
     Raises:
-      ValueError: `test_fraction` is not in (0, 1).
+      ValueError: `test_fraction` is not in (0, 1), or `inner` is unknown.
       OSError: the folder or the CSV file is missing.
     """
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction must lie between 0 and 1, found {test_fraction}")
+    if inner not in INNER:
+        raise ValueError(unknown_name("inner", inner, INNER))
     root = _find_folder(path)
     csv = _find_csv(root, classes_csv)
     findings = Findings(root)
     tops = split_folders(findings)
     folders = [folder for split, top in tops.items() for folder in walk(split, top, findings)]
-    classes = _class_folders(folders, findings, flat=csv is not None)
-    classes, tree = _from_csv(csv, classes, findings) if csv else _from_folders(classes, findings)
-    _note_similar_names(tree.node_names if tree else zip(*classes, strict=True), findings)
+    read = (
+        from_csv(csv, folders, findings, inner) if csv else from_folders(folders, findings, inner)
+    )
+    note_similar_names(_names_by_level(read), findings)
     by_chance = None if "test" in tops else (test_fraction, seed)
-    train, test = _examples(root, classes, by_chance)
-    _check_counts(classes, train, test, findings)
+    train, test = _examples(root, read, by_chance)
+    _check_counts(read, train, test, findings)
     layout = " and ".join(f"{top.name}/" for top in tops.values())
     return Scan(
         root=root,
         layout=f"a fixed split, {test_fraction:.0%} for the test" if by_chance else layout,
-        fingerprint=_fingerprint(classes, by_chance, csv.read_bytes() if csv else b""),
-        classes=tuple(classes),
-        hierarchy=tree,
+        fingerprint=_fingerprint(read, by_chance, csv.read_bytes() if csv else b""),
+        classes=tuple(read.classes),
+        inner={read.labels[path]: path for path in read.inner},
+        hierarchy=read.tree,
         train=train,
         test=test,
+        left_out=read.left_out,
         problems=as_findings(findings.problems),
         remarks=as_findings(findings.remarks),
     )
+
+
+def _names_by_level(read: Labelled) -> Sequence[Sequence[str]]:
+    if read.tree:
+        return read.tree.node_names
+    return [
+        [path[level] for path in read.classes if len(path) > level]
+        for level in range(max(map(len, read.classes), default=0))
+    ]
 
 
 def _find_folder(path: str | Path) -> Path:
@@ -218,120 +246,13 @@ def _find_csv(root: Path, given: str | Path | None) -> Path | None:
     raise FileNotFoundError(f"expected a CSV file with the classes, found no file {str(path)!r}")
 
 
-# From folders to classes and their tree.
-
-
-def _class_folders(folders: list[Folder], findings: Findings, *, flat: bool) -> _Classes:
-    """The folders at the depth of the classes: 1 if they must be flat, else the most frequent."""
-    lowest = [folder for folder in folders if folder.parts and not folder.is_inner]
-    for folder in folders:
-        if folder.images and (folder.is_inner or not folder.parts):
-            where = f"{shown(folder.path / folder.images[0], findings.root)} ({len(folder.images)})"
-            if folder.path == findings.root:
-                findings.remark("images beside all folders, not read", where)
-            else:
-                findings.problem("images beside folders, in no class (how many)", where)
-    depths = collections.Counter(len(folder.parts) for folder in lowest if folder.images)
-    depth = 1 if flat or not depths else max(depths, key=lambda d: (depths[d], d))
-    classes: _Classes = collections.defaultdict(list)
-    for folder in lowest:
-        if len(folder.parts) == depth:
-            if any(folder.split == other.split for other in classes[folder.parts]):
-                where = shown(folder.path, findings.root)
-                findings.problem(
-                    "folders whose names differ only in how accents are written", where
-                )
-            classes[folder.parts].append(folder)
-        elif folder.images:
-            expected = f"{depth}, as the CSV file has it" if flat else f"{depth}, as most are"
-            where = f"{shown(folder.path, findings.root)}: {len(folder.parts)}, expected {expected}"
-            findings.problem("classes at another depth", where)
-        else:
-            findings.problem("folders without images", shown(folder.path, findings.root))
-    return dict(sorted(classes.items()))
-
-
-def _from_folders(classes: _Classes, findings: Findings) -> tuple[_Classes, Hierarchy | None]:
-    """The tree of the paths; None if there is none, or a class stands twice in it."""
-    names = {path[-1]: path[:-1] for path in classes}
-    _note_twofold_names(classes, findings)
-    if not classes or len(names) < len(classes):
-        return classes, None
-    try:
-        return classes, Hierarchy.from_paths(names)
-    except ValueError as error:
-        findings.problem("names that cannot be used", str(error))
-        return classes, None
-
-
-def _note_twofold_names(classes: _Classes, findings: Findings) -> None:
-    """Two classes need two names; two groups may share one, but often it is a slip."""
-    depth = len(next(iter(classes), ()))
-    for level in range(1, depth + 1):
-        parents: dict[str, list[str]] = collections.defaultdict(list)
-        for node in dict.fromkeys(path[:level] for path in classes):
-            parents[node[-1]].append("/".join(node[:-1]))
-        for name, above in parents.items():
-            where = f"{name} under {' and '.join(above)}"
-            if len(above) > 1 and level == depth:
-                findings.problem("class names that stand under several parents", where)
-            elif len(above) > 1:
-                findings.remark("names of groups that stand under several parents", where)
-
-
-def _note_similar_names(levels: Iterable[Sequence[str]], findings: Findings) -> None:
-    """Two names that people would not tell apart are often one class, written in two ways."""
-    remarks: dict[str, None] = {}
-    for names in levels:
-        alike: dict[str, dict[str, None]] = collections.defaultdict(dict)
-        for name in names:
-            alike["".join(name.casefold().split())][name] = None
-        groups = (found for found in alike.values() if len(found) > 1)
-        remarks |= {" and ".join(map(repr, found)): None for found in groups}
-    for where in remarks:
-        findings.remark("names that differ only in case or blanks", where)
-
-
-def _from_csv(
-    csv: Path, classes: _Classes, findings: Findings
-) -> tuple[_Classes, Hierarchy | None]:
-    """The tree of the file, and the classes in its order."""
-    try:
-        tree = Hierarchy.from_csv(csv)
-    except ValueError as error:
-        findings.problem("CSV file that cannot be used", str(error))
-        return classes, None
-    named = [(composed(name),) for name in tree.names(tree.num_levels)]
-    if len(set(named)) < len(named):
-        what = "two classes whose names differ only in how accents are written"
-        findings.problem("CSV file that cannot be used", f"{csv}: {what}")
-    _report_missing("classes of the CSV file without a folder", named, list(classes), findings)
-    _report_missing("folders without a line in the CSV file", list(classes), named, findings)
-    return {path: classes[path] for path in [*named, *classes] if path in classes}, tree
-
-
-def _report_missing(
-    what: str,
-    wanted: Sequence[tuple[str, ...]],
-    there: Sequence[tuple[str, ...]],
-    findings: Findings,
-) -> None:
-    """Names what is not there, with the nearest of what is there, if possible unwanted."""
-    known = set(there)
-    missing = [path[0] for path in wanted if path not in known]
-    spare = sorted(path[0] for path in (known - set(wanted) or known))
-    for number, name in enumerate(missing):
-        near = spare if number < _HINTED else []
-        close = difflib.get_close_matches(name, near, n=1, cutoff=0.0)
-        findings.problem(what, f"{name!r} (nearest: {close[0]!r})" if close else f"{name!r}")
-
-
 def _check_counts(
-    classes: _Classes, train: FolderExamples, test: FolderExamples, findings: Findings
+    read: Labelled, train: FolderExamples, test: FolderExamples, findings: Findings
 ) -> None:
     """Every class needs images to learn from; the test may lack some classes, but not all."""
-    in_train, in_test = (np.bincount(x.labels, minlength=len(classes)) for x in (train, test))
-    for path, trains, tests in zip(classes, in_train, in_test, strict=True):
+    C = len(read.classes)
+    in_train, in_test = (np.bincount(x.labels, minlength=C)[:C] for x in (train, test))
+    for path, trains, tests in zip(read.classes, in_train, in_test, strict=True):
         if not trains:
             where = f"{'/'.join(path)} ({tests} for the test)" if tests else "/".join(path)
             findings.problem("classes without training images", where)
@@ -347,16 +268,20 @@ def _check_counts(
 
 
 def _examples(
-    root: Path, classes: _Classes, by_chance: tuple[float, int] | None
+    root: Path, read: Labelled, by_chance: tuple[float, int] | None
 ) -> tuple[FolderExamples, FolderExamples]:
     """Training and test examples; `by_chance` is the share and the seed of a fixed split."""
     rows: dict[str, list[tuple[Path, list[str], int]]] = {"train": [], "test": []}
-    for label, (path, folders) in enumerate(classes.items()):
+    labelled = [
+        *enumerate(read.classes.values()),
+        *((read.labels[path], folders) for path, folders in read.inner.items()),
+    ]
+    for label, folders in labelled:
         for folder in folders:
             if by_chance is None:
                 rows[folder.split].append((folder.path, list(folder.images), label))
                 continue
-            chosen = _chosen(path[-1], folder.images, *by_chance).tolist()
+            chosen = _chosen(folder.parts[-1], folder.images, *by_chance).tolist()
             for split, wanted in (("train", False), ("test", True)):
                 names = [n for n, c in zip(folder.images, chosen, strict=True) if c == wanted]
                 rows[split].append((folder.path, names, label))
@@ -390,10 +315,10 @@ def _pack(root: Path, rows: Sequence[tuple[Path, Sequence[str], int]]) -> Folder
     )
 
 
-def _fingerprint(classes: _Classes, by_chance: tuple[float, int] | None, csv: bytes) -> str:
+def _fingerprint(read: Labelled, by_chance: tuple[float, int] | None, csv: bytes) -> str:
     """Of all that decides images, labels and the tree; the content of images is not read."""
     digest = hashlib.sha256(repr((by_chance, csv)).encode())
-    for path, folders in classes.items():
+    for path, folders in [*read.classes.items(), *read.inner.items()]:
         for folder in folders:
             digest.update(repr((path, folder.split, folder.digest)).encode())
     return digest.hexdigest()

@@ -110,7 +110,7 @@ def open_cached(
 
     Raises:
       ValueError: a split is empty, an image cannot be decoded, a class is left without training
-        images, or a label is no leaf of the tree.
+        images.
       OSError: an image cannot be read, or the cache not be written, for example because the disk is
         full; the line names the path.
     """
@@ -184,10 +184,11 @@ def _write(
 def _refuse_lost_classes(
     source: Source, split: str, index: list[tuple[int, ...]], left_out: list[_LeftOut]
 ) -> None:
-    """Every class needs an image to learn from; the test needs one at all."""
+    """Every class needs an image to learn from; the test needs one at all, inner nodes none."""
     names, kept = source.hierarchy.names(source.hierarchy.num_levels), {row[3] for row in index}
     for image in left_out:
-        if not kept or (split == "train" and image.label not in kept):
+        is_class = image.label < len(names)
+        if not kept or (split == "train" and is_class and image.label not in kept):
             whose = f"class {names[image.label]!r}" if kept else f"{source.name}, {split},"
             raise ValueError(f"{whose} has no image that can be read: {image.name}: {image.reason}")
 
@@ -239,13 +240,13 @@ def _decoded(
     """Every example, in order, decoded by several threads."""
     from dh2l_jax.data.store.decode import decode_traced  # needs Pillow
 
-    classes = source.hierarchy.num_classes
+    nodes = source.hierarchy.num_nodes - 1  # all but the root
 
     def one(position: int) -> _Image | _LeftOut:
         try:
             encoded, label = examples[position]
-            if not 0 <= label < classes:
-                raise ValueError(f"expected a label in 0..{classes - 1}, found {label}")
+            if not 0 <= label < nodes:
+                raise ValueError(f"expected a label in 0..{nodes - 1}, found {label}")
         except ValueError as error:
             raise ValueError(f"{examples.describe(position)}: {error}") from error
         try:

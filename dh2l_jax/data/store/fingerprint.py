@@ -198,7 +198,8 @@ def _of_images(
         return
     what, plural = f"{SPLITS[split]} image", f"{SPLITS[split]} images"
     come, gone = _more(new, old), _more(old, new)
-    classes = now.tree.names(now.tree.num_levels)
+    tree = now.tree
+    classes = (*tree.names(tree.num_levels), *tree.unique_names()[tree.num_classes :])
     first = name(split, come[0]) if come else ""
     if come and first != image_number(split, come[0]):
         first = f"image {first!r}"

@@ -22,7 +22,7 @@ class Examples(Protocol):
         ...
 
     def __getitem__(self, index: int, /) -> tuple[bytes, int]:
-        """The image as it is encoded, see `decode.FORMATS`, and its label, a leaf of the tree."""
+        """The image as it is encoded, see `decode.FORMATS`, and its label, a node of the tree."""
         ...
 
     def describe(self, index: int) -> str:

@@ -28,6 +28,7 @@ __all__ = [
     "expected_height",
     "log_softmax_of_siblings",
     "log_sums",
+    "nodes_above",
     "paths",
     "rows_of_nodes",
 ]
@@ -133,6 +134,22 @@ def log_softmax_of_siblings(values: jax.Array, tree: Hierarchy) -> jax.Array:
     mass = segment_sum(jnp.exp(below - top), parents, num_segments=count)
     own = (below - top) - jnp.log(mass[parents])
     return jnp.concatenate([own, jnp.zeros_like(values[-1:])])
+
+
+def nodes_above(tree: Hierarchy) -> np.ndarray:
+    """(L, num_nodes): the node above each node at each level; below it a class itself, else −1.
+
+    >>> nodes_above(Hierarchy.from_paths({"sun": "", "gull": "birds"})).tolist()
+    [[0, 2, 2, -1], [0, 1, -1, -1]]
+    """
+    above = np.full((tree.num_levels, tree.num_nodes), -1, np.int32)
+    parents = tree.node_parents()
+    for level in range(1, tree.num_levels + 1):
+        nodes = tree.members(level)
+        above[:, nodes] = above[:, parents[nodes]]
+        above[level - 1, nodes] = nodes
+    above[:, : tree.num_classes] = tree.ancestor_nodes()
+    return above
 
 
 def paths(labels: jax.Array, tree: Hierarchy) -> jax.Array:

@@ -149,9 +149,15 @@ def _loss(config: Config) -> Iterator[str]:
             "eval.decision=crm needs images on which to fit the temperature of its probabilities: "
             "set data.holdout"
         )
+    yield from _long_tail(config)
     defaults = dict(flat(Config()))
     uses = {
         "loss.alpha": (loss.name == "hxe" or head == "haframe", "loss.name=hxe"),
+        "loss.class_weights": (head not in OWN_LOSS, "a head whose loss is loss.name"),
+        "loss.logit_adjustment": (
+            head not in OWN_LOSS and loss.name not in NODE_LOSSES,
+            "a soft-max over the classes",
+        ),
         "loss.beta": (loss.name == "soft_labels", "loss.name=soft_labels"),
         "model.gamma": (head in ("haframe", "sphere"), "model.head=haframe or sphere"),
         "model.radius": (head == "sphere", "model.head=sphere"),
@@ -161,6 +167,19 @@ def _loss(config: Config) -> Iterator[str]:
         used, needed = uses.get(key, (True, ""))
         if not used and value != defaults[key]:
             yield f"{key}={value} has no effect without {needed}: leave it out, or set that too"
+
+
+def _long_tail(config: Config) -> Iterator[str]:
+    """Two of the ways to level classes would level them twice."""
+    loss, found = config.loss, []
+    if config.data.sampling != "uniform":
+        found.append(f"data.sampling={config.data.sampling}")
+    if loss.class_weights != "none":
+        found.append(f"loss.class_weights={loss.class_weights}")
+    if loss.logit_adjustment:
+        found.append(f"loss.logit_adjustment={loss.logit_adjustment:g}")
+    if len(found) > 1:
+        yield f"{' and '.join(found)} make up for rare classes twice: set one of them"
 
 
 def _regularizers(config: Config) -> Iterator[str]:

@@ -62,7 +62,12 @@ class DataConfig(Checked):
       pad: zeros added on each side before the random crop; 0 for none.
       flip: mirror at random.
       fraction: part of the images of each class to use, of training and test alike; for trials.
-      holdout: validation images taken from the training images; the test set is then not used.
+      sampling: how often a label with n images is drawn in an epoch: "uniform" (every image once),
+        "sqrt" (∝ √n) or "balanced" (all labels alike).
+      inner: images beside sub-folders: the node is their "label"; or make them a "class" of their
+        own, NODE/·, "skip" or "refuse" them.
+      holdout: validation images taken from the training images, their number or a share below 1,
+        of each class its part; the test set is then not used.
       device_gb: images of up to so many GB live on the device, more are streamed to it.
     """
 
@@ -78,8 +83,19 @@ class DataConfig(Checked):
     pad: int = field(4, low=0, high=2**13)
     flip: bool = True
     fraction: float = field(1.0, above=0, high=1)
-    holdout: int = field(0, low=0)
+    sampling: str = field("uniform", choices=("uniform", "sqrt", "balanced"))
+    inner: str = field("label", choices=("label", "class", "skip", "refuse"))
+    holdout: float = field(0, low=0)
     device_gb: float = field(4.0, low=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.holdout == int(self.holdout):
+            object.__setattr__(self, "holdout", int(self.holdout))
+        elif self.holdout > 1:
+            raise ValueError(
+                f"holdout must be a whole number or a share below 1, found {self.holdout}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,11 +140,16 @@ class LossConfig(Checked):
       name: "ce", "hxe" or "soft_labels"; "conditional" or "hrn", with a logit of every node.
       alpha: α of hxe, and of a haframe head.
       beta: β of soft_labels.
+      class_weights: "none", or "balanced": every class counts alike, however many images it has.
+      logit_adjustment: τ; logits + τ log(share of the class in training) are trained on, and the
+        logits alone answer (Menon et al. 2021); 0 for none.
     """
 
     name: str = field("ce", choices=("ce", "hxe", "soft_labels", "conditional", "hrn"))
     alpha: float = field(0.4, low=0)
     beta: float = field(10.0, above=0)
+    class_weights: str = field("none", choices=("none", "balanced"))
+    logit_adjustment: float = field(0.0, low=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from dh2l_jax.hierarchy.readable import Scores
@@ -129,7 +130,8 @@ def _curves(run: Run) -> str:
         (right, run.scores["split"]): [(r["epoch"], r["accuracy"][-1]) for r in evaluated] + last,
     }
     for (axes, name), points in lines.items():
-        axes.plot(*zip(*points, strict=True), marker=".", label=name)
+        epochs, values = np.array(points, float).T  # None, where no image counts, is NaN
+        axes.plot(epochs, values, marker=".", label=name)
     for axes in (left, right):
         axes.set_xlabel("epoch")
         axes.locator_params(axis="x", integer=True)

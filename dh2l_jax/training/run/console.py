@@ -17,6 +17,7 @@ __all__ = [
     "Log",
     "PrintLine",
     "file_console",
+    "level_table",
     "line_printer",
     "print_scores",
 ]
@@ -87,19 +88,29 @@ class Log:
 def print_scores(console: Console, scores: Mapping[str, Any]) -> None:
     """A table of the accuracy at every level, and one line a kind of other scores."""
     console.print(f"{scores['split']} accuracy ({scores['images']:,} images)", markup=False)
-    table = Table()
-    table.add_column("level")
-    table.add_column("nodes", justify="right")
-    table.add_column("accuracy", justify="right")
-    rows = zip(scores["nodes"], scores["accuracy"], strict=True)
-    for level, (nodes, accuracy) in enumerate(rows, 1):
-        table.add_row(str(level), f"{nodes:,}", f"{100 * accuracy:.2f} %")
-    console.print(table)
-    if "temperature" in scores:
-        console.print(f"answers of the lowest risk, at temperature {scores['temperature']:.3f}")
+    console.print(level_table(scores))
     if len(scores["nodes"]) > 1:
         for line in _hierarchical_lines(scores):
             console.print(line, soft_wrap=True, markup=False)
+
+
+def level_table(scores: Mapping[str, Any]) -> Table:
+    """What scores say of every level, and of how many images where not all reach it."""
+    columns = {"nodes": [f"{nodes:,}" for nodes in scores["nodes"]]}
+    for name, title in (("level_classes", "classes as deep"), ("level_images", "images")):
+        if len(set(scores.get(name, ()))) > 1:
+            columns[title] = [f"{number:,}" for number in scores[name]]
+    # Older results lack the balanced one, and classes are always answered.
+    for name in ("accuracy", "balanced_accuracy", "answered"):
+        if name in scores:
+            title = name.removesuffix("_accuracy")
+            columns[title] = ["–" if x is None else f"{100 * x:.2f} %" for x in scores[name]]
+    table = Table("level")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for level, row in enumerate(zip(*columns.values(), strict=True), 1):
+        table.add_row(str(level), *row)
+    return table
 
 
 def _hierarchical_lines(scores: Mapping[str, Any]) -> list[str]:

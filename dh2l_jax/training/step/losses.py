@@ -2,44 +2,103 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.hierarchy.learn import frames, losses
+from dh2l_jax.hierarchy.learn.fold import carried_up
 from dh2l_jax.models import FrameHead, NodeHead
 from dh2l_jax.training.config import LossConfig
 
-__all__ = ["Loss", "cross_entropy", "make_loss"]
+__all__ = ["Loss", "balanced_weights", "class_prior", "cross_entropy", "make_loss"]
 
 Loss = Callable[[Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 
-def make_loss(loss: LossConfig, head: Any, hierarchy: Hierarchy) -> Loss:
-    """A function (the head's parameters, features, logits, labels) → (L, the parts of L)."""
+def make_loss(
+    loss: LossConfig, head: Any, hierarchy: Hierarchy, counts: np.ndarray | None = None
+) -> Loss:
+    """A function (the head's parameters, features, logits, labels) → (L, the parts of L).
+
+    `counts` are (num_nodes,), the training images of each label: of them are the weights and the
+    prior of the classes, and whether there are labels at inner nodes. None: there are none.
+    """
     if isinstance(head, FrameHead):
         return _haframe(loss, head) if head.kind == "haframe" else _etf(head)
-    if isinstance(head, NodeHead):
-        of_nodes = {"conditional": losses.conditional, "hrn": losses.hrn}[head.kind]
-        return lambda params, x, _, labels: (
-            of_nodes(head.nodes(params, x), labels, hierarchy),
-            {},
-        )
-    of_logits: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
-        "ce": cross_entropy,
-        "hxe": lambda z, labels: losses.hxe(z, labels, hierarchy, alpha=loss.alpha),
-        "soft_labels": lambda z, labels: losses.soft_labels(z, labels, hierarchy, beta=loss.beta),
+    tree, weights, shift = hierarchy, None, None
+    if loss.class_weights == "balanced":
+        weights = jnp.asarray(balanced_weights(_known(counts), tree), jnp.float32)
+    if loss.logit_adjustment:
+        prior = class_prior(_known(counts), tree)
+        shift = jnp.asarray(loss.logit_adjustment * np.log(prior), jnp.float32)
+    has_inner = counts is not None and bool(counts[tree.num_classes :].any())
+    of_logits: dict[str, Callable[..., jax.Array]] = {
+        "ce": functools.partial(losses.marginal, tree=tree) if has_inner else cross_entropy,
+        "hxe": functools.partial(losses.hxe, tree=tree, alpha=loss.alpha),
+        "soft_labels": functools.partial(losses.soft_labels, tree=tree, beta=loss.beta),
     }
-    return lambda _, x, logits, labels: (of_logits[loss.name](logits, labels), {})
+    of_nodes = {"conditional": losses.conditional, "hrn": losses.hrn}
+
+    def of(params: Any, x: jax.Array, logits: jax.Array, labels: jax.Array):
+        if isinstance(head, NodeHead):
+            each = functools.partial(of_nodes[head.kind], head.nodes(params, x), labels, tree)
+        else:
+            logits = logits if shift is None else logits + shift[None]
+            each = functools.partial(of_logits[loss.name], logits, labels)
+        if weights is None:
+            return each(), {}
+        return jnp.mean(weights[labels] * each(reduction="none")), {}
+
+    return of
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean over the batch of −log p of the label."""
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+def cross_entropy(logits: jax.Array, labels: jax.Array, *, reduction: str = "mean") -> jax.Array:
+    """Mean over the batch of −log p of the label, or (b,) with reduction="none"."""
+    each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return each if reduction == "none" else jnp.mean(each)
+
+
+def balanced_weights(counts: np.ndarray, tree: Hierarchy) -> np.ndarray:
+    """(num_nodes,) the weights of labels by which every class counts alike.
+
+    n/(C n_k) of a class k with n_k of the n images that are labelled at one of the C classes; of an
+    inner node their mean over the images of the classes below.
+
+    >>> balanced_weights(np.array([6, 2, 5, 0]), Hierarchy.two_level([0, 0])).tolist()
+    [0.6666666666666666, 2.0, 1.0, 1.0]
+    """
+    images = np.where(np.arange(tree.num_nodes) < tree.num_classes, counts, 0)
+    classes, below = (carried_up(x, tree) for x in (images > 0, images))
+    share = below[-1] / classes[-1]
+    return np.where(below > 0, share * classes / np.maximum(below, 1), 1.0)
+
+
+def class_prior(counts: np.ndarray, tree: Hierarchy) -> np.ndarray:
+    """(C,) the share of each class in the images that are labelled at one.
+
+    Raises:
+      ValueError: a class has none.
+    """
+    images = counts[: tree.num_classes]
+    if not images.all():
+        name = tree.names(tree.num_levels)[images.argmin()]
+        raise ValueError(
+            f"loss.logit_adjustment needs a training image of every class, {name!r} has none"
+        )
+    return images / images.sum()
+
+
+def _known(counts: np.ndarray | None) -> np.ndarray:
+    if counts is None:
+        raise ValueError("weights and priors of classes need the counts of their images")
+    return counts
 
 
 def _haframe(loss: LossConfig, head: FrameHead) -> Loss:

@@ -14,9 +14,11 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.hierarchy.counts import has_nan
+from dh2l_jax.hierarchy.learn.nodes import nodes_above
 from dh2l_jax.metrics import get_metric
 from dh2l_jax.models import Network
 from dh2l_jax.models.heads import FrameHead, HierarchicalHead, SphereHead
@@ -148,16 +150,20 @@ def make_objective(
     reg: RegConfig,
     *,
     loss: LossConfig | None = None,
+    counts: np.ndarray | None = None,
     steps: int = 1,
 ) -> Callable[..., tuple[jax.Array, tuple[Any, Terms]]]:
     """A function (params, batch_stats, images, labels, step=0) → (J, (batch_stats, terms)).
 
     `terms` holds J, the loss L and its parts, "hits" (right classes in the batch, by the highest
-    logit), every regulariser before its λ and, where it is not constant, the factor "schedule".
-    `loss` is the cross-entropy if None; `steps` are those of the run.
+    logit; of a label at an inner node, those below it), every regulariser before its λ and, where
+    it is not constant, the factor "schedule". `loss` is the cross-entropy if None, `counts` are
+    those of `make_loss`, `steps` those of the run.
     """
     head, terms_of = model.head, make_regularizer(model.head, hierarchy, reg)
-    loss_of = make_loss(loss or LossConfig(), head, hierarchy)
+    loss_of = make_loss(loss or LossConfig(), head, hierarchy, counts)
+    has_inner = counts is not None and bool(counts[hierarchy.num_classes :].any())
+    labelled = hierarchy if has_inner else hierarchy.num_classes
     schedule = factor_of(reg.schedule, steps)
 
     def objective(params, batch_stats, images, labels, step=0):
@@ -173,17 +179,23 @@ def make_objective(
         with jax.named_scope("regulariser"):
             where = max_present = None
             if reg.presence == "batch":
-                where, max_present = classes_present(labels, hierarchy.num_classes), len(labels)
+                where, max_present = classes_present(labels, labelled), len(labels)
             factor = schedule(jnp.asarray(step)) if schedule else None
             R, terms = terms_of(params, where, max_present=max_present, factor=factor)
             if factor is not None:
                 terms["schedule"] = factor
         J = L + R
         if reg.parent_ce_weight and isinstance(head, HierarchicalHead):
-            L_parent = _parent_cross_entropy(params, head, features, labels)
+            L_parent = _parent_cross_entropy(params, head, features, labels, has_inner)
             J += reg.parent_ce_weight * L_parent
             terms = {"L_parent": L_parent, **terms}
-        right = jnp.argmax(logits, axis=-1) == labels
+        right = jnp.argmax(logits, axis=-1)
+        if has_inner:
+            right = jnp.any(
+                jnp.asarray(hierarchy.ancestor_nodes())[:, right] == labels[None], axis=0
+            )
+        else:
+            right = right == labels
         hits = jnp.sum(right & ~has_nan(logits))
         batch_stats = cast(dict, updates)["batch_stats"]
         return J, (batch_stats, {"J": J, "L": L, **parts, **terms, "hits": hits})
@@ -208,12 +220,24 @@ def head_levels(params: Any, head: HierarchicalHead) -> tuple[Level, ...]:
 
 
 def _parent_cross_entropy(
-    params: Any, head: HierarchicalHead, features: jax.Array, labels: jax.Array
+    params: Any,
+    head: HierarchicalHead,
+    features: jax.Array,
+    labels: jax.Array,
+    has_inner: bool,
 ) -> jax.Array:
-    """Sum over the inner levels of the cross-entropy of the labels' ancestors."""
+    """Sum over the inner levels of the cross-entropy of the labels' ancestors, 0 where unknown."""
     tree, levels = head.hierarchy, head_levels(params, head)
     total = jnp.zeros((), jnp.float32)
-    for level, ancestors in enumerate(tree.ancestors()[:-1], 1):
+    for level, nodes in enumerate(nodes_above(tree)[:-1], 1):
         vectors = logit_vectors(levels, tree, logits=head.logits, level=level)
-        total += cross_entropy(jnp.dot(features, vectors.T), jnp.asarray(ancestors)[labels])
+        places = np.full(tree.num_nodes + 1, -1, np.int32)  # the last of "unknown", node −1
+        places[tree.level_nodes(level)] = np.arange(tree.size(level))
+        ancestors = jnp.asarray(places[nodes])[labels]
+        logits = jnp.dot(features, vectors.T)
+        if has_inner:
+            each = cross_entropy(logits, jnp.maximum(ancestors, 0), reduction="none")
+            total += jnp.mean(jnp.where(ancestors < 0, 0, each))
+        else:
+            total += cross_entropy(logits, ancestors)
     return total

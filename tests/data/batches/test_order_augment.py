@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dh2l_jax.data.batches.augment import crop_images, draw_crops, normalize
-from dh2l_jax.data.batches.order import epoch_order, padded_batches, take_batch
+from dh2l_jax.data.batches.order import epoch_order, padded_batches, sampled_order, take_batch
 
 
 def batch_indices(seed, epoch, step, size, batch_size):
@@ -48,6 +48,42 @@ def test_order_ignores_the_default_generator():
     expected = epoch_order(0, 1, 100)
     with jax.default_prng_impl("rbg"):
         np.testing.assert_array_equal(epoch_order(0, 1, 100), expected)
+
+
+LABELS = np.repeat([5, 2, 9, 0], [100, 10, 1, 25])
+
+
+@pytest.mark.parametrize(("power", "shares"), [(0.0, [0.25] * 4), (0.5, None), (1.0, None)])
+def test_labels_are_drawn_by_their_shares(power, shares):
+    """Every epoch to the next whole number, on average exactly; images of a label in turn."""
+    sizes = {5: 100, 2: 10, 9: 1, 0: 25}
+    if shares is None:
+        weights = np.array([n**power for n in sizes.values()])
+        shares = weights / weights.sum()
+    expected = dict(zip(sizes, np.array(shares) * len(LABELS), strict=True))
+    epochs = [np.asarray(sampled_order(3, epoch, LABELS, power)) for epoch in range(60)]
+    assert len({tuple(order) for order in epochs}) == 60
+    drawn = np.array([[np.sum(LABELS[order] == label) for label in sizes] for order in epochs])
+    wanted = np.array(list(expected.values()))
+    assert (np.abs(drawn - wanted) < 1 + 1e-9).all()
+    deviation = 60**-0.5 / 2  # of the mean of 60 numbers that are rounded up or down
+    np.testing.assert_allclose(drawn.mean(0), wanted, atol=4 * deviation)
+    for order in epochs:
+        times = np.bincount(order, minlength=len(LABELS))
+        assert all(np.ptp(times[label == LABELS]) <= 1 for label in sizes)
+    seen = np.sum([np.bincount(order, minlength=len(LABELS)) for order in epochs], axis=0)
+    common = seen[LABELS == 5]
+    mean = common.mean()
+    assert np.abs(common - mean).max() < 5 * max(mean, 1) ** 0.5
+    halves = np.mean([LABELS[order[: len(order) // 2]] == 5 for order in epochs])
+    np.testing.assert_allclose(halves, wanted[0] / len(LABELS), atol=0.05)
+
+
+def test_a_sampled_order_is_a_function_of_seed_and_epoch():
+    first = sampled_order(0, 1, LABELS[-30:], 0.0).tolist()
+    assert first == sampled_order(0, 1, LABELS[-30:], 0.0).tolist()
+    assert first != sampled_order(1, 1, LABELS[-30:], 0.0).tolist()
+    assert sorted(sampled_order(0, 1, LABELS, 1.0).tolist()) == list(range(len(LABELS)))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**31 - 1])

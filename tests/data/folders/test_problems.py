@@ -116,6 +116,7 @@ NO_LINE, NO_FOLDER = (
     "folders without a line in the CSV file",
     "classes of the CSV file without a folder",
 )
+WITHOUT_IMAGES = "folders without images"
 ROUND = ("a/x/1.png", "a/x/2.png", "b/y/1.png", "b/y/2.png")
 # How the folder is made, and a part of what is found, by kind.
 PROBLEMS = {
@@ -159,7 +160,7 @@ PROBLEMS = {
     **{
         f"link to {target}": (
             linked(ROUND, {"a/link": target}),
-            {AGAIN: ["a/link is "], NO_TRAINING_IN: [""]},
+            {AGAIN: ["a/link is "], WITHOUT_IMAGES: ["a/link"]},
         )
         for target in (".", "..", "../b", "../../root")
     },
@@ -174,26 +175,21 @@ PROBLEMS = {
     "pipe": (pipe, {"images that are no files": ["a/3.png"]}),
     "nothing": (lambda root: None, NO_TRAINING),
     "image without a class": (lambda root: write(root, "1.png"), NO_TRAINING),
-    "images beside folders": (
-        birds_and("train/gulls/8.png", "train/gulls/9.png"),
-        {BESIDE: ["train/gulls/8.png (2)"]},
-    ),
     "images directly in train": (
         lambda root: write(root, "train/1.png", "test/1.png"),
         {BESIDE: ["train/1.png (1)", "test/1.png (1)"], **NO_TRAINING},
     ),
-    "different depths": (
-        birds_and("train/wren/1.png", "train/a/b/c/1.png"),
-        {
-            "classes at another depth": [
-                "train/a/b/c: 3, expected 2, as most are",
-                "train/wren: 1, expected 2, as most are",
-            ]
-        },
-    ),
     "empty classes and groups": (
         birds_and(folders=["train/owls/barn_owl", "train/wrens"]),
-        {"folders without images": ["train/wrens"], NO_TRAINING_IN: ["owls/barn_owl"]},
+        {WITHOUT_IMAGES: ["train/owls/barn_owl", "train/wrens"]},
+    ),
+    "a node whose folders are all empty": (
+        birds_and("train/wrens/1.png", "test/wrens/2.png", folders=["train/wrens/house_wren"]),
+        {WITHOUT_IMAGES: ["train/wrens/house_wren"]},
+    ),
+    "a class in training that is a group in the test": (
+        birds_and("train/wrens/1.png", "test/wrens/house_wren/2.png"),
+        {NO_TRAINING_IN: ["wrens/house_wren (1 for the test)"]},
     ),
     "a class that training lacks": (
         birds_and("test/owls/barn_owl/1.png", "test/owls/barn_owl/2.png"),
@@ -204,10 +200,6 @@ PROBLEMS = {
         {"no test images": [""]},
     ),
     "one image a class": (lambda root: write(root, "a/1.png"), {"no test images": [""]}),
-    "class under two parents": (
-        birds_and("train/wrens/ivory_gull/1.png", "test/wrens/ivory_gull/1.png"),
-        {"class names that stand under several parents": ["ivory_gull under gulls and wrens"]},
-    ),
     "blank names": (
         lambda root: write(root, " /1.png", " /2.png", "a/1.png", "a/2.png"),
         {"names that cannot be used": ["blank name"]},
@@ -264,7 +256,9 @@ def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
 
 def test_the_message_counts_further_cases(tmp_path):
     birds_and(folders=[f"train/owls/{name}" for name in "xyz"])(tmp_path)
-    with pytest.raises(ValueError, match=r"images: owls/x and 2 more; .*data check` lists all"):
+    with pytest.raises(
+        ValueError, match=r"images: train/owls/x and 2 more; .*data check` lists all"
+    ):
         open_folder(tmp_path)
 
 
@@ -281,7 +275,16 @@ def other_suffixes(root):
         (root / name).write_bytes(b"")
 
 
+TWOFOLD = "class names that stand under several parents"
 REMARKS = {
+    "class under two parents": (
+        birds_and("train/wrens/ivory_gull/1.png", "test/wrens/ivory_gull/1.png"),
+        {TWOFOLD: ["ivory_gull under gulls and wrens"]},
+    ),
+    "images beside folders": (
+        birds_and("train/gulls/8.png", "test/gulls/9.png"),
+        {"images at inner nodes, which are their labels (how many)": ["train/gulls/8.png (2)"]},
+    ),
     "class that the test lacks": (
         birds_and("train/owls/barn_owl/1.png"),
         {"classes without test images": ["owls/barn_owl"]},

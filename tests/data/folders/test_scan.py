@@ -92,6 +92,78 @@ def test_any_depth(tmp_path, depth):
     assert source.hierarchy.num_levels == depth
 
 
+# Classes at any depth, and images at inner nodes.
+
+UNEVEN = (
+    *(f"{path}/{n}.png" for path in ("sun", "birds/gull", "birds/owls/barn") for n in "123"),
+    *("birds/7.png", "birds/8.png", "birds/owls/9.png", "toys/sun/1.png", "toys/sun/2.png"),
+)
+
+
+def labels_by_path(source):
+    """{path of the folder: label} of both splits."""
+    both = files(source.train) | files(source.test)
+    return {str(Path(name).parent): label for name, label in both.items()}
+
+
+def test_classes_at_any_depth(tmp_path):
+    """A class is its path; images beside folders are labelled by their node."""
+    source = open_folder(write(tmp_path, *UNEVEN))
+    tree = source.hierarchy
+    paths = {"gull": "birds", "barn": "birds/owls", "sun": "", "toys/sun": "toys"}
+    assert tree == Hierarchy.from_paths(paths)
+    assert labels_by_path(source) == {
+        "birds/gull": 0,
+        "birds/owls/barn": 1,
+        "sun": 2,
+        "toys/sun": 3,
+        "birds": tree.node_id("birds"),
+        "birds/owls": tree.node_id("birds/owls"),
+    }
+    assert len(source.train) + len(source.test) == len(UNEVEN)
+
+
+def test_what_becomes_of_images_at_inner_nodes(tmp_path, caplog):
+    root = write(tmp_path, *UNEVEN)
+    found = {inner: scan(root, inner=inner) for inner in ("label", "class", "skip", "refuse")}
+    assert (
+        len({x.fingerprint for x in found.values()}) == 3
+    )  # skipped and refused ones are not there
+    own = open_folder(root, inner="class")
+    paths = {"gull": "birds", "barn": "birds/owls", "owls/·": "birds/owls", "birds/·": "birds"}
+    assert own.hierarchy == Hierarchy.from_paths(paths | {"sun": "", "toys/sun": "toys"})
+    assert labels_by_path(own)["birds"] == 3
+    # Which images are for the test does not depend on it.
+    assert set(files(own.test)) == set(files(open_folder(root).test))
+    skipped = open_folder(root, inner="skip")
+    assert len(skipped.train) + len(skipped.test) == len(UNEVEN) - 3
+    assert "inner=skip leaves out 3 images at inner nodes" in caplog.text
+    with pytest.raises(
+        ValueError, match=r"beside folders, in no class .*: birds/7.png \(2\) and 1"
+    ):
+        open_folder(root, inner="refuse")
+    with pytest.raises(ValueError, match="unknown inner 'labels': did you mean 'label'"):
+        open_folder(root, inner="labels")
+
+
+def test_an_uneven_csv_file(tmp_path):
+    """Trailing cells may be empty; a folder named after an inner node holds its labels."""
+    numbered(tmp_path, 3, "sun", "gull", "barn", "owls")
+    (tmp_path / "classes.csv").write_text(
+        "class,parent,grandparent\ngull,birds,\nbarn,owls,birds\nsun,,\n"
+    )
+    source = open_folder(tmp_path)
+    tree = Hierarchy.from_csv(tmp_path / "classes.csv")
+    assert source.hierarchy == tree
+    expected = {"gull": 0, "barn": 1, "sun": 2, "owls": tree.node_id("owls")}
+    assert labels_by_path(source) == expected
+    own = open_folder(tmp_path, inner="class")
+    assert own.hierarchy.names(3) == ("gull", "barn", "sun", "owls/·")
+    assert labels_by_path(own)["owls"] == 3
+    (tmp_path / "birds").mkdir()  # without images it says nothing
+    assert not scan(tmp_path).problems
+
+
 def test_suffixes_and_what_is_skipped(tmp_path):
     names = ("1.jpg", "2.JPG", "3.Jpeg", "4.jfif", "5.PNG", "6.webp", "7.gif", "8.bmp", "9.Tiff")
     write(tmp_path, *(f"a/{name}" for name in names))

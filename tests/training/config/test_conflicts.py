@@ -65,6 +65,22 @@ def changed(config, assignments):
         ("model.head=etf loss.name=hxe", "brings its own loss: leave out loss.name, found hxe"),
         ("loss.name=hrn", "loss.name=hrn needs a logit of every node: set model.head=plain, found"),
         ("model.head=sphere loss.name=conditional", "set model.head=plain, found sphere"),
+        (
+            "data.sampling=sqrt loss.class_weights=balanced",
+            "data.sampling=sqrt and loss.class_weights=balanced make up for rare classes twice: se",
+        ),
+        (
+            "loss.class_weights=balanced loss.logit_adjustment=1",
+            "loss.class_weights=balanced and loss.logit_adjustment=1 make up for rare classes twi",
+        ),
+        (
+            "model.head=etf loss.class_weights=balanced",
+            "loss.class_weights=balanced has no effect without a head whose loss is loss.name",
+        ),
+        (
+            "model.head=plain loss.name=hrn loss.logit_adjustment=1",
+            "loss.logit_adjustment=1.0 has no effect without a soft-max over the classes",
+        ),
         ("eval.decision=crm", "temperature of its probabilities: set data.holdout"),
         (
             "loss.alpha=0.1",
