@@ -24,20 +24,8 @@ SIDE = 8
 DATA = {"name": "folder", "data_dir": "/nowhere", "crop": SIDE, "holdout": 1}
 
 
-def make_run(
-    workdir,
-    tree,
-    *,
-    seed=0,
-    images=60,
-    epochs=2,
-    name=str,
-    model="resnet8",
-    head="hierarchical",
-    image_shape=(None, None, 3),
-    **data,
-):
-    """A run with random weights, whose answers are often right.
+def make_run(workdir, tree, *, seed=0, images=60, epochs=2, name=str, head="hierarchical", **data):
+    """A run of ResNet-8 with random weights, whose answers are often right.
 
     `name` makes the number of an image its path; `data` are options of the images.
     """
@@ -46,7 +34,7 @@ def make_run(
     config = Config(
         epochs=epochs,
         data=DataConfig(**(DATA | data)),
-        model=ModelConfig(name=model, head=head),
+        model=ModelConfig(name="resnet8", head=head),
     )
     write_json(workdir / folder.CONFIG, to_dict(config))
     C = tree.num_classes
@@ -61,7 +49,7 @@ def make_run(
         terms = {"J": 2.0 / epoch, "L": 1.0 / epoch, "R_E": 0.3, "R_p/2": -0.1}
         record = {"epoch": epoch, "step": epoch, **terms, "train_accuracy": 0.5, "lr": 0.1}
         append_record(workdir / folder.METRICS, record)
-    record = record_of(tree, labels, image_shape)
+    record = record_of(tree, labels)
     state = dataclasses.replace(state_of(config, record, generator), step=np.int32(epochs))
     checkpoint.save(workdir, state, data=record.pack())
     scores = {"split": "validation", **evaluate(logits, labels, tree)}
@@ -70,7 +58,7 @@ def make_run(
     result = {
         **scores,
         "last_epoch": {**terms, "train_accuracy": 0.5},
-        "data": data.fingerprint.summary(),
+        "data": record.fingerprint.summary(),
         "parameters": 1,
         "steps": epochs,
         "seconds": 0.1,
