@@ -52,6 +52,9 @@ if TYPE_CHECKING:
     )
     from dh2l_jax.regularizers.transform import add_regularization as add_regularization
     from dh2l_jax.spheres import Level, logit_vectors, project, radii, sphere_levels
+    from dh2l_jax.training.finished.calls import Run as Run
+    from dh2l_jax.training.finished.calls import evaluate as evaluate
+    from dh2l_jax.training.finished.calls import train as train
     from dh2l_jax.training.finished.predictor import Predictor as Predictor
 
 __version__ = "0.1.0"
@@ -127,7 +130,10 @@ _WINGS = {
 # What needs optax or flax: not in `__all__`, so that `from dh2l_jax import *` does without.
 _LINKS = {
     "Predictor": "training.finished.predictor",
+    "Run": "training.finished.calls",
     "add_regularization": "regularizers.transform",
+    "evaluate": "training.finished.calls",
+    "train": "training.finished.calls",
 }
 
 

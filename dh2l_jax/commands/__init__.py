@@ -35,6 +35,7 @@ COMMANDS = {
     "diversity": "says how diverse the weights of a file or a run are, beside random ones",
     "predict": "says what a run sees in pictures, as deep in the tree as it is sure",
     "report": "writes one HTML file about a run or a table",
+    "export": "writes weights, or a program for JAX alone",
     "evaluate": "scores a finished run, or the answers of any program",
     "tables": "runs, or resumes, a table of the paper",
 }

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import shlex
 import sys
 import traceback
@@ -35,7 +34,6 @@ from dh2l_jax.training.config import Config, load, makes_another_run, override, 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dh2l_jax.training.experiment import Experiment
 
 DEFAULT = "fashion_mnist_mini"
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -173,7 +171,10 @@ def train(given: Arguments, console: Console, command: str) -> int:
         try:
             config = read_config(given)
             folder = Path(given.workdir) if given.workdir else default_workdir(given)
-            experiment = know_all_before_writing(given, folder, config, console)
+            profile = Path(given.profile) if given.profile else None
+            experiment = loop.know_all_before_writing(
+                config, folder, console, profile=profile, is_named=bool(given.workdir)
+            )
             if experiment is None:
                 show_result(folder, console)
                 return Exit.FINISHED
@@ -182,50 +183,18 @@ def train(given: Arguments, console: Console, command: str) -> int:
             return fail(command.removeprefix("python "), error)
         if jax.default_backend() == "cpu":
             allocator.keep_freed_memory()
-        describe(experiment, console)
-        profile = Path(given.profile) if given.profile else None
+        loop.describe(experiment, console)
         result = loop.train(experiment, folder, console, profile=profile)
     console_module.print_scores(console, result)
     show_next_steps(folder, result, console, command, given)
     return Exit.FINISHED
 
 
-def know_all_before_writing(
-    given: Arguments, folder: Path, config: Config, console: Console
-) -> Experiment | None:
-    """Asks for everything that could refuse a run, the cheapest first; nothing is written.
-
-    The folder and the options need no device and nobody's answer. Other processes come before the
-    first use of a device, which would not find theirs. Images and weights take longest.
-
-    Returns:
-      The experiment; None where the folder holds the finished run.
-    """
-    from dh2l_jax.training import loop
-    from dh2l_jax.training.config.conflicts import refuse_conflicts
-    from dh2l_jax.training.experiment import refuse_other_data
-    from dh2l_jax.training.host import processes, profiling
-    from dh2l_jax.training.run import folder as run_folder
-
-    run_folder.refuse_foreign_folder(folder, config)
-    refuse_conflicts(config)
-    if run_folder.is_finished(folder):
-        return None
-    if given.profile:
-        profiling.check_folder(Path(given.profile))
-    processes.start(config.distributed)
-    if processes.several() and not given.workdir:
-        raise ValueError("several processes need --workdir, a folder that all of them see")
-    console.quiet = not processes.is_main()
-    experiment = loop.build(config, progress=not console.quiet)
-    refuse_other_data(experiment, folder)
-    return experiment
-
-
 def default_workdir(given: Arguments) -> Path:
     """A new folder, named by the config and the time."""
-    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{Path(given.config or given.name or DEFAULT).stem}-{now}"
+    from dh2l_jax.training.run.folder import new_folder
+
+    return new_folder(Path(given.config or given.name or DEFAULT).stem)
 
 
 def use_finished(given: Arguments, console: Console) -> None:
@@ -241,37 +210,11 @@ def use_finished(given: Arguments, console: Console) -> None:
             console.print(f"{name.replace('_', ' ')}:")
             print_scores(console, scores)
     if given.export:
-        path = finished.export(workdir, Path(given.export), print_line, given.overrides)
+        path = finished.export(workdir, Path(given.export), print_line)
         print_line(f"written: {path}")
 
 
 # What is printed.
-
-
-def describe(experiment: Experiment, console: Console) -> None:
-    """One line on what is about to run, and one on what is odd about its images."""
-    from dh2l_jax.training.run.console import line_printer
-    from dh2l_jax.training.run.records import versions
-
-    config, dataset, print_line = experiment.config, experiment.dataset, line_printer(console)
-    print_line(
-        f"{config.model.name}, {config.model.head} head on {dataset.hierarchy}, {dataset.name}: "
-        f"{len(dataset.train_labels):,} training images, {config.epochs} × "
-        f"{experiment.steps_per_epoch} steps of {config.batch_size}; {versions()['devices']}"
-    )
-    tree, counts = dataset.hierarchy, dataset.label_counts
-    C = tree.num_classes
-    single = [name for name, n in zip(tree.names(tree.num_levels), counts, strict=False) if n == 1]
-    odd = []
-    if counts[C:].any():
-        odd.append(
-            f"{counts[C:].sum():,} of them at {(counts[C:] > 0).sum()} inner nodes, whose labels "
-            "they are"
-        )
-    if single:
-        odd.append(f"classes with one image to learn from: {len(single)}, {single[0]!r} the first")
-    if odd:
-        print_line("; ".join(odd))
 
 
 def show_result(workdir: Path, console: Console) -> None:

@@ -29,6 +29,7 @@ __all__ = [
     "paths_of_edges",
     "read_class_list",
     "unique_names",
+    "with_top_level",
 ]
 
 
@@ -294,3 +295,20 @@ def unique_names(paths: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
     """The last name of each path, or all of it where several end in that name."""
     counts = collections.Counter(path[-1:] for path in paths)
     return tuple("/".join(p if counts[p[-1:]] > 1 else p[-1:]) for p in paths)
+
+
+def with_top_level(parents: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    """The parents of levels 1, 2, …, L from those of levels 2, …, L."""
+    rows = tuple(
+        as_integers(row, f"the parents of level {level}") for level, row in enumerate(parents, 2)
+    )
+    if not rows or not rows[0]:
+        raise ValueError("no parents given: use Hierarchy.flat(n) for classes without parents")
+    used, last = set(rows[0]), max(rows[0])
+    gap = next(number for number in range(len(used) + 1) if number not in used)
+    if gap < last:
+        raise ValueError(
+            f"the parents of level 2 leave out number {gap}: expected each of 0..{last}, the "
+            "nodes of level 1, at least once"
+        )
+    return ((0,) * (last + 1), *rows)

@@ -19,7 +19,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from dh2l_jax.checks import as_float, integers, mask
-from dh2l_jax.hierarchy.fold import fold_up
+from dh2l_jax.hierarchy.learn.fold import fold_up
 from dh2l_jax.hierarchy.learn.losses import marginal
 from dh2l_jax.hierarchy.learn.nodes import nodes_above
 from dh2l_jax.hierarchy.tree import Hierarchy

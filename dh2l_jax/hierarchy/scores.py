@@ -26,11 +26,13 @@ from jax.typing import ArrayLike
 
 from dh2l_jax.checks import integers, labels_exist, mask
 from dh2l_jax.hierarchy.counts import RANKS, Counts, count, refuse_nan
-from dh2l_jax.hierarchy.fold import carried_up
+from dh2l_jax.hierarchy.learn.fold import carried_up
+from dh2l_jax.hierarchy.readable import Scores
 from dh2l_jax.hierarchy.tree import Hierarchy
 
 __all__ = [
     "Counts",
+    "Scores",
     "count",
     "evaluate",
     "judge_answers",
@@ -48,8 +50,8 @@ _jitted_count = jax.jit(count, static_argnames=("hierarchy", "confusion"))
 
 def summarize(
     sums: Counts, hierarchy: Hierarchy, *, ranks: Sequence[int] = DISTANCE_RANKS
-) -> dict[str, Any]:
-    """Every metric as plain Python numbers, ready for JSON.
+) -> Scores:
+    """Every metric as plain Python numbers, ready for JSON; a dict that shows as a table.
 
     The height of a lowest common ancestor is that of `Hierarchy.lca_height`: 0 for a class with
     itself, 1 for siblings of the greatest depth, L where only the root is shared. Where all classes
@@ -110,7 +112,7 @@ def summarize(
     last = {str(k): min(k, len(heights)) - 1 for k in ranks}
     predicted, true, common = sums.leaf_nodes.tolist()
     distances = {k: _share(sum(heights[: i + 1]), (i + 1) * classes) for k, i in last.items()}
-    return {
+    values = {
         "images": n,
         "loss": float(sums.loss) / n,
         **_by_level(sums.labelled, sums.met, hierarchy),
@@ -129,6 +131,7 @@ def summarize(
         **_precision_recall("independent_h", int(sums.path_common), int(sums.path_nodes), true),
         **({} if sums.confusion is None else _in_tree_order(sums.confusion, hierarchy)),
     }
+    return Scores(values)
 
 
 def evaluate(
@@ -140,7 +143,7 @@ def evaluate(
     level_logits: Sequence[ArrayLike] | None = None,
     confusion: bool = True,
     ranks: Sequence[int] = DISTANCE_RANKS,
-) -> dict[str, Any]:
+) -> Scores:
     """`summarize` of the `count` of arrays at hand; see both for arguments and results.
 
     Raises:

@@ -11,7 +11,6 @@ the inner nodes from level L−1 up to 1, each level in the order of its table, 
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import operator
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,7 +31,9 @@ from dh2l_jax.hierarchy.class_lists import (
     paths_of_edges,
     read_class_list,
     unique_names,
+    with_top_level,
 )
+from dh2l_jax.hierarchy.readable import tree_html, tree_summary, tree_text
 
 __all__ = ["Hierarchy"]
 
@@ -128,21 +129,9 @@ class Hierarchy:
         >>> Hierarchy.from_parents(([0, 0, 1], [0, 1, 1, 2])).num_levels
         3
         """
-        rows = tuple(
-            as_integers(row, f"the parents of level {level}")
-            for level, row in enumerate(parents, 2)
+        return cls(
+            with_top_level(parents), () if names is None else tuple(tuple(row) for row in names)
         )
-        if not rows or not rows[0]:
-            raise ValueError("no parents given: use Hierarchy.flat(n) for classes without parents")
-        used, last = set(rows[0]), max(rows[0])
-        gap = next(number for number in range(len(used) + 1) if number not in used)
-        if gap < last:
-            raise ValueError(
-                f"the parents of level 2 leave out number {gap}: expected each of 0..{last}, the "
-                "nodes of level 1, at least once"
-            )
-        top = (0,) * (last + 1)
-        return cls((top, *rows), () if names is None else tuple(tuple(row) for row in names))
 
     @classmethod
     def from_paths(cls, paths: Mapping[str, str | Sequence[str]]) -> Hierarchy:
@@ -339,7 +328,7 @@ class Hierarchy:
         >>> tree.node_id("toy"), tree.node_id("birds/other"), tree.node_id("other")
         (1, 3, 5)
         """
-        return find_node(name, self._paths())
+        return find_node(name, self.node_paths())
 
     def unique_names(self) -> tuple[str, ...]:
         """For each node its name, or its path where several nodes have that name; "" for the root.
@@ -348,7 +337,17 @@ class Hierarchy:
         >>> tree.unique_names()
         ('gull', 'toy', 'car', 'birds/other', 'birds', 'other', '')
         """
-        return unique_names(self._paths())
+        return unique_names(self.node_paths())
+
+    def node_paths(self) -> list[tuple[str, ...]]:
+        """For each node the names from the root down to it; () for the root."""
+        paths: list[tuple[str, ...]] = [()] * self.num_nodes
+        tables = zip(self._tables()[1:], self.node_names, strict=True)
+        names = {node: name for nodes, row in tables for node, name in zip(nodes, row, strict=True)}
+        for nodes, above in self._links():
+            for node, parent in zip(nodes, above, strict=True):
+                paths[node] = (*paths[parent], names[node])
+        return paths
 
     def _ended(self, level: int) -> np.ndarray:
         """The classes of at most this depth."""
@@ -375,26 +374,27 @@ class Hierarchy:
             links.append((tables[level][true], above[true]))
         return links
 
-    def _paths(self) -> list[tuple[str, ...]]:
-        """For each node the names from the root down to it; () for the root."""
-        paths: list[tuple[str, ...]] = [()] * self.num_nodes
-        tables = zip(self._tables()[1:], self.node_names, strict=True)
-        names = {node: name for nodes, row in tables for node, name in zip(nodes, row, strict=True)}
-        for nodes, above in self._links():
-            for node, parent in zip(nodes, above, strict=True):
-                paths[node] = (*paths[parent], names[node])
-        return paths
-
     def _index(self, level: int) -> int:
         level = operator.index(level)
         if not 1 <= level <= self.num_levels:
             raise ValueError(f"level {level} does not exist: levels are 1..{self.num_levels}")
         return level - 1
 
+    def as_text(self, rows: int = 40) -> str:
+        """The names, a node a line; of a larger tree the levels that fit into so many rows.
+
+        >>> tree = Hierarchy.from_paths({"gull": "birds", "crow": "birds", "cat": ""})
+        >>> print(tree.as_text())
+        Hierarchy(3 classes at depths {1: 1, 2: 2}, 1 inner nodes)
+        ├─ birds
+        │  ├─ gull
+        │  └─ crow
+        └─ cat
+        """
+        return tree_text(self, rows)
+
     def __repr__(self) -> str:
-        if self.class_depths:
-            depths = dict(sorted(collections.Counter(self.class_depths).items()))
-            C, inner = self.num_classes, self.num_nodes - 1 - self.num_classes
-            return f"Hierarchy({C} classes at depths {depths}, {inner} inner nodes)"
-        sizes = ", ".join(str(len(row)) for row in self.parent_table)
-        return f"Hierarchy({{{sizes}}})"
+        return tree_summary(self)
+
+    def _repr_html_(self) -> str:
+        return tree_html(self)

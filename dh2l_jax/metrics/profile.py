@@ -55,8 +55,8 @@ class Metric:
     name: str
     symbol: str
     equation: str
-    distance: Profile
-    energy: Profile
+    distance: Profile = dataclasses.field(repr=False)
+    energy: Profile = dataclasses.field(repr=False)
     affine: tuple[float, float, float] | None = None
     code: str = "binary"
     threshold: float = 0.0

@@ -9,6 +9,7 @@ from flax.typing import Dtype
 from dh2l_jax.checks import unknown_name
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.models.heads import (
+    FRAMES,
     FrameHead,
     HierarchicalHead,
     Neck,
@@ -17,8 +18,8 @@ from dh2l_jax.models.heads import (
     plain_init,
 )
 from dh2l_jax.models.layers import Network
-from dh2l_jax.models.resnet_cifar import CHANNELS, CifarResNet
-from dh2l_jax.models.resnet_torchvision import BLOCKS, TorchvisionResNet, width_of
+from dh2l_jax.models.resnet_cifar import CifarResNet
+from dh2l_jax.models.resnet_torchvision import BLOCKS, TorchvisionResNet
 from dh2l_jax.spheres import EPSILON
 
 __all__ = ["CIFAR", "HEADS", "MODELS", "TORCHVISION", "create"]
@@ -58,8 +59,8 @@ def create(
       epsilon: of the hierarchical head.
       logits: of the hierarchical head: "relative" or "absolute".
       inner_surfaces: of the hierarchical head.
-      head: one of `HEADS`: a `HierarchicalHead`, a `FrameHead` (haframe, after a `Neck` of width C,
-        or etf), a `SphereHead` or a `NodeHead` (conditional or hrn).
+      head: one of `HEADS`: a `HierarchicalHead`, a `FrameHead` (haframe or etf, after a `Neck` of
+        width C), a `SphereHead` or a `NodeHead` (conditional or hrn).
       gamma: γ of a haframe or sphere head, by default 2 and ½.
       radius: R₀ of a sphere head.
 
@@ -90,7 +91,7 @@ def create(
     elif head == "hierarchical":
         top = HierarchicalHead(hierarchy, center, epsilon, logits, inner_surfaces)
     else:
-        top, neck = _other_head(head, hierarchy, _width(name), gamma, radius)
+        top, neck = _other_head(head, hierarchy, gamma, radius)
     if name in CIFAR:
         return CifarResNet(CIFAR[name], top, shortcut=shortcut, dtype=dtype, neck=neck)
     if shortcut != "A":
@@ -99,21 +100,14 @@ def create(
     return TorchvisionResNet(TORCHVISION[name], top, dtype=dtype, neck=neck)
 
 
-def _width(name: str) -> int:
-    """Of the features of a network."""
-    return CHANNELS[-1] if name in CIFAR else width_of(TORCHVISION[name])
-
-
 def _other_head(
-    head: str, tree: Hierarchy, width: int, gamma: float | None, radius: float
+    head: str, tree: Hierarchy, gamma: float | None, radius: float
 ) -> tuple[nn.Module, nn.Module | None]:
     """A head that is not the hierarchical one, and the neck that it needs."""
-    if head == "haframe":
+    if head in FRAMES:
         classes = tree.num_classes
         gamma = FrameHead.gamma if gamma is None else gamma
         return FrameHead(tree, head, classes, gamma), Neck(classes)
-    if head == "etf":
-        return FrameHead(tree, head, width), None
     if head == "sphere":
         return SphereHead(tree, radius, SphereHead.gamma if gamma is None else gamma), None
     if head not in HEADS:

@@ -27,7 +27,6 @@ __all__ = [
     "Bottleneck",
     "TorchvisionResNet",
     "max_pool",
-    "width_of",
 ]
 
 CHANNELS = (64, 128, 256, 512)
@@ -41,11 +40,6 @@ BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 
 
 FIRST_BOTTLENECK = 50
 MIN_IMAGE_SIZE = 32
-
-
-def width_of(depth: int) -> int:
-    """Width of the features: 512 for the depths 18 and 34, 2048 for 50 and 101."""
-    return CHANNELS[-1] * (EXPANSION if depth >= FIRST_BOTTLENECK else 1)
 
 
 def max_pool(x: jax.Array) -> jax.Array:

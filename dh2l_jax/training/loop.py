@@ -17,9 +17,11 @@ from dh2l_jax.data.batches.order import epoch_order
 from dh2l_jax.data.batches.placement import place
 from dh2l_jax.models import HierarchicalHead
 from dh2l_jax.regularizers.constraints import constraint_values, satisfaction
+from dh2l_jax.training.config import Config
+from dh2l_jax.training.config.conflicts import refuse_conflicts
 from dh2l_jax.training.epochs import Epochs, Progress, keep_better, make_evaluator
 from dh2l_jax.training.experiment import Experiment, build, refuse_other_data
-from dh2l_jax.training.host import profiling
+from dh2l_jax.training.host import processes, profiling
 from dh2l_jax.training.host.signals import stop_requests
 from dh2l_jax.training.run import checkpoint
 from dh2l_jax.training.run.console import Console, Log, PrintLine, line_printer
@@ -27,7 +29,9 @@ from dh2l_jax.training.run.evidence import CONFIG, METRICS, CheckpointError
 from dh2l_jax.training.run.folder import (
     OUTPUTS,
     RESULT,
+    is_finished,
     refuse_damaged_run,
+    refuse_foreign_folder,
     refuse_lost_checkpoints,
 )
 from dh2l_jax.training.run.records import (
@@ -47,6 +51,64 @@ __all__ = ["Experiment", "build", "step_bytes", "train"]
 
 MAX_ROLLBACKS = 10
 ROLLBACK_RATE = 0.5  # factor of the learning rate at each roll-back
+
+
+def know_all_before_writing(
+    config: Config,
+    workdir: Path,
+    console: Console,
+    *,
+    profile: Path | None = None,
+    is_named: bool = True,
+) -> Experiment | None:
+    """Asks for everything that could refuse a run, the cheapest first; nothing is written.
+
+    The folder and the options need no device and nobody's answer. Other processes come before the
+    first use of a device, which would not find theirs. Images and weights take longest.
+
+    Args:
+      profile: see `train`.
+      is_named: whether somebody has named the folder; several processes need one that all see.
+
+    Returns:
+      The experiment; None where the folder holds the finished run.
+    """
+    refuse_foreign_folder(workdir, config)
+    refuse_conflicts(config)
+    if is_finished(workdir):
+        return None
+    if profile:
+        profiling.check_folder(profile)
+    processes.start(config.distributed)
+    if processes.several() and not is_named:
+        raise ValueError("several processes need --workdir, a folder that all of them see")
+    console.quiet |= not processes.is_main()
+    experiment = build(config, progress=not console.quiet)
+    refuse_other_data(experiment, workdir)
+    return experiment
+
+
+def describe(experiment: Experiment, console: Console) -> None:
+    """One line on what is about to run, and one on what is odd about its images."""
+    config, dataset, print_line = experiment.config, experiment.dataset, line_printer(console)
+    print_line(
+        f"{config.model.name}, {config.model.head} head on {dataset.hierarchy}, {dataset.name}: "
+        f"{len(dataset.train_labels):,} training images, {config.epochs} × "
+        f"{experiment.steps_per_epoch} steps of {config.batch_size}; {versions()['devices']}"
+    )
+    tree, counts = dataset.hierarchy, dataset.label_counts
+    C = tree.num_classes
+    single = [name for name, n in zip(tree.names(tree.num_levels), counts, strict=False) if n == 1]
+    odd = []
+    if counts[C:].any():
+        odd.append(
+            f"{counts[C:].sum():,} of them at {(counts[C:] > 0).sum()} inner nodes, whose labels "
+            "they are"
+        )
+    if single:
+        odd.append(f"classes with one image to learn from: {len(single)}, {single[0]!r} the first")
+    if odd:
+        print_line("; ".join(odd))
 
 
 def train(

@@ -55,6 +55,7 @@ ARGUMENTS = {
     "--eval-only --set epochs=1 --workdir x": "--eval-only takes the config of the run: leave out",
     "--eval-only --epochs 1 --workdir x": "--eval-only takes the config of the run: leave out",
     "--eval-only fashion_mnist --workdir x": "--eval-only takes the config of the run: leave out",
+    "--export x --workdir .": ". holds no run: expected the file config.json",
     "--export x --variant l2 --workdir x": "--export takes the config of the run: leave out",
     "--test --profile y --workdir x": "--test takes the config of the run: leave out",
     # Configs.

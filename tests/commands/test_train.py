@@ -284,7 +284,7 @@ def test_export_of_a_run(odd, capsys, head):
     experiment = loop.build(run)
     shapes, leaves = experiment.init(abstract=True), iter(range(1000))
     state = jax.tree.map(lambda leaf: jnp.full(leaf.shape, next(leaves), leaf.dtype), shapes)
-    checkpoint.save(odd / "run", state)
+    checkpoint.save(odd / "run", state, data=experiment.data_record)
     file = odd / "die Gewichte.safetensors"
     assert train.main(["--export", str(file), "--workdir", str(odd / "run")]) == 0
     assert "Gewichte.safetensors" in capsys.readouterr().out.replace("\n", "")
@@ -309,7 +309,7 @@ def test_export_of_a_run_on_a_network_of_our_own(tmp_path, capsys, head):
     make_workdir(tmp_path / "run", run)
     experiment = loop.build(run)
     state = experiment.init()
-    checkpoint.save(tmp_path / "run", state)
+    checkpoint.save(tmp_path / "run", state, data=experiment.data_record)
     file = tmp_path / "weights.safetensors"
     assert train.main(["--export", str(file), "--workdir", str(tmp_path / "run")]) == 0
     line = "torchvision has no resnet8: the names are those of our variables"

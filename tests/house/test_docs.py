@@ -15,7 +15,17 @@ import jax
 import pytest
 
 import dh2l_jax
-from dh2l_jax.commands import arguments, data, diversity, evaluate, predict, report, tables, train
+from dh2l_jax.commands import (
+    arguments,
+    data,
+    diversity,
+    evaluate,
+    export,
+    predict,
+    report,
+    tables,
+    train,
+)  # fmt: skip
 from dh2l_jax.training.config import Config
 from dh2l_jax.training.config.options import flat
 
@@ -70,6 +80,8 @@ def test_commands_of_the_pages_have_options_and_values_that_exist(monkeypatch):
                 evaluate.parse_arguments(words)
         elif command == "report":
             report.parse_arguments(words)
+        elif command == "export":
+            export.parse_arguments(words)
         else:
             assert (command == "data" and words[0] in data.COMMANDS) or command == "--help"
 
@@ -85,7 +97,8 @@ def test_files_that_a_page_names_exist(name):
     for path in re.findall(r"`((?:dh2l_jax|tests|docs|configs|benchmarks)/[\w/.]+)`", TEXTS[name]):
         assert (ROOT / path).exists(), path
     for link in re.findall(r"\]\(([\w./]+)(?:#[\w.-]+)?\)", TEXTS[name]):
-        assert ((ROOT / name).parent / link).exists(), link
+        path = (ROOT / name).parent / link
+        assert path.exists() or path.with_suffix(".ipynb").exists(), link  # a notebook has a page
 
 
 def test_page_of_options_lists_every_one_with_a_sentence():

@@ -19,7 +19,7 @@ FILES = {
 
 # From below. A wing imports lower storeys; two wings of one storey know nothing of each other.
 STOREYS = (
-    "checks files",
+    "checks files bars",
     "numerics hierarchy",
     "metrics spheres data",
     "regularizers models",
@@ -30,7 +30,8 @@ STOREYS = (
 # Everything of the package that a module imports, where its storey would allow more. The longest
 # name that fits counts; a folder stands for what is in it.
 ONLY = {
-    "hierarchy.tree": "checks hierarchy.class_lists",
+    "hierarchy.tree": "checks hierarchy.class_lists hierarchy.readable",
+    "hierarchy.readable": "checks",
     "hierarchy.class_lists": "checks",
     "hierarchy.published": "checks hierarchy.tree",
     "metrics": "checks numerics metrics",
@@ -54,7 +55,7 @@ ONLY = {
     "training.config.recipes": "checks training.config.sections training.config.options",
     "training.step": "checks numerics spheres hierarchy metrics regularizers models data.batches "
     "data.datasets training.config training.step",
-    "training.run": "checks files training.config training.run training.host.processes "
+    "training.run": "bars checks files training.config training.run training.host.processes "
     "training.step.state.TrainState",
     "training.run.facts": "files hierarchy data.store.fingerprint training.config training.run",
     "training.host": "checks training.config.DistributedConfig training.host",
@@ -80,12 +81,18 @@ PLACES = {
     "tyro": "commands",
     "sys.exit": "commands data.mini.make data.prepared.originals.matlab",  # programs of their own
     "SystemExit": "commands",
-    "rich": "training.run.console commands data.folders.check data.store.cache",
+    "rich": "bars training.run.console training.finished.calls commands data.folders.check "
+    "data.store.cache",
     "configs": "",
     "torch": "",
     "tensorflow": "",
 }
-NUMPY_ALONE = ("hierarchy.tree", "hierarchy.class_lists", "hierarchy.published")
+NUMPY_ALONE = (
+    "hierarchy.tree",
+    "hierarchy.class_lists",
+    "hierarchy.readable",
+    "hierarchy.published",
+)
 DISK = {"pathlib", "os", "io", "json", "shutil", "tempfile", "open"}  # nothing for training.step
 HEAVY = {"flax", "optax", "orbax", "tensorflow_datasets", "tensorflow", "torch", "tyro"}
 ENTRIES, LINES, CODE = 8, 400, 50  # of a folder, of a file, of a function without its docstring

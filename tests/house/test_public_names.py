@@ -21,6 +21,8 @@ NAMES = {
         radii radius_order regularizer safe_normalize satisfaction sphere_levels
         straight_through ternary_sign weight_energy""",
     "dh2l_jax.models": "FrameHead HierarchicalHead Neck NodeHead SphereHead create dense_kernel",
+    "dh2l_jax.models.weights": "export_safetensors export_stablehlo",
+    "dh2l_jax.training.finished.calls": "Run evaluate train",
     "dh2l_jax.metrics": "METRICS Metric MetricLike Profile distance energy get_metric",
     "dh2l_jax.regularizers": """brock center_energy classes_present dso group_energy hierarchical mc
         ocnn orthogonality regularizer so spectral srip srip_step weight_energy""",
@@ -60,6 +62,8 @@ def test_names_that_load_when_they_are_asked_for_are_names_like_others():
     for name in dh2l.__all__:
         assert namespace[name] is getattr(dh2l, name)
     assert pickle.loads(pickle.dumps(dh2l.energy)) is dh2l.energy
+    for name in ("Predictor", "Run", "add_regularization", "evaluate", "train"):
+        assert getattr(dh2l, name).__name__ == name in dir(dh2l)
     assert {"data", "evaluation", "hierarchy", "metrics", "models", "training"} <= set(dir(dh2l))
     with pytest.raises(AttributeError, match="has no attribute 'enregy'"):
         dh2l.enregy  # noqa: B018 (looked up for its error)

@@ -138,13 +138,14 @@ def test_networks_of_torchvision_take_every_head():
         "hrn": True,
         "conditional": False,
         "haframe": False,
+        "etf": False,
     }.items():
         model = models.create("resnet18", hierarchy=FIELD, head=head)
         init = functools.partial(model.init_with_output, train=False)
         logits, variables = jax.eval_shape(init, jax.random.key(0), images)
         assert logits.shape == (1, 5)
         assert models.weights.has_torch_names(model) == named
-        assert ("neck" in variables["batch_stats"]) == (head == "haframe")
+        assert ("neck" in variables["batch_stats"]) == (head in ("haframe", "etf"))
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,7 @@ def test_networks_of_torchvision_take_every_head():
         (lambda: NodeHead(FIELD, "hrm"), "unknown kind 'hrm': did you mean 'hrn'"),
         (lambda: FrameHead(FIELD, "hafram", 5), "unknown kind 'hafram': did you mean 'haframe'"),
         (
-            lambda: models.create("resnet8", hierarchy=Hierarchy.flat(66), head="etf"),
+            lambda: FrameHead(Hierarchy.flat(66), "etf", 64),
             "etf head of 66 classes needs features of width 65 or more, found 64",
         ),
         (

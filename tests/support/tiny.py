@@ -13,7 +13,7 @@ class Tiny(Network):
 
     @nn.compact
     def body(self, images, train):
-        x = nn.Dense(self.width, name="dense")(images.reshape(len(images), -1))
+        x = nn.Dense(self.width, name="dense")(images.reshape(images.shape[0], -1))
         return nn.relu(batch_norm("norm", x.dtype, train)(x))
 
 

@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from platformdirs import user_cache_path
 from rich.console import Console
-from rich.progress import Progress
 
+from dh2l_jax.bars import Bar
 from dh2l_jax.checks import one_line
 from dh2l_jax.data.store.filling import filled, remove, remove_unfinished
 from dh2l_jax.data.store.images import Images, RaggedImages, digest
@@ -152,7 +152,7 @@ def _write(
         "splits": {},
         "files": {},
     }
-    with Progress(console=console, disable=not (progress and console.is_terminal)) as bar:
+    with Bar(*Bar.get_default_columns(), console=console, hidden=not progress) as bar:
         for split, examples in (("train", source.train), ("test", source.test)):
             task = bar.add_task(f"decoding {split} images", total=len(examples))
             index, left_out, first_new, start = [], [], "", 0

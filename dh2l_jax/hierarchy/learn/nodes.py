@@ -55,7 +55,7 @@ def rows_of_nodes(node_logits: Sequence[ArrayLike], tree: Hierarchy) -> jax.Arra
     """
     arrays = [as_float(array) for array in node_logits]
     found = [array.shape for array in arrays]
-    b = len(arrays[0]) if arrays and arrays[0].ndim else 0
+    b = arrays[0].shape[0] if arrays and arrays[0].ndim else 0  # may be symbolic
     expected = [(b, tree.size(level)) for level in range(1, tree.num_levels + 1)]
     if found != expected:
         raise ValueError(f"node_logits must have the shapes {expected}, one a level, found {found}")

@@ -15,16 +15,19 @@ from dh2l_jax.hierarchy.learn import frames
 from dh2l_jax.models.heads.plain import plain_init
 from dh2l_jax.models.layers import batch_norm
 
-__all__ = ["FrameHead", "Neck"]
+__all__ = ["FRAMES", "FrameHead", "Neck"]
 
-KINDS = ("haframe", "etf")
+FRAMES = ("haframe", "etf")
 
 
 class FrameHead(nn.Module):
     """A classifier that is not trained: logits = W x, W a frame of unit vectors, no parameter.
 
-    "haframe": W Wᵀ = (1 − s) exp(−γ D/D_max) + s of the tree's heights D, the width is C, that of
-    the features after a `Neck`. "etf": the simplex, W Wᵀ = −1/(C − 1) between any two classes.
+    "haframe": W Wᵀ = (1 − s) exp(−γ D/D_max) + s of the tree's heights D, the width is C. "etf":
+    the simplex, W Wᵀ = −1/(C − 1) between any two classes, of width C − 1 or more.
+
+    Features come from a `Neck`: those of a network, means after a ReLU, are never negative, so that
+    half of every frame is out of their reach.
 
     Attributes:
       hierarchy: the tree of classes.
@@ -52,13 +55,13 @@ class FrameHead(nn.Module):
     gamma: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(unknown_name("kind", self.kind, KINDS))
+        if self.kind not in FRAMES:
+            raise ValueError(unknown_name("kind", self.kind, FRAMES))
         classes = self.hierarchy.num_classes
         if self.kind == "etf" and self.width < classes - 1:
             raise ValueError(
                 f"an etf head of {classes} classes needs features of width {classes - 1} or more, "
-                f"found {self.width}: take a wider network or another head"
+                f"found {self.width}"
             )
         super().__post_init__()
 

@@ -63,6 +63,19 @@ class Figures(NamedTuple):
     z: dict[str, float | None]
     histogram: tuple[int, ...]
 
+    def __repr__(self) -> str:
+        """Without the histogram.
+
+        >>> figures(np.eye(3))
+        Figures(3 × 3: mean 90.0°, smallest 90.0°, nearest 90.0°, rank 3.0, 0 duplicates, 0 dead)
+        """
+        angles = ((name, getattr(self, name)) for name in ("mean", "smallest", "nearest"))
+        shown = [f"{name} {value:.1f}°" for name, value in angles if value is not None]
+        counts = f"{self.duplicates} duplicates, {self.dead} dead"
+        return (
+            f"Figures({self.n} × {self.d}: {', '.join([*shown, f'rank {self.rank:.1f}', counts])})"
+        )
+
     @property
     def less_diverse(self) -> bool:
         """Far less than chance: `mean`, `nearest` or `rank` ≤ 90 % of its, and ≥ 6 deviations.

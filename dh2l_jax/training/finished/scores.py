@@ -1,4 +1,4 @@
-"""What can be done with a finished run: evaluate, test, export.
+"""What can be done with a finished run where its images are: evaluate and test.
 
 Options that say where its data are now, such as "data.data_dir=/new/disk", may be given to each.
 """
@@ -6,17 +6,14 @@ Options that say where its data are now, such as "data.data_dir=/new/disk", may 
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dh2l_jax.data.store.fingerprint import DataRecord
-from dh2l_jax.models import TorchvisionResNet
 from dh2l_jax.training.config import Config, makes_another_run, override
 from dh2l_jax.training.epochs import make_evaluator
-from dh2l_jax.training.experiment import Experiment, build, refuse_other_data, without_data
-from dh2l_jax.training.run import checkpoint, evidence
+from dh2l_jax.training.experiment import Experiment, build, refuse_other_data
+from dh2l_jax.training.run import checkpoint
 from dh2l_jax.training.run.checkpoint import CheckpointError
 from dh2l_jax.training.run.console import PrintLine
 from dh2l_jax.training.run.folder import (
@@ -25,7 +22,6 @@ from dh2l_jax.training.run.folder import (
     OUTPUTS,
     RESULT,
     TEST,
-    is_finished,
     outputs_name,
     read_config,
     read_result,
@@ -38,7 +34,7 @@ from dh2l_jax.training.run.records import (
     write_sealed,
 )
 
-__all__ = ["eval_only", "export", "test"]
+__all__ = ["eval_only", "test"]
 
 
 def eval_only(
@@ -101,53 +97,6 @@ def test(
     summary = {"data": experiment.source.fingerprint.summary()}
     write_sealed(workdir / TEST, scores | summary, files)
     return scores
-
-
-def export(
-    workdir: Path, path: Path, print_line: PrintLine | None = None, places: Sequence[str] = ()
-) -> Path:
-    """Writes the last state of a run as a safetensors file, see `export_safetensors`.
-
-    Its metadata name the network and its options, the classes in the order of the logits, and the
-    mean and standard deviation that pixels / 255 are normalised by. The checkpoint knows them: no
-    image is read, unless the run is from before checkpoints did.
-
-    Raises:
-      ValueError: the folder holds no run, or its checkpoint does not fit its config.
-      OSError: the file cannot be written.
-      ImportError: safetensors is not installed.
-    """
-    # Imported late: only this writes weights.
-    from dh2l_jax.models.weights import export_safetensors, has_torch_names
-
-    config = _config(workdir, places)
-    record = evidence.data_record(workdir / checkpoint.LAST)
-    if record is None:
-        experiment = build(config, training=False)
-        network, like, known = experiment.model, experiment.init(abstract=True), experiment.dataset
-        tree = known.hierarchy
-    else:
-        known = DataRecord.unpack(record)
-        network, like = without_data(config, known)
-        tree = known.fingerprint.tree
-    state = checkpoint.restore(workdir, like, print_line=print_line).state
-    if print_line and not is_finished(workdir):
-        print_line(f"the run is not finished: the weights are those after step {state.step}")
-    metadata = {
-        "network": config.model.name,
-        "shortcut": config.model.shortcut,
-        "dtype": config.model.dtype,
-        "classes": json.dumps(tree.names(tree.num_levels), ensure_ascii=False),
-        "mean": json.dumps(known.mean.tolist()),
-        "std": json.dumps(known.std.tolist()),
-    }
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    path = export_safetensors(path, network, variables, metadata)
-    if print_line and not has_torch_names(network):
-        name = f"{config.model.name} with its head"
-        name = name if isinstance(network, TorchvisionResNet) else config.model.name
-        print_line(f"torchvision has no {name}: the names are those of our variables")
-    return path
 
 
 def _config(workdir: Path, places: Sequence[str]) -> Config:

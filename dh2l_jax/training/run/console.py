@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from dh2l_jax.bars import Bar
 from dh2l_jax.checks import one_line
 
 __all__ = [
@@ -35,7 +36,7 @@ def line_printer(console: Console) -> PrintLine:
 
 
 class Log:
-    """Progress of a run: a bar with images/s and time left on a terminal, a line an epoch always.
+    """Progress of a run: a bar with images/s and time left, a line an epoch always.
 
     Use it as a context manager around the training loop.
     """
@@ -43,7 +44,7 @@ class Log:
     def __init__(self, total_steps: int, batch_size: int, *, console: Console | None = None):
         self.console = console or Console(highlight=False)
         self._batch_size = batch_size
-        self._progress = Progress(
+        self._progress = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -51,8 +52,6 @@ class Log:
             TextColumn("time left"),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not self.console.is_terminal,
-            transient=True,
         )
         self._task = self._progress.add_task("compiling", total=total_steps, speed="")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import json
 import os
 import re
@@ -35,6 +36,7 @@ __all__ = [
     "TEST",
     "is_finished",
     "is_run",
+    "new_folder",
     "opened",
     "outputs_name",
     "read_config",
@@ -56,6 +58,11 @@ UNREADABLE = re.compile(r"\[.*\]" if os.name == "nt" else r"\[.*\]|\\")
 def outputs_name(state: str) -> str:
     """The file of the outputs on the test images of one of the states that TEST has scores of."""
     return f"test_{state}_{OUTPUTS}"
+
+
+def new_folder(name: str) -> Path:
+    """The folder of a run that nobody has named: by what it is of, and the time."""
+    return Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
 def is_run(workdir: Path) -> bool:

@@ -12,8 +12,8 @@ import numpy as np
 import optax
 
 from dh2l_jax.hierarchy import Hierarchy
-from dh2l_jax.hierarchy.fold import carried_up
 from dh2l_jax.hierarchy.learn import frames, losses
+from dh2l_jax.hierarchy.learn.fold import carried_up
 from dh2l_jax.models import FrameHead, NodeHead
 from dh2l_jax.training.config import LossConfig
 

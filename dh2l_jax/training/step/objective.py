@@ -126,7 +126,7 @@ def make_energy(reg: RegConfig, head: Any) -> Callable[[Any], tuple[jax.Array, T
     E sees the convolutions, and the kernel of a head that has one.
     """
     with_kernel = not isinstance(head, HierarchicalHead | FrameHead | SphereHead)
-    with_neck = isinstance(head, FrameHead) and head.kind == "haframe"
+    with_neck = isinstance(head, FrameHead)
     others = HEAD if with_kernel else NECK if with_neck else ()
     of_convolutions = regularizer(reg.conv_metric, clamp=reg.clamp)
     of_head = regularizer(reg.fc_metric, clamp=reg.clamp) if with_kernel else None
