@@ -40,7 +40,7 @@ def logits_of(model, variables):
 
 
 def test_vectors_of_the_sphere_head():
-    """FIELD's example: R₀ = 2, γ = ½."""
+    """The example of the published values: R₀ = 2, γ = ½."""
     rows = {
         1: [(3, 4, 0), (0, 0, 5)],
         2: [(1, 2, 2), (2, -2, 1), (0, 3, 4)],
@@ -95,7 +95,7 @@ def test_log_probabilities_of_the_node_heads(tree):
             np.testing.assert_allclose(np.exp(logits).sum(1), 1, rtol=1e-5)
 
 
-PARAMETERS = {  # of a head on FIELD's tree and features of width 6, without the neck's
+PARAMETERS = {  # of a head on the tree FIELD and features of width 6, without the neck's
     "haframe": {},
     "etf": {},
     "sphere": {"direction": (10, 6)},

@@ -138,7 +138,7 @@ def rows_of_length_1(n=40, d=6, seed=0):
 
 
 def test_a_step_on_the_sphere():
-    """FIELD's step: s = (δ·g)δ − g, δ ← (δ + hs)/‖δ + hs‖; other leaves are the optimiser's."""
+    """The published step: s = (δ·g)δ − g, δ ← (δ + hs)/‖δ + hs‖; others are the optimiser's."""
     params = {"on": jnp.array([[0.6, 0.8, 0.0]]), "off": jnp.ones((2, 3))}
     gradients = {"on": jnp.array([[1.0, 2.0, 3.0]]), "off": jnp.full((2, 3), 2.0)}
     tx = transform.riemannian(optax.sgd(0.1), lambda params: {"on": True, "off": False})

@@ -1,7 +1,7 @@
 """The methods that `table-field` compares, a row each: what it changes, and what it chooses from.
 
 Every list holds two or three values, fixed before a run was made: the coefficients of the method's
-paper where they are known (FIELD's sources are in `dh2l_jax.REGULARIZERS`), else a tenth and one.
+paper where they are known (`dh2l_jax.REGULARIZERS` names it), else a tenth and one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The paper's recipes and variants: exactly SPEC §5's numbers, and what each variant minimises."""
+"""The paper's recipes and variants: exactly its §5's numbers, and what each variant minimises."""
 
 import dataclasses
 import json

@@ -103,7 +103,7 @@ def by_hand(name, W, params, x, labels):
 
 
 def on_sphere(delta, g):
-    """FIELD's step, row by row."""
+    """The published step, row by row."""
     rows = []
     for d, row in zip(np.asarray(delta, np.float64), np.asarray(g, np.float64), strict=True):
         step = d + LR * ((d @ row) * d - row)
