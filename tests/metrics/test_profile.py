@@ -12,9 +12,9 @@ from support.helpers import NAMES, every_metric, rows
 
 import dh2l_jax as dh2l
 from dh2l_jax.metrics.profile import similarities_used, split_affine
+from dh2l_jax.metrics.similarity import ratio
 from dh2l_jax.metrics.sums import plan
 from dh2l_jax.metrics.sums.dense import Dense
-from dh2l_jax.metrics.table import _ratio
 from dh2l_jax.numerics import clip, cos_pi, safe_arccos, sin_pi
 
 
@@ -225,20 +225,20 @@ def test_arccos_in_float64():
 def test_ratio():
     """ab/(a+b) and its slopes against differences in float64; on the axes and at 0/0."""
     a, b = (x.ravel() for x in np.meshgrid(np.geomspace(1e-3, 3, 12), np.geomspace(2e-3, 2, 11)))
-    slopes = jax.jit(jax.vmap(jax.grad(_ratio, (0, 1))))
-    both = lambda *x: np.stack([_ratio(*map(jnp.float32, x)), *slopes(*map(jnp.float32, x))])  # noqa: E731
+    slopes = jax.jit(jax.vmap(jax.grad(ratio, (0, 1))))
+    both = lambda *x: np.stack([ratio(*map(jnp.float32, x)), *slopes(*map(jnp.float32, x))])  # noqa: E731
     found = both(a, b)
-    ratio, step = lambda a, b: a * b / (a + b), 1e-6
-    by_a = (ratio(a * (1 + step), b) - ratio(a * (1 - step), b)) / (2 * step * a)
-    by_b = (ratio(a, b * (1 + step)) - ratio(a, b * (1 - step))) / (2 * step * b)
-    np.testing.assert_allclose(found, [ratio(a, b), by_a, by_b], rtol=2e-6)
+    exact, step = lambda a, b: a * b / (a + b), 1e-6
+    by_a = (exact(a * (1 + step), b) - exact(a * (1 - step), b)) / (2 * step * a)
+    by_b = (exact(a, b * (1 + step)) - exact(a, b * (1 - step))) / (2 * step * b)
+    np.testing.assert_allclose(found, [exact(a, b), by_a, by_b], rtol=2e-6)
     axes = both([0, 0, 2, -1e-8], [0, 2, 0, 1])
     np.testing.assert_array_equal(axes[:, :3], [[0, 0, 0], [0, 1, 0], [0, 0, 1]])
     np.testing.assert_array_equal(axes[:, 3], [0, 1, 0])
-    curved = jax.jit(jax.hessian(_ratio, (0, 1)))(jnp.float32(0.3), jnp.float32(0.7))
-    exact = 2 * np.array([[-0.49, 0.21], [0.21, -0.09]])  # (a + b)³ = 1
-    np.testing.assert_allclose(curved, exact, rtol=3e-6)
-    at_zero = jax.hessian(_ratio, (0, 1))(jnp.float32(0), jnp.float32(0))
+    curved = jax.jit(jax.hessian(ratio, (0, 1)))(jnp.float32(0.3), jnp.float32(0.7))
+    expected = 2 * np.array([[-0.49, 0.21], [0.21, -0.09]])  # (a + b)³ = 1
+    np.testing.assert_allclose(curved, expected, rtol=3e-6)
+    at_zero = jax.hessian(ratio, (0, 1))(jnp.float32(0), jnp.float32(0))
     assert np.isfinite(at_zero).all()
 
 

@@ -28,8 +28,8 @@ class Features(Network):
         return images
 
 
-def network(head, tree, width=6):
-    top, neck = _other_head(head, tree, width, None, 2.0)
+def network(head, tree):
+    top, neck = _other_head(head, tree, None, 2.0)
     model = Features(1, top, neck=neck)
     init = jax.jit(lambda: model.init(jax.random.key(0), X, train=False))
     return model, {"params": {}, **init()}
