@@ -6,6 +6,7 @@ Nothing here is imported with JAX, and only the command that runs is imported at
 from __future__ import annotations
 
 import argparse
+import difflib
 import enum
 import errno
 import importlib
@@ -186,6 +187,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises a `ValueError` where argparse would print its usage and end the process."""
+        what, is_unknown, words = message.partition("unrecognized arguments: ")
+        word = words.partition(" ")[0].partition("=")[0]
+        near = difflib.get_close_matches(word, self._option_string_actions, 1)
+        if is_unknown and near:
+            raise ValueError(f"{what}unknown option {word!r}: did you mean {near[0]!r}?")
         raise ValueError(message)
 
     def print_help(self, file: IO[str] | None = None) -> None:

@@ -98,6 +98,8 @@ def _read(options: argparse.Namespace) -> tuple[dict[str, Any], str | None, dict
         if any(re.search(HEAD_RULE, name) for name in arrays) and not layout:
             told |= {HEAD_RULE: "n d -> n d"}
         return arrays, layout, told
+    if not source.startswith("hf:") and not path.exists():
+        raise ValueError(f"no file of weights and no folder of a run {source!r}")
     arrays = _read_npz(path) if path.suffix == ".npz" else read_weights(source)
     named = path.suffix in (".safetensors", ".npz") or source.startswith("hf:")
     if layout is None and (not named or is_torchs(arrays)):

@@ -223,6 +223,7 @@ class Rows:
         pairs = [f"level_{level}" for level in range(1, tree.num_levels + 1)]
         pairs += [f"best_{rank}" for rank in range(1, best + 1)]
         self._levels = tree.num_levels
+        self._depths = [0] * (tree.num_levels + 1)
         self._head = ["path", "answer", "level", "p"]
         self._head += [name for pair in pairs for name in (pair, f"p_{pair}")]
 
@@ -241,6 +242,10 @@ class Rows:
         seconds, count = time.perf_counter() - self._start, self._done + self._unreadable
         speed = f"{self._done / seconds:,.0f} images/s"
         _tell(f"{self._done:,} of {count:,} pictures in {seconds:.1f} s, {speed}")
+        if self._threshold is not None:
+            levels = ", ".join(map(str, range(self._levels + 1)))
+            counts = ", ".join(map(str, self._depths))
+            _tell(f"answered at level {levels}: {counts} (0 is the root, where nothing is sure)")
         if not self._unreadable:
             return Exit.FINISHED
         line = f"{self._unreadable:,} of {count:,} pictures can't be read, and are left out"
@@ -265,6 +270,7 @@ class Rows:
                     bar.console.print(line, soft_wrap=True, markup=False)
                 else:
                     self._done += 1
+                    self._depths[told.level] += 1
                     yield text(told)
                 speed = bar.tasks[0].speed
                 bar.update(task, advance=1, speed=f"{speed:,.0f} images/s" if speed else "")

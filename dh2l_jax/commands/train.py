@@ -251,10 +251,13 @@ def show_next_steps(
     lines = [
         f"{result['seconds']:.0f} s; results in {workdir}/ ({RESULT}, {METRICS}, {CONFIG})",
         "Next:",
-        f"  {command} --eval-only --workdir {shlex.quote(str(workdir))}",
+        f"  dh2l evaluate {shlex.quote(str(workdir))}      its scores again",
         f"  dh2l report {shlex.quote(str(workdir))}      one HTML file about the run",
         f"  dh2l predict {shlex.quote(str(workdir))} PICTURE      what a picture shows",
     ]
+    if result["split"] == "validation":
+        test = f"{command} --test --workdir {shlex.quote(str(workdir))}"
+        lines.append(f"  {test}      the last and the best state on the test set, once")
     for about, (variant, more) in others.items():
         other = dataclasses.replace(
             given, variant=variant or given.variant, overrides=(*given.overrides, *more)

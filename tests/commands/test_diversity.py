@@ -166,7 +166,9 @@ def test_what_cannot_be_known_ends_with_one_line(capsys, tmp_path, name, arrays,
 def test_files_that_are_none(capsys, tmp_path):
     (tmp_path / "a.npz").write_bytes(b"no zip")
     assert run(capsys, tmp_path / "a.npz")[0] == 2
-    assert run(capsys, tmp_path / "b.npz")[0] == 2
+    for name in ("b.npz", "runs/gone"):
+        code, _, err = run(capsys, tmp_path / name)
+        assert (code, "no file of weights and no folder of a run" in err) == (2, True)
     code, _, err = run(capsys, tmp_path)
     assert code == 2
     assert "holds no run" in err

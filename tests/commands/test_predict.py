@@ -165,6 +165,9 @@ def test_a_wanted_accuracy_is_kept_or_said_to_be_out_of_reach(capsys):
     assert code == 0
     threshold = Predictor.load("run").threshold_for(0.8)
     assert f"at least {threshold:g}, chosen on 150 validation images" in err
+    levels = [json.loads(line)["level"] for line in out.splitlines()]
+    counts = ", ".join(str(levels.count(level)) for level in range(4))
+    assert f"answered at level 0, 1, 2, 3: {counts} (0 is the root" in err
     assert "with a probability of 95 %, at least 80 % are right" in err
     for line in map(json.loads, out.splitlines()):
         assert line["p"] >= threshold
@@ -178,6 +181,11 @@ def test_a_wanted_accuracy_is_kept_or_said_to_be_out_of_reach(capsys):
     ("words", "line"),
     [
         (["run"], "the following arguments are required: PATH"),
+        (
+            ["run", "pictures", "--acuracy", "0.9"],
+            "unknown option '--acuracy': did you mean '--accuracy'?",
+        ),
+        (["run", "pictures", "--q"], "unrecognized arguments: --q"),
         (["gone", "pictures"], "gone holds no run: expected the file gone/config.json"),
         (["run", "gone"], "no picture or folder 'gone', and no file fits it as a pattern"),
         (["run", "*.gif"], "no picture or folder '*.gif', and no file fits it as a pattern"),

@@ -77,6 +77,11 @@ def test_train_does_what_the_command_does(tmp_path, monkeypatch, capsys):
     assert not Path("runs").exists()
 
 
+def test_a_config_is_asked_for(tmp_path):
+    with pytest.raises(TypeError, match="Config, found 'cifar100_resnet20'"):
+        dh2l.train("cifar100_resnet20", tmp_path)
+
+
 def test_evaluate_is_eval_only(monkeypatch, tmp_path):
     def eval_only(workdir, print_line, places):
         return {

@@ -25,7 +25,7 @@ class LevelRow(NamedTuple):
     """A level: its nodes, the images whose label reaches it, and how many are right.
 
     Attributes:
-      deep: how many classes truly lie at this depth.
+      deep: how many classes truly lie that deep, at this depth or below it.
       balanced: mean recall over the nodes that occur.
       error: binomial standard error of the accuracy.
     """
@@ -117,11 +117,13 @@ class Answers:
     @functools.cached_property
     def own_names(self) -> tuple[str, ...]:
         """The name of each node without those above it."""
-        found = [""] * self.tree.num_nodes
+        found, depths = [""] * self.tree.num_nodes, self.tree.node_depths()
         for level in range(1, self.tree.num_levels + 1):
             pairs = zip(self.tree.level_nodes(level), self.tree.names(level), strict=True)
             for node, name in pairs:
-                found[node] = name
+                # A folder whose name stands at several places of the tree is named by its path.
+                above = self.line[1 : int(depths[node]), node].tolist()
+                found[node] = name.removeprefix("".join(f"{found[n]}/" for n in above))
         return tuple(found)
 
     @functools.cached_property
@@ -148,7 +150,7 @@ class Answers:
             recalls = np.bincount(number, hit) / np.bincount(number)
             share = float(hit.mean()) if n else math.nan
             error = math.sqrt(share * (1 - share) / n) if n else math.nan
-            deep = int((depths[:C] == level).sum())
+            deep = int((depths[:C] >= level).sum())
             balanced = float(recalls.mean()) if len(nodes) else math.nan
             rows.append(LevelRow(level, self.tree.size(level), deep, n, share, balanced, error))
         return rows

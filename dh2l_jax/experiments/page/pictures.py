@@ -122,7 +122,7 @@ def sure(rows: Sequence[SureRow]) -> list[str]:
         names = [f"level {level}" for level in range(L, 0, -1)] + ["the root"]
         axes.stackplot(thresholds, shares, labels=names, alpha=0.75, colors=_spread(len(names)))
         _shares(axes, "threshold τ", "answered at")
-        axes.figure.legend(fontsize=8, loc="outside upper right", ncols=len(names))
+        axes.figure.legend(fontsize=8, loc="outside upper right", ncols=min(len(names), 4))
     return parts
 
 

@@ -86,11 +86,14 @@ def train(
       quiet: show neither bar nor lines.
 
     Raises:
+      TypeError: the config is something else.
       ValueError: an option or an image is no good, or the folder is another run's.
       OSError: something cannot be read or written.
       NotFiniteError: a step gave NaN or ±∞.
       Stopped: a signal asked for it.
     """
+    if not isinstance(config, Config):
+        raise TypeError(f"expected a dh2l_jax.training.config.Config, found {config!r:.80}")
     console = Console(highlight=False, quiet=quiet)
     folder = new_folder(config.data.name) if workdir is None else Path(workdir)
     experiment = loop.know_all_before_writing(config, folder, console, is_named=workdir is not None)
