@@ -14,9 +14,11 @@ import io
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import IO, NoReturn
+from pathlib import Path
+from typing import IO, Any, NoReturn
 
 from dh2l_jax.checks import one_line, unknown_name
+from dh2l_jax.files import write_atomically
 
 __all__ = [
     "BAD",
@@ -26,6 +28,7 @@ __all__ = [
     "dispatch",
     "fail",
     "guarded",
+    "put",
     "refuse_small_limits",
     "run_command",
 ]
@@ -185,6 +188,10 @@ def _point_to_null(number: int) -> None:
 class Parser(argparse.ArgumentParser):
     """A command line that raises what is wrong with it, as all other bad input is raised."""
 
+    def __init__(self, **options: Any) -> None:
+        """As argparse has it, but the description keeps its lines."""
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
     def error(self, message: str) -> NoReturn:
         """Raises a `ValueError` where argparse would print its usage and end the process."""
         what, is_unknown, words = message.partition("unrecognized arguments: ")
@@ -197,6 +204,14 @@ class Parser(argparse.ArgumentParser):
     def print_help(self, file: IO[str] | None = None) -> None:
         """Prints it, also to nobody: argparse would keep such an error to itself."""
         print(self.format_help(), end="", file=file)
+
+
+def put(text: str, place: str) -> None:
+    """Prints the text if the place is "-", else writes that file, whole or not at all."""
+    if place == "-":
+        print(text, end="")
+    else:
+        write_atomically(Path(place), text.encode())
 
 
 def run_command(name: str, arguments: list[str], *typed: str) -> int:

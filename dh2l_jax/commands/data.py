@@ -20,10 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from dh2l_jax.checks import one_line
-from dh2l_jax.commands import BAD, Exit, Parser, dispatch, fail
+from dh2l_jax.commands import BAD, Exit, Parser, dispatch, fail, put
 from dh2l_jax.data.folders.check import FolderReport, as_json, inspect, lines, show
 from dh2l_jax.data.prepared.prepare import PREPARED, is_prepared, our_name, prepare
-from dh2l_jax.files import write_atomically
 
 COMMANDS = {
     "prepare": "downloads or imports a data set, and prepares it through TFDS",
@@ -105,10 +104,7 @@ def _check(arguments: list[str]) -> Exit:
     if options.json:
         text = json.dumps(as_json(report), indent=2) + "\n"
         try:
-            if options.json == "-":
-                print(text, end="")
-            else:
-                write_atomically(Path(options.json), text.encode())
+            put(text, options.json)
         except OSError as error:
             return fail(parser.prog, error, Exit.CANNOT_WRITE)
     if options.json != "-":

@@ -57,11 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line, taken apart; a `ValueError` says what is wrong with it."""
-    parser = Parser(
-        prog=PROGRAM,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog=PROGRAM, description=__doc__)
     parser.add_argument(
         "source",
         metavar="FILE|RUN",

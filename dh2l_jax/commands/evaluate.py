@@ -25,8 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dh2l_jax.checks import one_line, unknown_name
-from dh2l_jax.commands import BAD, Exit, Parser, fail
-from dh2l_jax.files import write_atomically
+from dh2l_jax.commands import BAD, Exit, Parser, fail, put
 from dh2l_jax.hierarchy.published import TAXONOMIES, taxonomy
 from dh2l_jax.hierarchy.tree import Hierarchy
 
@@ -59,10 +58,7 @@ def main(arguments: list[str]) -> int:
     if options.json:
         text = json.dumps(scores, indent=2, ensure_ascii=False) + "\n"
         try:
-            if options.json == "-":
-                print(text, end="")
-            else:
-                write_atomically(Path(options.json), text.encode())
+            put(text, options.json)
         except OSError as error:
             return fail(PROGRAM, error, Exit.CANNOT_WRITE)
     if options.json != "-":
@@ -78,7 +74,6 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         prog=PROGRAM,
         usage="dh2l evaluate RUN | --predictions FILE --labels FILE --tree TREE [--json FILE]",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--predictions", metavar="FILE", help="CSV: image, class or node")
     parser.add_argument("--labels", metavar="FILE", help="CSV: image, class or node")

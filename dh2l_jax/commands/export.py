@@ -38,11 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line, taken apart; a `ValueError` says what is wrong with it."""
-    parser = Parser(
-        prog=PROGRAM,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog=PROGRAM, description=__doc__)
     parser.add_argument("run", metavar="RUN", type=Path, help="the folder of a run")
     parser.add_argument(
         "file", metavar="FILE", type=Path, help="NAME.safetensors or NAME.stablehlo"

@@ -46,11 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line, taken apart; a `ValueError` says what is wrong with it."""
-    parser = Parser(
-        prog=PROGRAM,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog=PROGRAM, description=__doc__)
     parser.add_argument("folder", metavar="RUN", type=Path, help="folder of a run, or of tables")
     parser.add_argument(
         "--out", metavar="FILE", type=Path, help=f"where to write it (default: RUN/{REPORT})"

@@ -41,7 +41,6 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         prog=PROGRAM,
         description=__doc__,
         epilog=_list_of_tables(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("table", metavar="TABLE", help="one of the tables below")
