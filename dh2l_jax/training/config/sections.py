@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dh2l_jax.training.config.optim import OptimConfig
 from dh2l_jax.training.config.options import Checked, field, flat, make, replace
 
 __all__ = [
@@ -19,7 +20,6 @@ __all__ = [
     "EvalConfig",
     "LossConfig",
     "ModelConfig",
-    "OptimConfig",
     "RegConfig",
     "from_dict",
     "identity",
@@ -206,31 +206,6 @@ class RegConfig(Checked):
     pairs: str = field("siblings", choices=("siblings", "all"))
     presence: str = field("batch", choices=("batch", "global"))
     parent_ce_weight: float = field(0.0, low=0)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimConfig(Checked):
-    """SGD with momentum, and the learning rate's schedule.
-
-    Attributes:
-      lr: highest learning rate.
-      momentum: of SGD.
-      nesterov: Nesterov's form of it.
-      weight_decay: λ_f, coupled l2 on kernels and head vectors, before momentum.
-      schedule: "step" (× `decay` at each milestone) or "cosine" (to 0).
-      milestones: fractions of the run at which "step" decays.
-      decay: factor of "step".
-      warmup_epochs: the rate first rises linearly from 0 over so many epochs.
-    """
-
-    lr: float = field(0.1, above=0)
-    momentum: float = field(0.9, low=0, below=1)
-    nesterov: bool = False
-    weight_decay: float = field(5e-4, low=0)
-    schedule: str = field("step", choices=("step", "cosine"))
-    milestones: tuple[float, ...] = field((0.5, 0.85), low=0, high=1)
-    decay: float = field(0.1, above=0)
-    warmup_epochs: float = field(0.0, low=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,167 @@
+"""Every option of the optimiser: steps beside NumPy's in float64, written from the papers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dh2l_jax.regularizers.params.leaves import named
+from dh2l_jax.training import loop
+from dh2l_jax.training.config import Config, ModelConfig, OptimConfig
+from dh2l_jax.training.step import optim
+
+SHAPES = {
+    "head": {"kernel": (4, 3)},
+    "neck": {"kernel": (4, 4)},
+    "stem": {"bias": (4,), "kernel": (3, 3, 2, 4)},
+}
+RATES = (0.5, 0.2, 0.1)
+
+
+def random(seed):
+    """A tree of weights or gradients."""
+    generator = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda shape: generator.normal(size=shape).astype(np.float32),
+        SHAPES,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+
+def adam(g, memory, t, eps=1e-8, nesterov=False):
+    """Kingma and Ba 2015; Dozat 2016."""
+    m = memory["m"] = 0.9 * memory["m"] + 0.1 * g
+    v = memory["v"] = 0.999 * memory["v"] + 0.001 * g**2
+    mean = m / (1 - 0.9**t)
+    if nesterov:
+        mean = 0.9 * m / (1 - 0.9 ** (t + 1)) + 0.1 * g / (1 - 0.9**t)
+    return mean / (np.sqrt(v / (1 - 0.999**t)) + eps)
+
+
+def muon(g, memory, t):
+    """Jordan 2024: Nesterov's momentum, made orthogonal by five steps of Newton and Schulz."""
+    m = memory["m"] = 0.95 * memory["m"] + 0.05 * g
+    m = 0.95 * m / (1 - 0.95 ** (t + 1)) + 0.05 * g / (1 - 0.95**t)
+    X = m.reshape(-1, m.shape[-1]).T
+    X /= np.sqrt(np.sum(X**2))
+    for _ in range(5):
+        A = X @ X.T
+        X = 3.4445 * X + (-4.775 * A + 2.0315 * A @ A) @ X
+    return X.T.reshape(m.shape) * np.sqrt(max(1, X.shape[0] / X.shape[1]))
+
+
+def direction(options, path, g, w, memory, t):
+    """What is multiplied by the learning rate."""
+    decay = 0.0 if path.endswith("bias") else options.weight_decay * w
+    if options.name == "sgd":
+        g = g + decay
+        v = memory["m"] = options.momentum * memory["m"] + g
+        return g + options.momentum * v if options.nesterov else v
+    if options.name == "adamw":
+        return adam(g, memory, t) + decay
+    if options.name == "lamb":
+        step = adam(g, memory, t, eps=1e-6) + decay
+        return np.linalg.norm(w) / np.linalg.norm(step) * step
+    if options.name == "lion":
+        step = np.sign(0.9 * memory["m"] + 0.1 * g)
+        memory["m"] = 0.99 * memory["m"] + 0.01 * g
+        return step + decay
+    if path in ("stem/kernel", "neck/kernel"):
+        return muon(g, memory, t) + decay
+    return adam(g, memory, t, nesterov=True) + decay
+
+
+def by_hand(options, params, gradients):
+    """The weights after so many steps."""
+    params = {path: np.asarray(w, np.float64) for path, w in named(params)}
+    still = {path for path in params if any(word in path for word in options.freeze)}
+    memory = {path: {"m": 0.0, "v": 0.0} for path in params}
+    for t, (rate, gradient) in enumerate(zip(RATES, gradients, strict=True), 1):
+        trained = {path: g.astype(float) for path, g in named(gradient) if path not in still}
+        norm = np.sqrt(sum(np.sum(g**2) for g in trained.values()))
+        shorter = min(1.0, options.clip / norm) if options.clip else 1.0
+        for path, g in trained.items():
+            w, factor = params[path], options.head_rate if path.startswith("head/") else 1.0
+            step = direction(options, path, shorter * g, w, memory[path], t)
+            params[path] = w - rate * factor * step
+    return params
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"nesterov": True, "momentum": 0.8},
+        {"name": "adamw"},
+        {"name": "lamb"},
+        {"name": "lion"},
+        {"name": "muon"},
+        {"clip": 0.5},
+        {"clip": 1e3},
+        {"head_rate": 4.0},
+        {"freeze": ("stem",)},
+        {"name": "muon", "clip": 2.0, "head_rate": 0.5, "freeze": ("bias", "neck")},
+    ],
+    ids=str,
+)
+def test_steps_are_those_written_by_hand(options):
+    options = OptimConfig(weight_decay=0.1, **options)
+    tx = optim.optimizer(options, lambda count: jnp.asarray(RATES)[count])
+    expected = params = random(0)
+    gradients = [random(seed) for seed in range(1, 4)]
+
+    @jax.jit
+    def run(params, gradients):
+        state = tx.init(params)
+        for gradient in gradients:
+            updates, state = tx.update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    found, expected = dict(named(run(params, gradients))), by_hand(options, params, gradients)
+    assert found.keys() == expected.keys()
+    for path, w in expected.items():
+        np.testing.assert_allclose(found[path], w, rtol=1e-4, atol=2e-5, err_msg=path)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+def test_directions_of_a_sphere_head_keep_their_length(name):
+    params = {"head": {"direction": jnp.eye(3, 4)}, "stem": {"kernel": jnp.ones((4, 4))}}
+    options = OptimConfig(name=name, head_rate=3.0, freeze=("stem",), weight_decay=0.1)
+    tx = optim.optimizer(options, lambda count: 0.3, on_spheres=True)
+    updates, _ = jax.jit(tx.update)(jax.tree.map(jnp.cos, params), tx.init(params), params)
+    moved = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(jnp.linalg.norm(moved["head"]["direction"], axis=-1), 1, rtol=1e-6)
+    assert not np.allclose(moved["head"]["direction"], params["head"]["direction"], atol=0.1)
+    np.testing.assert_array_equal(moved["stem"]["kernel"], params["stem"]["kernel"])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.05, 0.1, 0.1, 0.1, 0.1, 0.1]),
+        ("linear", [0.05, 0.1, 0.1, 0.075, 0.05, 0.025]),
+        ("cosine", [0.05, 0.1, *(0.05 * (1 + np.cos(np.pi * np.arange(4) / 4)))]),
+        ("step", [0.05, 0.1, 0.1, 0.01, 0.01, 0.001]),
+    ],
+)
+def test_learning_rates_after_a_warm_up_of_two_steps(schedule, expected):
+    options = OptimConfig(schedule=schedule, warmup_epochs=1)
+    rates = optim.learning_rate(options, steps_per_epoch=2, epochs=3)
+    np.testing.assert_allclose([float(rates(step)) for step in range(6)], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("sten", "unknown path pattern of optim.freeze 'sten': did you mean 'stem/"),
+        ("", "optim.freeze= leaves no weight to train"),
+        (".", "optim.freeze=. leaves no weight to train"),
+    ],
+)
+def test_patterns_that_fit_nothing_or_all_end_before_training(pattern, message):
+    with pytest.raises(ValueError) as error:
+        loop.build(Config(model=ModelConfig(name="resnet8"), optim=OptimConfig(freeze=(pattern,))))
+    assert str(error.value).startswith(message)
+    assert len(str(error.value).splitlines()) == 1
