@@ -42,6 +42,7 @@ from dh2l_jax.training.run.records import (
     write_confusion,
     write_sealed,
 )
+from dh2l_jax.training.step import optim
 from dh2l_jax.training.step.finite import NotFiniteError
 from dh2l_jax.training.step.objective import head_levels, make_objective, make_regularizer
 from dh2l_jax.training.step.state import TrainState
@@ -249,7 +250,8 @@ def _jitted_step(experiment: Experiment, feed: Feed) -> Callable[..., Any]:
         counts=dataset.label_counts,
         steps=experiment.steps,
     )
-    return make_train_step(objective, experiment.tx, dataset, feed)
+    average = functools.partial(optim.averaged, config.optim) if config.optim.ema else None
+    return make_train_step(objective, experiment.tx, dataset, feed, average)
 
 
 def step_bytes(experiment: Experiment) -> int:
@@ -292,11 +294,12 @@ def _final_terms(experiment: Experiment, state: TrainState) -> dict[str, Any]:
     """Every regulariser at the last state, whatever its λ, and how far C1-C3 are kept."""
     head, tree, reg = experiment.model.head, experiment.dataset.hierarchy, experiment.config.reg
     regularizer = make_regularizer(head, tree, reg)
-    terms = jax.jit(lambda p: regularizer(p, None, everything=True)[1])(state.params)
+    params = state.variables["params"]
+    terms = jax.jit(lambda p: regularizer(p, None, everything=True)[1])(params)
     result: dict[str, Any] = {"terms": {name: float(value) for name, value in terms.items()}}
     if isinstance(head, HierarchicalHead):
         quantities = constraint_values(
-            head_levels(state.params, head), tree, outer_radius=reg.outer_radius
+            head_levels(params, head), tree, outer_radius=reg.outer_radius
         )
         result["constraints"] = {}
         for name, (quantity, counts) in quantities.items():

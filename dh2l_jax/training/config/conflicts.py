@@ -154,6 +154,10 @@ def _loss(config: Config) -> Iterator[str]:
     defaults = dict(flat(Config()))
     uses = {
         "loss.alpha": (loss.name == "hxe" or head == "haframe", "loss.name=hxe"),
+        "loss.label_smoothing": (
+            head not in OWN_LOSS and loss.name == "ce",
+            "a head whose loss is loss.name=ce",
+        ),
         "loss.class_weights": (head not in OWN_LOSS, "a head whose loss is loss.name"),
         "loss.logit_adjustment": (
             head not in OWN_LOSS and loss.name not in NODE_LOSSES,

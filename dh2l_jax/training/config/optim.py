@@ -26,6 +26,10 @@ class OptimConfig(Checked):
       decay: factor of "step".
       warmup_epochs: the rate first rises linearly from 0 over so many epochs.
       clip: highest global norm of the gradient, before λ_f; 0 for none.
+      accumulate: batches whose mean gradient is one of the optimiser's; of a last, incomplete lot
+        nothing is learnt.
+      ema: β of the running mean of weights and statistics, which is evaluated and exported in place
+        of the last; a step counts β times the one after it; 0 for none.
       head_rate: factor of the head's learning rate.
       freeze: "PATTERN; ...": weights in whose path one is found are not trained; statistics of
         BatchNorm go on.
@@ -41,5 +45,7 @@ class OptimConfig(Checked):
     decay: float = field(0.1, above=0)
     warmup_epochs: float = field(0.0, low=0)
     clip: float = field(0.0, low=0)
+    accumulate: int = field(1, low=1)
+    ema: float = field(0.0, low=0, below=1)
     head_rate: float = field(1.0, above=0)
     freeze: tuple[str, ...] = ()

@@ -140,6 +140,7 @@ class LossConfig(Checked):
       name: "ce", "hxe" or "soft_labels"; "conditional" or "hrn", with a logit of every node.
       alpha: α of hxe, and of a haframe head.
       beta: β of soft_labels.
+      label_smoothing: ε of ce: so much of a label belongs to all classes alike.
       class_weights: "none", or "balanced": every class counts alike, however many images it has.
       logit_adjustment: τ; logits + τ log(share of the class in training) are trained on, and the
         logits alone answer (Menon et al. 2021); 0 for none.
@@ -148,6 +149,7 @@ class LossConfig(Checked):
     name: str = field("ce", choices=("ce", "hxe", "soft_labels", "conditional", "hrn"))
     alpha: float = field(0.4, low=0)
     beta: float = field(10.0, above=0)
+    label_smoothing: float = field(0.0, low=0, below=1)
     class_weights: str = field("none", choices=("none", "balanced"))
     logit_adjustment: float = field(0.0, low=0)
 

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 import optax.contrib
 
@@ -16,7 +17,7 @@ from dh2l_jax.regularizers.params.leaves import named, path_text
 from dh2l_jax.regularizers.transform import riemannian
 from dh2l_jax.training.config import OptimConfig
 
-__all__ = ["decay_mask", "frozen", "learning_rate", "optimizer"]
+__all__ = ["averaged", "decay_mask", "frozen", "learning_rate", "optimizer"]
 
 
 def learning_rate(optim: OptimConfig, steps_per_epoch: int, epochs: int) -> optax.Schedule:
@@ -53,20 +54,24 @@ def optimizer(
     """The optimiser of a run, from gradient to step: clip, l2, direction, learning rate.
 
     SGD adds λ_f to the gradient before momentum, as torch does; the others decay apart from their
-    moments. What is frozen takes no part in the norm that is clipped.
+    moments. What is frozen takes no part in the norm that is clipped. Of `accumulate` batches the
+    last one makes the step, at its own learning rate, from the mean gradient.
 
     With `on_spheres` the directions of a sphere head keep their length 1 (`riemannian`); the factor
     of a roll-back cuts a step short on its chord, from where the next one returns to the sphere.
 
     Reference: DH²L, §5.
     """
-    step = _direction(optim, schedule)
+    k = optim.accumulate
+    step = _direction(optim, schedule if k == 1 else lambda count: schedule(k * count + k - 1))
     if optim.head_rate != 1:
         step = optax.chain(step, optax.masked(optax.scale(optim.head_rate), head_mask))
     links = [optax.clip_by_global_norm(optim.clip)] if optim.clip else []
     if optim.name == "sgd":
         links.append(optax.add_decayed_weights(optim.weight_decay, decay_mask))
     tx = optax.chain(*links, riemannian(step, sphere_mask) if on_spheres else step)
+    if k > 1:
+        tx = optax.MultiSteps(tx, k).gradient_transformation()
     if optim.freeze:
         still = optax.set_to_zero()
         labels = functools.partial(frozen, patterns=optim.freeze)
@@ -120,6 +125,22 @@ def frozen(params: Any, patterns: tuple[str, ...]) -> Any:
     if all(any_of.search(path) for path in paths):
         raise ValueError(f"optim.freeze={'; '.join(patterns)} leaves no weight to train")
     return jax.tree_util.tree_map_with_path(lambda k, _: bool(any_of.search(path_text(k))), params)
+
+
+def averaged(optim: OptimConfig, mean: Any, values: Any, step: jax.Array) -> Any:
+    """The running mean of a tree after so many batches; the values before the first step are out.
+
+        mean ← mean + (1 − β)/(1 − βᵗ) (values − mean),   t the steps of the optimiser
+
+    >>> optim, mean = OptimConfig(ema=0.5), 7.0
+    >>> for step, value in enumerate((1.0, 4.0), 1):
+    ...     mean = averaged(optim, mean, value, jnp.asarray(step))
+    >>> float(mean)  # (½ · 1 + 4)/(½ + 1)
+    3.0
+    """
+    beta, t = jnp.float32(optim.ema), step // optim.accumulate
+    share = jnp.where(step % optim.accumulate == 0, (1 - beta) / (1 - beta**t), 0)
+    return jax.tree.map(lambda m, value: m + share * (value - m), mean, values)
 
 
 def head_mask(params: Any) -> Any:

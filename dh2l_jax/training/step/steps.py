@@ -58,11 +58,13 @@ def make_train_step(
     tx: optax.GradientTransformation,
     dataset: Dataset,
     feed: Feed,
+    average: Callable[..., Any] | None = None,
 ) -> Callable[..., tuple[TrainState, StepResult]]:
     """The jitted step: (state, *batch of the feed, stop=None) → (state, StepResult).
 
     The state is donated: the caller's copy is used up. `stop` is (devices,) bool, whether the
-    process of each device was asked to stop.
+    process of each device was asked to stop. `average` makes of (running means, variables, step)
+    the next means.
     """
 
     def train_step(
@@ -82,7 +84,12 @@ def make_train_step(
         finite = {"weights": all_finite(params), "batch statistics": all_finite(batch_stats)}
         result = StepResult(terms, finite, None if stop is None else jnp.any(stop))
         step = state.step + 1
-        return TrainState(step, params, batch_stats, opt_state, state.key, state.rate), result
+        ema = state.ema
+        if average is not None:
+            with jax.named_scope("average"):
+                ema = average(ema, {"params": params, "batch_stats": batch_stats}, step)
+        state = TrainState(step, params, batch_stats, opt_state, state.key, state.rate, ema)
+        return state, result
 
     jitted = jax.jit(train_step, donate_argnums=0)
     return functools.partial(jitted, scale=_scale(dataset, feed))
@@ -129,8 +136,7 @@ def _logits_of(model: Network, feed: Feed) -> Callable[..., tuple[jax.Array, jax
     def logits_of(state: TrainState, *batch: Any, scale: Scale) -> tuple[jax.Array, jax.Array]:
         pixels, labels = feed.evaluation_crops(*batch)
         images = normalize(pixels, *scale)
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        return cast(jax.Array, model.apply(variables, images, train=False)), labels
+        return cast(jax.Array, model.apply(state.variables, images, train=False)), labels
 
     return logits_of
 

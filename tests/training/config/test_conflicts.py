@@ -117,6 +117,10 @@ def changed(config, assignments):
         ("optim.name=muon optim.nesterov=true", "optim.nesterov has no effect on optim.name=muon"),
         ("model.head=etf optim.head_rate=2", "optim.head_rate=2 has no effect on model.head=etf"),
         ("optim.freeze=(", "optim.freeze: '(' is no regular expression: missing"),
+        (
+            "loss.name=hxe loss.label_smoothing=0.1",
+            "loss.label_smoothing=0.1 has no effect without",
+        ),
         ("optim.warmup_epochs=7", "optim.warmup_epochs must be at most the 6 epochs, found 7"),
         ("reg.rules=kernel$=>cosine", "reg.rules: expected PATTERN => REGULARIZER * WEIGHT [@ AXE"),
         ("reg.rules=kernel$=>cosine*x", "reg.rules: expected a weight ≥ 0, found 'x'"),

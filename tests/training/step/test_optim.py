@@ -1,22 +1,33 @@
 """Every option of the optimiser: steps beside NumPy's in float64, written from the papers."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from support.tiny import with_head_of
 
+from dh2l_jax.data.batches.feed import CropOptions, Resident
+from dh2l_jax.data.datasets import Dataset
+from dh2l_jax.hierarchy import Hierarchy
+from dh2l_jax.models import create
 from dh2l_jax.regularizers.params.leaves import named
 from dh2l_jax.training import loop
-from dh2l_jax.training.config import Config, ModelConfig, OptimConfig
+from dh2l_jax.training.config import Config, ModelConfig, OptimConfig, RegConfig
+from dh2l_jax.training.run import checkpoint
 from dh2l_jax.training.step import optim
+from dh2l_jax.training.step.objective import make_objective
+from dh2l_jax.training.step.state import init_state
+from dh2l_jax.training.step.steps import make_train_step
 
 SHAPES = {
     "head": {"kernel": (4, 3)},
     "neck": {"kernel": (4, 4)},
     "stem": {"bias": (4,), "kernel": (3, 3, 2, 4)},
 }
-RATES = (0.5, 0.2, 0.1)
+RATES = (0.5, 0.4, 0.2, 0.15, 0.1, 0.05)
 
 
 def random(seed):
@@ -76,9 +87,11 @@ def by_hand(options, params, gradients):
     """The weights after so many steps."""
     params = {path: np.asarray(w, np.float64) for path, w in named(params)}
     still = {path for path in params if any(word in path for word in options.freeze)}
-    memory = {path: {"m": 0.0, "v": 0.0} for path in params}
-    for t, (rate, gradient) in enumerate(zip(RATES, gradients, strict=True), 1):
-        trained = {path: g.astype(float) for path, g in named(gradient) if path not in still}
+    memory, k = {path: {"m": 0.0, "v": 0.0} for path in params}, options.accumulate
+    for t in range(1, 1 + len(gradients) // k):
+        lot, rate = [dict(named(tree)) for tree in gradients[k * (t - 1) : k * t]], RATES[k * t - 1]
+        mean = {path: sum(tree[path].astype(float) for tree in lot) / k for path in params}
+        trained = {path: g for path, g in mean.items() if path not in still}
         norm = np.sqrt(sum(np.sum(g**2) for g in trained.values()))
         shorter = min(1.0, options.clip / norm) if options.clip else 1.0
         for path, g in trained.items():
@@ -100,6 +113,8 @@ def by_hand(options, params, gradients):
         {"clip": 0.5},
         {"clip": 1e3},
         {"head_rate": 4.0},
+        {"accumulate": 2},
+        {"accumulate": 2, "name": "adamw", "clip": 0.5, "freeze": ("head",)},
         {"freeze": ("stem",)},
         {"name": "muon", "clip": 2.0, "head_rate": 0.5, "freeze": ("bias", "neck")},
     ],
@@ -109,7 +124,7 @@ def test_steps_are_those_written_by_hand(options):
     options = OptimConfig(weight_decay=0.1, **options)
     tx = optim.optimizer(options, lambda count: jnp.asarray(RATES)[count])
     expected = params = random(0)
-    gradients = [random(seed) for seed in range(1, 4)]
+    gradients = [random(seed) for seed in range(1, 1 + 3 * options.accumulate)]
 
     @jax.jit
     def run(params, gradients):
@@ -123,6 +138,60 @@ def test_steps_are_those_written_by_hand(options):
     assert found.keys() == expected.keys()
     for path, w in expected.items():
         np.testing.assert_allclose(found[path], w, rtol=1e-4, atol=2e-5, err_msg=path)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_running_means_weigh_every_step_once(accumulate):
+    options, beta = OptimConfig(ema=0.9, accumulate=accumulate), 0.9
+    values = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
+    mean = {"w": jnp.full(4, 7.0)}
+    for step, value in enumerate(values, 1):
+        mean = optim.averaged(options, mean, {"w": jnp.asarray(value)}, jnp.asarray(step))
+        if step < accumulate:
+            np.testing.assert_array_equal(mean["w"], 7)
+    counted = values[accumulate - 1 :: accumulate].astype(float)
+    weights = beta ** np.arange(len(counted))[::-1]
+    np.testing.assert_allclose(mean["w"], weights @ counted / weights.sum(), rtol=1e-5)
+
+
+def test_a_run_with_everything_goes_on_in_every_bit(tmp_path):
+    """Saved in the middle of a lot; the mean is that of the weights after each step of Muon."""
+    options = OptimConfig(name="muon", clip=1.0, accumulate=2, ema=0.9, freeze=("norm",))
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 4, 4, 1), np.uint8)
+    labels = np.arange(8, dtype=np.int32) % 3
+    data = Dataset.from_splits("noise", (pixels, labels), (pixels, labels), Hierarchy.flat(3))
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    model = with_head_of(create("resnet8", num_classes=3))
+    tx = optim.optimizer(options, lambda count: 0.1)
+    objective = make_objective(model, data.hierarchy, RegConfig(lambda_e=0))
+    feed = Resident(pixels, labels, CropOptions((4, 4), 1, True, 4), mesh)
+    average = functools.partial(optim.averaged, options)
+    step = make_train_step(objective, tx, data, feed, average)
+    begin = functools.partial(init_state, model, tx, (4, 4, 1), 0, mesh, ema=True)
+
+    def trained(state, first, last):
+        order, weights = np.arange(8, dtype=np.int32), []
+        for batch in feed.training(jax.random.key(0), order, first, last - first):
+            state, _ = step(state, *batch)
+            weights.append(np.asarray(state.params["dense"]["kernel"]))
+        return state, weights
+
+    whole, weights = trained(begin(), 0, 5)
+    np.testing.assert_array_equal(weights[1], weights[2])
+    mean = (0.9 * weights[1].astype(float) + weights[3]) / 1.9
+    np.testing.assert_allclose(whole.variables["params"]["dense"]["kernel"], mean, rtol=1e-5)
+    half, _ = trained(begin(), 0, 3)
+    checkpoint.save(tmp_path, half)
+    saved = checkpoint.restore(tmp_path, begin(abstract=True)).state
+    assert checkpoint.read_params(tmp_path).keys() == saved.params.keys()
+    kernel = checkpoint.read_params(tmp_path)["dense"]["kernel"]
+    np.testing.assert_array_equal(kernel, saved.ema["params"]["dense"]["kernel"])
+    end, _ = trained(saved, 3, 5)
+    assert jax.tree.structure(end) == jax.tree.structure(whole)
+    for (path, found), expected in zip(
+        jax.tree_util.tree_leaves_with_path(end), jax.tree.leaves(whole), strict=True
+    ):
+        assert np.asarray(found).tobytes() == np.asarray(expected).tobytes(), path
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
