@@ -13,6 +13,8 @@ import jax
 import numpy as np
 
 from dh2l_jax.data.batches.feed import Feed
+from dh2l_jax.data.batches.mixing import mix
+from dh2l_jax.data.batches.operations import randaugment
 from dh2l_jax.data.batches.order import epoch_order
 from dh2l_jax.data.batches.placement import place
 from dh2l_jax.models import HierarchicalHead
@@ -251,7 +253,14 @@ def _jitted_step(experiment: Experiment, feed: Feed) -> Callable[..., Any]:
         steps=experiment.steps,
     )
     average = functools.partial(optim.averaged, config.optim) if config.optim.ema else None
-    return make_train_step(objective, experiment.tx, dataset, feed, average)
+    data, augment, mixed = config.data, None, None
+    if data.augment:
+        augment = functools.partial(randaugment, magnitude=data.augment)
+    if data.mixup or data.cutmix:
+        mixed = functools.partial(mix, mixup=data.mixup, cutmix=data.cutmix)
+    return make_train_step(
+        objective, experiment.tx, dataset, feed, average, augment=augment, mix=mixed
+    )
 
 
 def step_bytes(experiment: Experiment) -> int:

@@ -62,6 +62,7 @@ def refuse_conflicts(config: Config) -> None:
         *_loss(config),
         *_regularizers(config),
         *_data(config.data),
+        *_mixed(config),
         *_optim(config),
         *_processes(config.distributed),
     ):
@@ -245,6 +246,12 @@ def _data(data: DataConfig) -> Iterator[str]:
             f"data.crop must be at most data.resize, {data.resize}, found {data.crop}: set "
             "data.resize to the crop's side or more"
         )
+
+
+def _mixed(config: Config) -> Iterator[str]:
+    for name in ("mixup", "cutmix"):
+        if getattr(config.data, name) and config.batch_size < 2:
+            yield f"data.{name} mixes the images of a batch: set batch_size=2 or more"
 
 
 def _optim(config: Config) -> Iterator[str]:

@@ -61,6 +61,9 @@ class DataConfig(Checked):
       on_bad_image: "refuse" own images that cannot be read, or "skip" them and say which.
       pad: zeros added on each side before the random crop; 0 for none.
       flip: mirror at random.
+      augment: strength, up to 10, of two operations of RandAugment on each crop; 0 for none.
+      mixup: α of mixup; 0 for none.
+      cutmix: α of CutMix; 0 for none, with both each batch gets one of them.
       fraction: part of the images of each class to use, of training and test alike; for trials.
       sampling: how often a label with n images is drawn in an epoch: "uniform" (every image once),
         "sqrt" (∝ √n) or "balanced" (all labels alike).
@@ -82,6 +85,9 @@ class DataConfig(Checked):
     on_bad_image: str = field("refuse", choices=("refuse", "skip"))
     pad: int = field(4, low=0, high=2**13)
     flip: bool = True
+    augment: float = field(0.0, low=0, high=10)
+    mixup: float = field(0.0, low=0)
+    cutmix: float = field(0.0, low=0)
     fraction: float = field(1.0, above=0, high=1)
     sampling: str = field("uniform", choices=("uniform", "sqrt", "balanced"))
     inner: str = field("label", choices=("label", "class", "skip", "refuse"))

@@ -35,6 +35,9 @@ __all__ = [
 
 Scale = tuple[jax.Array, jax.Array]  # mean and standard deviation of the pixels, each (c,)
 
+# Folded into the key of a step, beyond the numbers that `draw_crops` splits it by.
+AUGMENT, MIX = 1_000, 1_001
+
 # Classes up to which evaluation counts the confusion matrix, 16 MB.
 MAX_CONFUSION = 2_000
 
@@ -59,12 +62,16 @@ def make_train_step(
     dataset: Dataset,
     feed: Feed,
     average: Callable[..., Any] | None = None,
+    *,
+    augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    mix: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None,
 ) -> Callable[..., tuple[TrainState, StepResult]]:
     """The jitted step: (state, *batch of the feed, stop=None) → (state, StepResult).
 
     The state is donated: the caller's copy is used up. `stop` is (devices,) bool, whether the
     process of each device was asked to stop. `average` makes of (running means, variables, step)
-    the next means.
+    the next means; `augment` changes (key, pixels), `mix` makes of (key, images) mixed ones and the
+    share s of their own labels, see `dh2l_jax.data.batches.mixing`.
     """
 
     def train_step(
@@ -73,9 +80,14 @@ def make_train_step(
         with jax.named_scope("augment"):
             key = jax.random.wrap_key_data(state.key)
             pixels, labels = feed.training_crops(key, state.step, *batch)
-            images = normalize(pixels, *scale)
+            if augment is not None:
+                pixels = augment(draw_key(key, state.step, AUGMENT), pixels)
+            images, mixed = normalize(pixels, *scale), ()
+            if mix is not None:
+                images, share = mix(draw_key(key, state.step, MIX), images)
+                mixed = ((labels[::-1], share),)
         (_, (batch_stats, terms)), gradients = jax.value_and_grad(objective, has_aux=True)(
-            state.params, state.batch_stats, images, labels, state.step
+            state.params, state.batch_stats, images, labels, state.step, *mixed
         )
         with jax.named_scope("optimiser"):
             updates, opt_state = tx.update(gradients, state.opt_state, state.params)
@@ -93,6 +105,11 @@ def make_train_step(
 
     jitted = jax.jit(train_step, donate_argnums=0)
     return functools.partial(jitted, scale=_scale(dataset, feed))
+
+
+def draw_key(key: jax.Array, step: jax.Array | int, purpose: int) -> jax.Array:
+    """The key of what a step draws besides its crops."""
+    return jax.random.fold_in(jax.random.fold_in(key, step), purpose)
 
 
 def make_eval_step(

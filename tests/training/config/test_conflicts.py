@@ -121,6 +121,7 @@ def changed(config, assignments):
             "loss.name=hxe loss.label_smoothing=0.1",
             "loss.label_smoothing=0.1 has no effect without",
         ),
+        ("data.mixup=0.2 batch_size=1", "data.mixup mixes the images of a batch: set batch_size=2"),
         ("optim.warmup_epochs=7", "optim.warmup_epochs must be at most the 6 epochs, found 7"),
         ("reg.rules=kernel$=>cosine", "reg.rules: expected PATTERN => REGULARIZER * WEIGHT [@ AXE"),
         ("reg.rules=kernel$=>cosine*x", "reg.rules: expected a weight ≥ 0, found 'x'"),

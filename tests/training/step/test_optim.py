@@ -9,7 +9,10 @@ import optax
 import pytest
 from support.tiny import with_head_of
 
+from dh2l_jax.data.batches.augment import normalize
 from dh2l_jax.data.batches.feed import CropOptions, Resident
+from dh2l_jax.data.batches.mixing import mix
+from dh2l_jax.data.batches.operations import randaugment
 from dh2l_jax.data.datasets import Dataset
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.models import create
@@ -20,7 +23,7 @@ from dh2l_jax.training.run import checkpoint
 from dh2l_jax.training.step import optim
 from dh2l_jax.training.step.objective import make_objective
 from dh2l_jax.training.step.state import init_state
-from dh2l_jax.training.step.steps import make_train_step
+from dh2l_jax.training.step.steps import AUGMENT, MIX, draw_key, make_train_step
 
 SHAPES = {
     "head": {"kernel": (4, 3)},
@@ -192,6 +195,37 @@ def test_a_run_with_everything_goes_on_in_every_bit(tmp_path):
         jax.tree_util.tree_leaves_with_path(end), jax.tree.leaves(whole), strict=True
     ):
         assert np.asarray(found).tobytes() == np.asarray(expected).tobytes(), path
+
+
+def test_a_step_on_images_that_are_varied_and_mixed():
+    """Both labels count by their shares; "hits" are of the larger one."""
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 4, 4, 1)).astype(np.uint8)
+    labels = np.arange(8, dtype=np.int32) % 3
+    data = Dataset.from_splits("noise", (pixels, labels), (pixels, labels), Hierarchy.flat(3))
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    model, tx = with_head_of(create("resnet8", num_classes=3)), optax.sgd(0.1)
+    objective = make_objective(model, data.hierarchy, RegConfig(lambda_e=0))
+    feed = Resident(pixels, labels, CropOptions((4, 4), 1, True, 8), mesh)
+    vary, pair = functools.partial(randaugment, magnitude=5), functools.partial(mix, mixup=1.0)
+    step = make_train_step(objective, tx, data, feed, augment=vary, mix=pair)
+    state = init_state(model, tx, (4, 4, 1), 0, mesh)
+    variables, key = jax.device_get(state.variables), jax.random.wrap_key_data(state.key.copy())
+    (batch,) = feed.training(key, np.arange(8, dtype=np.int32), 0, 1)
+    _, result = step(state, *batch)
+
+    @jax.jit
+    def by_hand(variables, key, batch):
+        crops, y = feed.training_crops(key, jnp.asarray(0), *batch)
+        x = normalize(vary(draw_key(key, 0, AUGMENT), crops), data.mean, data.std)
+        x, s = pair(draw_key(key, 0, MIX), x)
+        z, _ = model.apply(variables, x, train=True, mutable=["batch_stats"])
+        return jax.nn.log_softmax(z), y, s
+
+    log_p, y, s = jax.device_get(by_hand(variables, key, batch))
+    each = [s * log_p[i, y[i]] + (1 - s) * log_p[i, y[7 - i]] for i in range(8)]
+    np.testing.assert_allclose(result.terms["L"], -np.mean(each), rtol=1e-5)
+    larger = y if s >= 0.5 else y[::-1]
+    assert result.terms["hits"] == (log_p.argmax(axis=1) == larger).sum()
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
