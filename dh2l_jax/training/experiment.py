@@ -94,13 +94,14 @@ class Experiment:
     def init(self, *, abstract: bool = False) -> TrainState:
         """The state before the first step; if `abstract`, its shapes for `checkpoint.restore`."""
         shape = (*self.crop, self.dataset.image_shape[2])
-        state = init_state(
-            self.model, self.tx, shape, self.config.seed, self.mesh, abstract=abstract
-        )
+        seed, ema = self.config.seed, self.config.optim.ema > 0
+        state = init_state(self.model, self.tx, shape, seed, self.mesh, ema=ema, abstract=abstract)
         if not self.pretrained:
             return state
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        return dataclasses.replace(state, **self.pretrained(variables))
+        found = self.pretrained({"params": state.params, "batch_stats": state.batch_stats})
+        if ema:  # apart from the weights: a step uses up both
+            found |= {"ema": found if abstract else jax.tree.map(jnp.copy, found)}
+        return dataclasses.replace(state, **found)
 
     def feeds(self) -> tuple[Feed, Feed]:
         """The feeds of training and of evaluation."""
@@ -163,7 +164,8 @@ def without_data(config: Config, record: DataRecord) -> tuple[Network, TrainStat
     model, mesh = _model(config, tree), _mesh()
     tx = _optimizer(config, optim.learning_rate(config.optim, 1, config.epochs))
     crop = crop_size(config, shape, config.data.name)
-    return model, init_state(model, tx, (*crop, shape[2]), config.seed, mesh, abstract=True)
+    shape, ema = (*crop, shape[2]), config.optim.ema > 0
+    return model, init_state(model, tx, shape, config.seed, mesh, ema=ema, abstract=True)
 
 
 def build(
@@ -233,6 +235,11 @@ def _steps(config: Config, images: int) -> int:
     if steps * config.epochs > LAST_STEP:
         raise ValueError(
             f"epochs must be at most {LAST_STEP // steps}, {LAST_STEP} steps, found {config.epochs}"
+        )
+    if config.optim.accumulate > steps * config.epochs:
+        raise ValueError(
+            f"optim.accumulate must be at most the {steps * config.epochs} steps of the run, found "
+            f"{config.optim.accumulate}"
         )
     return steps
 

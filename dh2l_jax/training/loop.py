@@ -13,6 +13,8 @@ import jax
 import numpy as np
 
 from dh2l_jax.data.batches.feed import Feed
+from dh2l_jax.data.batches.mixing import mix
+from dh2l_jax.data.batches.operations import randaugment
 from dh2l_jax.data.batches.order import epoch_order
 from dh2l_jax.data.batches.placement import place
 from dh2l_jax.models import HierarchicalHead
@@ -42,6 +44,7 @@ from dh2l_jax.training.run.records import (
     write_confusion,
     write_sealed,
 )
+from dh2l_jax.training.step import optim
 from dh2l_jax.training.step.finite import NotFiniteError
 from dh2l_jax.training.step.objective import head_levels, make_objective, make_regularizer
 from dh2l_jax.training.step.state import TrainState
@@ -249,7 +252,15 @@ def _jitted_step(experiment: Experiment, feed: Feed) -> Callable[..., Any]:
         counts=dataset.label_counts,
         steps=experiment.steps,
     )
-    return make_train_step(objective, experiment.tx, dataset, feed)
+    average = functools.partial(optim.averaged, config.optim) if config.optim.ema else None
+    data, augment, mixed = config.data, None, None
+    if data.augment:
+        augment = functools.partial(randaugment, magnitude=data.augment)
+    if data.mixup or data.cutmix:
+        mixed = functools.partial(mix, mixup=data.mixup, cutmix=data.cutmix)
+    return make_train_step(
+        objective, experiment.tx, dataset, feed, average, augment=augment, mix=mixed
+    )
 
 
 def step_bytes(experiment: Experiment) -> int:
@@ -292,11 +303,12 @@ def _final_terms(experiment: Experiment, state: TrainState) -> dict[str, Any]:
     """Every regulariser at the last state, whatever its λ, and how far C1-C3 are kept."""
     head, tree, reg = experiment.model.head, experiment.dataset.hierarchy, experiment.config.reg
     regularizer = make_regularizer(head, tree, reg)
-    terms = jax.jit(lambda p: regularizer(p, None, everything=True)[1])(state.params)
+    params = state.variables["params"]
+    terms = jax.jit(lambda p: regularizer(p, None, everything=True)[1])(params)
     result: dict[str, Any] = {"terms": {name: float(value) for name, value in terms.items()}}
     if isinstance(head, HierarchicalHead):
         quantities = constraint_values(
-            head_levels(state.params, head), tree, outer_radius=reg.outer_radius
+            head_levels(params, head), tree, outer_radius=reg.outer_radius
         )
         result["constraints"] = {}
         for name, (quantity, counts) in quantities.items():

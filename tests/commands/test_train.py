@@ -74,7 +74,12 @@ def test_the_help_of_train_lists_every_option(capsys, monkeypatch, run):
         assert sentence in shown, key
         assert f"(default: {options.text_of(value)})" in shown, key
     flags = ["--config", "--set", "--variant", "--workdir", "--profile", "--test", "--export"]
-    types = ["{step,cosine}", "--epochs INT", "--optim.lr FLOAT", "--data.flip {true,false}"]
+    types = [
+        "{step,cosine,linear,constant}",
+        "--epochs INT",
+        "--optim.lr FLOAT",
+        "--data.flip {true,false}",
+    ]
     for word in (*flags, "--eval-only", *types):
         assert word in shown
 

@@ -51,8 +51,9 @@ ONLY = {
     "metrics.sums.dense metrics.sums.plan",
     "metrics.sums.plan": "checks metrics.blocks metrics.profile metrics.sums",
     "training.config.options": "checks",
-    "training.config.sections": "checks training.config.options",
-    "training.config.recipes": "checks training.config.sections training.config.options",
+    "training.config.sections": "checks training.config.optim training.config.options",
+    "training.config.recipes": "checks training.config.sections training.config.optim "
+    "training.config.options",
     "training.step": "checks numerics spheres hierarchy metrics regularizers models data.batches "
     "data.datasets training.config training.step",
     "training.run": "bars checks files training.config training.run training.host.processes "

@@ -33,9 +33,15 @@ WHERE = {"epoch end": 2 * STEPS - 1, "middle": STEPS + 1}
 
 
 def config_of(kind: str, dtype: str, **options) -> Config:
-    """Of three epochs with an evaluation after each; images on the device or streamed by Grain."""
-    where = {"resident": (4.0, "uniform"), "streamed": (0.0, "balanced")}
-    device_gb, sampling = where[kind]
+    """Of three epochs with an evaluation after each; images on the device or streamed by Grain.
+
+    Those that are streamed end epochs in the middle of a lot, and have running means.
+    """
+    where = {
+        "resident": (4.0, "uniform", {}),
+        "streamed": (0.0, "balanced", {"accumulate": 2, "ema": 0.5}),
+    }
+    device_gb, sampling, tricks = where[kind]
     data = DataConfig(device_gb=device_gb, sampling=sampling, **SMALL["data"])
     sizes = {name: SMALL[name] for name in ("batch_size", "eval_batch_size")}
     return Config(
@@ -44,7 +50,7 @@ def config_of(kind: str, dtype: str, **options) -> Config:
         data=data,
         model=ModelConfig(name="resnet8", dtype=dtype),
         reg=RegConfig(schedule="cosine"),
-        optim=OptimConfig(lr=0.05, schedule="cosine"),
+        optim=OptimConfig(lr=0.05, schedule="cosine", **tricks),
         **sizes,
         **options,
     )

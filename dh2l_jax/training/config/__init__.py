@@ -1,5 +1,6 @@
 """The config of a run: its sections, recipes, typed options, and what contradicts what."""
 
+from dh2l_jax.training.config.optim import OptimConfig
 from dh2l_jax.training.config.sections import (
     Config,
     DataConfig,
@@ -7,7 +8,6 @@ from dh2l_jax.training.config.sections import (
     EvalConfig,
     LossConfig,
     ModelConfig,
-    OptimConfig,
     RegConfig,
     from_dict,
     identity,

@@ -5,6 +5,7 @@ Defaults never contradict. Refused is what was set and could have no effect, or 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from dh2l_jax.checks import unknown_name
@@ -16,13 +17,13 @@ from dh2l_jax.models import CIFAR, TORCHVISION, create
 from dh2l_jax.regularizers import rules
 from dh2l_jax.regularizers.params.rules import as_regularizer
 from dh2l_jax.regularizers.table import KERNEL, mean_of
-from dh2l_jax.training.config.options import flat
+from dh2l_jax.training.config.optim import OptimConfig
+from dh2l_jax.training.config.options import flat, text_of
 from dh2l_jax.training.config.rule_texts import rules_of
 from dh2l_jax.training.config.sections import (
     Config,
     DataConfig,
     DistributedConfig,
-    OptimConfig,
     RegConfig,
 )
 
@@ -61,6 +62,7 @@ def refuse_conflicts(config: Config) -> None:
         *_loss(config),
         *_regularizers(config),
         *_data(config.data),
+        *_mixed(config),
         *_optim(config),
         *_processes(config.distributed),
     ):
@@ -153,6 +155,10 @@ def _loss(config: Config) -> Iterator[str]:
     defaults = dict(flat(Config()))
     uses = {
         "loss.alpha": (loss.name == "hxe" or head == "haframe", "loss.name=hxe"),
+        "loss.label_smoothing": (
+            head not in OWN_LOSS and loss.name == "ce",
+            "a head whose loss is loss.name=ce",
+        ),
         "loss.class_weights": (head not in OWN_LOSS, "a head whose loss is loss.name"),
         "loss.logit_adjustment": (
             head not in OWN_LOSS and loss.name not in NODE_LOSSES,
@@ -242,10 +248,28 @@ def _data(data: DataConfig) -> Iterator[str]:
         )
 
 
+def _mixed(config: Config) -> Iterator[str]:
+    for name in ("mixup", "cutmix"):
+        if getattr(config.data, name) and config.batch_size < 2:
+            yield f"data.{name} mixes the images of a batch: set batch_size=2 or more"
+
+
 def _optim(config: Config) -> Iterator[str]:
     optim = config.optim
-    if optim.schedule == "cosine":
-        yield from _without_effect(optim)
+    if optim.schedule != "step":
+        yield from _without_effect(optim, ("milestones", "decay"), "schedule", "step")
+    if optim.name != "sgd":
+        yield from _without_effect(optim, ("momentum", "nesterov"), "name", "sgd")
+    if optim.head_rate != 1 and config.model.head in OWN_LOSS:
+        yield (
+            f"optim.head_rate={optim.head_rate:g} has no effect on model.head={config.model.head}, "
+            "which is not trained: leave it out"
+        )
+    for pattern in optim.freeze:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            yield f"optim.freeze: {pattern!r} is no regular expression: {error}"
     if list(optim.milestones) != sorted(set(optim.milestones)):
         yield f"optim.milestones must ascend, found {optim.milestones}"
     if optim.nesterov and not optim.momentum:
@@ -257,12 +281,15 @@ def _optim(config: Config) -> Iterator[str]:
         )
 
 
-def _without_effect(optim: OptimConfig) -> Iterator[str]:
-    for name in ("milestones", "decay"):
+def _without_effect(
+    optim: OptimConfig, names: tuple[str, ...], key: str, needed: str
+) -> Iterator[str]:
+    """Options that mean nothing unless another has the value that they need."""
+    for name in names:
         if getattr(optim, name) != getattr(type(optim), name):
             yield (
-                f"optim.{name} has no effect on optim.schedule=cosine, found "
-                f"{getattr(optim, name)}: leave it out, or set optim.schedule=step"
+                f"optim.{name} has no effect on optim.{key}={getattr(optim, key)}, found "
+                f"{text_of(getattr(optim, name))}: leave it out, or set optim.{key}={needed}"
             )
 
 

@@ -21,11 +21,11 @@ from __future__ import annotations
 import dataclasses
 
 from dh2l_jax.checks import unknown_name
+from dh2l_jax.training.config.optim import OptimConfig
 from dh2l_jax.training.config.sections import (
     Config,
     DataConfig,
     ModelConfig,
-    OptimConfig,
     RegConfig,
 )
 

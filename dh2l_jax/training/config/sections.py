@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dh2l_jax.training.config.optim import OptimConfig
 from dh2l_jax.training.config.options import Checked, field, flat, make, replace
 
 __all__ = [
@@ -19,7 +20,6 @@ __all__ = [
     "EvalConfig",
     "LossConfig",
     "ModelConfig",
-    "OptimConfig",
     "RegConfig",
     "from_dict",
     "identity",
@@ -61,6 +61,9 @@ class DataConfig(Checked):
       on_bad_image: "refuse" own images that cannot be read, or "skip" them and say which.
       pad: zeros added on each side before the random crop; 0 for none.
       flip: mirror at random.
+      augment: strength, up to 10, of two operations of RandAugment on each crop; 0 for none.
+      mixup: α of mixup; 0 for none.
+      cutmix: α of CutMix; 0 for none, with both each batch gets one of them.
       fraction: part of the images of each class to use, of training and test alike; for trials.
       sampling: how often a label with n images is drawn in an epoch: "uniform" (every image once),
         "sqrt" (∝ √n) or "balanced" (all labels alike).
@@ -82,6 +85,9 @@ class DataConfig(Checked):
     on_bad_image: str = field("refuse", choices=("refuse", "skip"))
     pad: int = field(4, low=0, high=2**13)
     flip: bool = True
+    augment: float = field(0.0, low=0, high=10)
+    mixup: float = field(0.0, low=0)
+    cutmix: float = field(0.0, low=0)
     fraction: float = field(1.0, above=0, high=1)
     sampling: str = field("uniform", choices=("uniform", "sqrt", "balanced"))
     inner: str = field("label", choices=("label", "class", "skip", "refuse"))
@@ -140,6 +146,7 @@ class LossConfig(Checked):
       name: "ce", "hxe" or "soft_labels"; "conditional" or "hrn", with a logit of every node.
       alpha: α of hxe, and of a haframe head.
       beta: β of soft_labels.
+      label_smoothing: ε of ce: so much of a label belongs to all classes alike.
       class_weights: "none", or "balanced": every class counts alike, however many images it has.
       logit_adjustment: τ; logits + τ log(share of the class in training) are trained on, and the
         logits alone answer (Menon et al. 2021); 0 for none.
@@ -148,6 +155,7 @@ class LossConfig(Checked):
     name: str = field("ce", choices=("ce", "hxe", "soft_labels", "conditional", "hrn"))
     alpha: float = field(0.4, low=0)
     beta: float = field(10.0, above=0)
+    label_smoothing: float = field(0.0, low=0, below=1)
     class_weights: str = field("none", choices=("none", "balanced"))
     logit_adjustment: float = field(0.0, low=0)
 
@@ -206,31 +214,6 @@ class RegConfig(Checked):
     pairs: str = field("siblings", choices=("siblings", "all"))
     presence: str = field("batch", choices=("batch", "global"))
     parent_ce_weight: float = field(0.0, low=0)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimConfig(Checked):
-    """SGD with momentum, and the learning rate's schedule.
-
-    Attributes:
-      lr: highest learning rate.
-      momentum: of SGD.
-      nesterov: Nesterov's form of it.
-      weight_decay: λ_f, coupled l2 on kernels and head vectors, before momentum.
-      schedule: "step" (× `decay` at each milestone) or "cosine" (to 0).
-      milestones: fractions of the run at which "step" decays.
-      decay: factor of "step".
-      warmup_epochs: the rate first rises linearly from 0 over so many epochs.
-    """
-
-    lr: float = field(0.1, above=0)
-    momentum: float = field(0.9, low=0, below=1)
-    nesterov: bool = False
-    weight_decay: float = field(5e-4, low=0)
-    schedule: str = field("step", choices=("step", "cosine"))
-    milestones: tuple[float, ...] = field((0.5, 0.85), low=0, high=1)
-    decay: float = field(0.1, above=0)
-    warmup_epochs: float = field(0.0, low=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

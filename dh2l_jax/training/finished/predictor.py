@@ -111,8 +111,7 @@ class Predictor:
             )
         if print_line and not finished:
             print_line(f"the run is not finished: the weights are those after step {state.step}")
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        predictor = cls(facts, network, variables, decision)
+        predictor = cls(facts, network, state.variables, decision)
         try:
             _ = predictor.certainty
         except ValueError as error:

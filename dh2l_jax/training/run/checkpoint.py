@@ -156,6 +156,8 @@ def read_params(
 ) -> dict[str, Any]:
     """The parameters of the newest intact step, for looking at them: of any model, as NumPy arrays.
 
+    Their running means, if the run keeps some.
+
     Raises:
       NoCheckpoint: there is no step.
       CheckpointError: every step is damaged.
@@ -167,7 +169,8 @@ def read_params(
             with _manager(path) as manager:
                 found = manager.item_metadata(step).get("state")
             like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), found)
-            return _newest_intact(path, like, print_line or _warn, None)[0]["params"]
+            tree, _ = _newest_intact(path, like, print_line or _warn, None)
+            return tree.get("ema", tree)["params"]
     return _newest_intact(path, {}, print_line or _warn, None)[0]
 
 
@@ -343,8 +346,9 @@ def _difference(found: dict[str, Any], expected: dict[str, Any]) -> str | None:
 
 
 def _tree(state: TrainState) -> dict[str, Any]:
-    """The fields of a state: what is stored names them, and not the class."""
-    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    """The fields of a state that it has: what is stored names them, and not the class."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _place(array: np.ndarray, like: Any) -> jax.Array:

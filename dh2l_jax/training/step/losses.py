@@ -52,6 +52,8 @@ def make_loss(
         else:
             logits = logits if shift is None else logits + shift[None]
             each = functools.partial(of_logits[loss.name], logits, labels)
+            if loss.label_smoothing:
+                each = functools.partial(smoothed, each, logits, loss.label_smoothing)
         if weights is None:
             return each(), {}
         return jnp.mean(weights[labels] * each(reduction="none")), {}
@@ -63,6 +65,15 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, reduction: str = "mea
     """Mean over the batch of −log p of the label, or (b,) with reduction="none"."""
     each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return each if reduction == "none" else jnp.mean(each)
+
+
+def smoothed(
+    each: Callable[..., jax.Array], logits: jax.Array, share: float, *, reduction: str = "mean"
+) -> jax.Array:
+    """(1 − ε) of a loss and ε of the mean of −log p over all classes."""
+    of_all = -jnp.mean(jax.nn.log_softmax(logits), axis=-1)
+    values = (1 - share) * each(reduction="none") + share * of_all
+    return values if reduction == "none" else jnp.mean(values)
 
 
 def balanced_weights(counts: np.ndarray, tree: Hierarchy) -> np.ndarray:

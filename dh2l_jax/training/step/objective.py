@@ -153,12 +153,14 @@ def make_objective(
     counts: np.ndarray | None = None,
     steps: int = 1,
 ) -> Callable[..., tuple[jax.Array, tuple[Any, Terms]]]:
-    """A function (params, batch_stats, images, labels, step=0) → (J, (batch_stats, terms)).
+    """A function (params, batch_stats, images, labels, step=0, mixed=None) → (J, (stats, terms)).
 
     `terms` holds J, the loss L and its parts, "hits" (right classes in the batch, by the highest
     logit; of a label at an inner node, those below it), every regulariser before its λ and, where
     it is not constant, the factor "schedule". `loss` is the cross-entropy if None, `counts` are
-    those of `make_loss`, `steps` those of the run.
+    those of `make_loss`, `steps` those of the run. `mixed` are the labels of other images that are
+    in the images too, and the share s of the first: L is s L(labels) + (1 − s) L(others), "hits"
+    are of the larger share.
     """
     head, terms_of = model.head, make_regularizer(model.head, hierarchy, reg)
     loss_of = make_loss(loss or LossConfig(), head, hierarchy, counts)
@@ -166,7 +168,7 @@ def make_objective(
     labelled = hierarchy if has_inner else hierarchy.num_classes
     schedule = factor_of(reg.schedule, steps)
 
-    def objective(params, batch_stats, images, labels, step=0):
+    def objective(params, batch_stats, images, labels, step=0, mixed=None):
         variables = {"params": params, "batch_stats": batch_stats}
         with jax.named_scope("forward"):
             features, updates = model.apply(
@@ -175,7 +177,8 @@ def make_objective(
             logits = cast(
                 jax.Array, model.apply({"params": params}, features, method=lambda m, x: m.head(x))
             )
-            L, parts = loss_of(params.get("head", {}), features, logits, labels)
+            loss = functools.partial(loss_of, params.get("head", {}), features, logits)
+            L, parts = shared(loss, labels, mixed)
         with jax.named_scope("regulariser"):
             where = max_present = None
             if reg.presence == "batch":
@@ -186,21 +189,38 @@ def make_objective(
                 terms["schedule"] = factor
         J = L + R
         if reg.parent_ce_weight and isinstance(head, HierarchicalHead):
-            L_parent = _parent_cross_entropy(params, head, features, labels, has_inner)
+            parent = functools.partial(_parent_cross_entropy, params, head, features, has_inner)
+            L_parent = shared(parent, labels, mixed)
             J += reg.parent_ce_weight * L_parent
             terms = {"L_parent": L_parent, **terms}
-        right = jnp.argmax(logits, axis=-1)
-        if has_inner:
-            right = jnp.any(
-                jnp.asarray(hierarchy.ancestor_nodes())[:, right] == labels[None], axis=0
-            )
-        else:
-            right = right == labels
-        hits = jnp.sum(right & ~has_nan(logits))
+        if mixed is not None:
+            labels = jnp.where(mixed[1] >= 0.5, labels, mixed[0])
+        hits = _hits(logits, labels, hierarchy if has_inner else None)
         batch_stats = cast(dict, updates)["batch_stats"]
         return J, (batch_stats, {"J": J, "L": L, **parts, **terms, "hits": hits})
 
     return objective
+
+
+def _hits(logits: jax.Array, labels: jax.Array, tree: Hierarchy | None) -> jax.Array:
+    """How many of the highest logits are right; with a tree, labels may be inner nodes."""
+    right = jnp.argmax(logits, axis=-1)
+    if tree is None:
+        right = right == labels
+    else:
+        right = jnp.any(jnp.asarray(tree.ancestor_nodes())[:, right] == labels[None], axis=0)
+    return jnp.sum(right & ~has_nan(logits))
+
+
+def shared(
+    loss: Callable[[jax.Array], Any], labels: jax.Array, mixed: tuple[jax.Array, jax.Array] | None
+) -> Any:
+    """The loss of labels, or of them and of others by their shares."""
+    own = loss(labels)
+    if mixed is None:
+        return own
+    others, share = mixed
+    return jax.tree.map(lambda a, b: share * a + (1 - share) * b, own, loss(others))
 
 
 def scaled(value: jax.Array, factor: jax.Array | None) -> jax.Array:
@@ -223,8 +243,8 @@ def _parent_cross_entropy(
     params: Any,
     head: HierarchicalHead,
     features: jax.Array,
-    labels: jax.Array,
     has_inner: bool,
+    labels: jax.Array,
 ) -> jax.Array:
     """Sum over the inner levels of the cross-entropy of the labels' ancestors, 0 where unknown."""
     tree, levels = head.hierarchy, head_levels(params, head)

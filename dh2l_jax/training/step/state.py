@@ -27,6 +27,7 @@ class TrainState:
       opt_state: the optimiser's state.
       key: the key of the run, from which each step's augmentation key is folded.
       rate: () float32, factor of the schedule's learning rate; a roll-back lowers it.
+      ema: running means of `params` and `batch_stats`, by these names; None without `optim.ema`.
     """
 
     step: jax.Array
@@ -35,6 +36,12 @@ class TrainState:
     opt_state: optax.OptState
     key: jax.Array
     rate: jax.Array
+    ema: Any = None
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What is evaluated: the running means if there are any."""
+        return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def init_state(
@@ -44,6 +51,7 @@ def init_state(
     seed: int,
     mesh: jax.sharding.Mesh,
     *,
+    ema: bool = False,
     abstract: bool = False,
 ) -> TrainState:
     """The state before the first step, replicated over the mesh: a function of the seed.
@@ -58,7 +66,9 @@ def init_state(
         # Keys are stored as raw words, which every checkpoint format can hold.
         key = jax.random.key_data(run_key)
         step, rate = jnp.zeros((), jnp.int32), jnp.ones((), jnp.float32)
-        return TrainState(step, params, variables["batch_stats"], tx.init(params), key, rate)
+        stats = variables["batch_stats"]
+        mean = {"params": params, "batch_stats": stats} if ema else None
+        return TrainState(step, params, stats, tx.init(params), key, rate, mean)
 
     replicated = NamedSharding(mesh, PartitionSpec())
     # `init` runs once: on CPU, optimising it would take longer than to compile the train step.

@@ -35,6 +35,9 @@ __all__ = [
 
 Scale = tuple[jax.Array, jax.Array]  # mean and standard deviation of the pixels, each (c,)
 
+# Folded into the key of a step, beyond the numbers that `draw_crops` splits it by.
+AUGMENT, MIX = 1_000, 1_001
+
 # Classes up to which evaluation counts the confusion matrix, 16 MB.
 MAX_CONFUSION = 2_000
 
@@ -58,11 +61,17 @@ def make_train_step(
     tx: optax.GradientTransformation,
     dataset: Dataset,
     feed: Feed,
+    average: Callable[..., Any] | None = None,
+    *,
+    augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    mix: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None,
 ) -> Callable[..., tuple[TrainState, StepResult]]:
     """The jitted step: (state, *batch of the feed, stop=None) → (state, StepResult).
 
     The state is donated: the caller's copy is used up. `stop` is (devices,) bool, whether the
-    process of each device was asked to stop.
+    process of each device was asked to stop. `average` makes of (running means, variables, step)
+    the next means; `augment` changes (key, pixels), `mix` makes of (key, images) mixed ones and the
+    share s of their own labels, see `dh2l_jax.data.batches.mixing`.
     """
 
     def train_step(
@@ -71,9 +80,14 @@ def make_train_step(
         with jax.named_scope("augment"):
             key = jax.random.wrap_key_data(state.key)
             pixels, labels = feed.training_crops(key, state.step, *batch)
-            images = normalize(pixels, *scale)
+            if augment is not None:
+                pixels = augment(draw_key(key, state.step, AUGMENT), pixels)
+            images, mixed = normalize(pixels, *scale), ()
+            if mix is not None:
+                images, share = mix(draw_key(key, state.step, MIX), images)
+                mixed = ((labels[::-1], share),)
         (_, (batch_stats, terms)), gradients = jax.value_and_grad(objective, has_aux=True)(
-            state.params, state.batch_stats, images, labels, state.step
+            state.params, state.batch_stats, images, labels, state.step, *mixed
         )
         with jax.named_scope("optimiser"):
             updates, opt_state = tx.update(gradients, state.opt_state, state.params)
@@ -82,10 +96,20 @@ def make_train_step(
         finite = {"weights": all_finite(params), "batch statistics": all_finite(batch_stats)}
         result = StepResult(terms, finite, None if stop is None else jnp.any(stop))
         step = state.step + 1
-        return TrainState(step, params, batch_stats, opt_state, state.key, state.rate), result
+        ema = state.ema
+        if average is not None:
+            with jax.named_scope("average"):
+                ema = average(ema, {"params": params, "batch_stats": batch_stats}, step)
+        state = TrainState(step, params, batch_stats, opt_state, state.key, state.rate, ema)
+        return state, result
 
     jitted = jax.jit(train_step, donate_argnums=0)
     return functools.partial(jitted, scale=_scale(dataset, feed))
+
+
+def draw_key(key: jax.Array, step: jax.Array | int, purpose: int) -> jax.Array:
+    """The key of what a step draws besides its crops."""
+    return jax.random.fold_in(jax.random.fold_in(key, step), purpose)
 
 
 def make_eval_step(
@@ -129,8 +153,7 @@ def _logits_of(model: Network, feed: Feed) -> Callable[..., tuple[jax.Array, jax
     def logits_of(state: TrainState, *batch: Any, scale: Scale) -> tuple[jax.Array, jax.Array]:
         pixels, labels = feed.evaluation_crops(*batch)
         images = normalize(pixels, *scale)
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        return cast(jax.Array, model.apply(variables, images, train=False)), labels
+        return cast(jax.Array, model.apply(state.variables, images, train=False)), labels
 
     return logits_of
 

@@ -106,6 +106,22 @@ def changed(config, assignments):
         ("optim.schedule=step optim.milestones=0.6,0.3", "optim.milestones must ascend, found (0."),
         ("optim.schedule=step optim.milestones=0.5,0.5", "optim.milestones must ascend, found (0."),
         ("optim.nesterov=yes optim.momentum=0", "optim.nesterov=true has no effect without mome"),
+        (
+            "optim.schedule=linear optim.decay=0.5",
+            "optim.decay has no effect on optim.schedule=li",
+        ),
+        (
+            "optim.name=adamw optim.momentum=0.8",
+            "optim.momentum has no effect on optim.name=adamw",
+        ),
+        ("optim.name=muon optim.nesterov=true", "optim.nesterov has no effect on optim.name=muon"),
+        ("model.head=etf optim.head_rate=2", "optim.head_rate=2 has no effect on model.head=etf"),
+        ("optim.freeze=(", "optim.freeze: '(' is no regular expression: missing"),
+        (
+            "loss.name=hxe loss.label_smoothing=0.1",
+            "loss.label_smoothing=0.1 has no effect without",
+        ),
+        ("data.mixup=0.2 batch_size=1", "data.mixup mixes the images of a batch: set batch_size=2"),
         ("optim.warmup_epochs=7", "optim.warmup_epochs must be at most the 6 epochs, found 7"),
         ("reg.rules=kernel$=>cosine", "reg.rules: expected PATTERN => REGULARIZER * WEIGHT [@ AXE"),
         ("reg.rules=kernel$=>cosine*x", "reg.rules: expected a weight ≥ 0, found 'x'"),

@@ -53,7 +53,7 @@ def state_of(step, seed=0, *, optimiser="sgd", classes=4, **fields):
         "opt_state": OPTIMISERS[optimiser].init(params),
         "key": jax.random.key_data(jax.random.key(seed)),
     } | fields
-    others = {f.name for f in dataclasses.fields(TrainState)} - values.keys()
+    others = {f.name for f in dataclasses.fields(TrainState)} - values.keys() - {"ema"}
     return TrainState(**values, **{name: jnp.float32(rng.normal()) for name in others})
 
 
@@ -131,6 +131,7 @@ def on_devices(number):
         ({"optimiser": "chain"}, 1, 1),
         ({"optimiser": "chain"}, 2, 2),
         ({"batch_stats": {}, "opt_state": optax.EmptyState()}, 1, 1),
+        ({"ema": {"params": {"kernel": np.ones((2, 3), np.float32)}, "batch_stats": {}}}, 1, 1),
     ],
 )
 def test_every_bit_comes_back_where_it_is_wanted(tmp_path, fields, saved_on, restored_on):

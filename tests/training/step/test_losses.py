@@ -12,6 +12,7 @@ from dh2l_jax.data.datasets import Dataset
 from dh2l_jax.training.config import Config, LossConfig, ModelConfig, OptimConfig, RegConfig
 from dh2l_jax.training.experiment import _model, _optimizer
 from dh2l_jax.training.step import objective as objective_module
+from dh2l_jax.training.step.losses import make_loss
 from dh2l_jax.training.step.objective import make_objective
 from dh2l_jax.training.step.state import init_state
 from dh2l_jax.training.step.steps import make_train_step
@@ -163,6 +164,20 @@ def test_every_loss_by_hand():
         assert terms["L"] == J
         parts = {"L_ce", "L_cos"} if name == "haframe" else set()
         assert set(terms) == {"J", "L", "hits"} | parts
+
+
+def test_smoothed_labels_by_hand():
+    """With labels at classes, and at inner nodes too."""
+    z = np.random.default_rng(0).normal(size=(5, C))
+    p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    for labels in ([0, 1, 2, 3, 5], [0, 1, C, 3, ROOT - 1]):
+        counts = np.bincount(labels, minlength=N)
+        loss_of = make_loss(LossConfig(label_smoothing=0.2), None, TREE, counts)
+        logits, nodes = jnp.asarray(z, jnp.float32), jnp.asarray(labels)
+        L, _ = jax.jit(loss_of)({}, jnp.zeros((5, 1)), logits, nodes)
+        each = [-np.log(p[i] @ ABOVE[:C, y]) for i, y in enumerate(labels)]
+        expected = 0.8 * np.mean(each) - 0.2 * np.log(p).mean()
+        np.testing.assert_allclose(L, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["conditional", "haframe", "sphere"])
