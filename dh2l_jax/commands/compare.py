@@ -1,10 +1,10 @@
 """Compares methods on your own images, or any data set: which helps, and how sure that is.
 
-  dh2l compare                                               l2, E, factored and E+H on embedded images
-  dh2l compare ~/birds --methods l2 mhe_s2 "E+H(d_am_cos)"   on a folder of images
-  dh2l compare --search optim.lr=0.01,0.03,0.1               the rate is chosen for each method alike
-  dh2l compare --methods l2 "wide: --set model.name=resnet20 --search optim.lr=0.1,0.2"
-  dh2l compare --dry-run                                     what there is to do
+  dh2l compare                                     l2, E, factored and E+H on embedded images
+  dh2l compare ~/birds --methods l2 mhe_s2 factored          on a folder of images
+  dh2l compare --search optim.lr=0.01,0.03,0.1     the rate is chosen, for every method alike
+  dh2l compare --methods l2 "slow: --set epochs=9 --search optim.lr=0.01,0.02"
+  dh2l compare --dry-run                           what there is to do
 
 A method is one of the names below, a regulariser such as "mhe_s2(half_space=True)", "E(METRIC)",
 "factored(METRIC)", "E+H(METRIC)", or "NAME: --set KEY=VALUE --search KEY=A,B", which changes l2.

@@ -90,9 +90,17 @@ class TableJob:
         known = [second for setting in self.wanted for second in self.results[setting].seconds]
         left = [setting for setting in self.wanted if not self.results[setting].complete]
         if trial and left and not known:
-            known = [self.runner.seconds(left[0])]
+            known = self._tried(left[0])
         about = f", about {_duration(sum(known) / len(known) * (total - done))}" if known else ""
         print(one_line(f"{total} runs, {done} done{about if total > done else ''}"), flush=True)
+
+    def _tried(self, setting: Setting) -> list[float]:
+        """Seconds of a run, from a short one; nothing where it fails, as the run itself may."""
+        try:
+            return [self.runner.seconds(setting)]
+        except Exception as error:
+            print(one_line(f"no estimate of the time: {error}"), file=sys.stderr)
+            return []
 
     def run(self) -> int:
         """Trains setting by setting, the report grows with each; the exit code of the command."""

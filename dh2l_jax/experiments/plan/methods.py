@@ -95,7 +95,7 @@ def _method(name: str) -> Method:
         get_metric(metric)
         return _in_tree(variant, metric)
     base = metric.partition("(")[0]
-    if base not in REGULARIZERS:
+    if not form and base not in REGULARIZERS:
         raise ValueError(unknown_name("method", name, [*METHODS, *REGULARIZERS]))
     regularizer(metric)
     known = METHODS.get(base, _weights(base))

@@ -146,8 +146,9 @@ def _failed(summary: Summary) -> bool:
 
 
 def _details(table: Table, summaries: list[Summary]) -> str:
-    header = [name.format(table.against) for name in DETAILS]
-    return _lines(header, [_detail(summary) for summary in summaries])
+    kept = len(DETAILS) - table.one_column  # no figures of the paper
+    header = [name.format(table.against) for name in DETAILS[:kept]]
+    return _lines(header, [_detail(summary)[:kept] for summary in summaries])
 
 
 def _detail(s: Summary) -> list[str]:
@@ -270,12 +271,14 @@ def _lists(table: Table) -> str:
     if not table.one_column:
         lists = ("reg.lambda_e", LAMBDA_E), ("reg.lambda_l", LAMBDA_L)
         return f"{' and '.join(_list(*pair) for pair in lists)}, where a cell has the term"
-    rows = [
-        f"{cell.row} {' and '.join(_list(*pair) for pair in cell.setting.lists)}"
-        for cell in table.cells
-        if cell.setting.lists
+    lists = {cell.row: cell.setting.lists or () for cell in table.cells}
+    alike = [
+        pair for pair in next(iter(lists.values())) if all(pair in of for of in lists.values())
     ]
-    return f"Chosen: {'; '.join(rows) or 'nothing'}"
+    own = {row: [pair for pair in of if pair not in alike] for row, of in lists.items()}
+    rows = {"every method alike": alike, **own}
+    words = [f"{row} {' and '.join(_list(*pair) for pair in of)}" for row, of in rows.items() if of]
+    return f"Chosen: {'; '.join(words) or 'nothing'}"
 
 
 def _list(key: str, values: Sequence[float | str]) -> str:
