@@ -154,10 +154,7 @@ def _plan(options: argparse.Namespace, command: Sequence[str], trainer: Trainer)
         raise ValueError(f"--seeds must be 1 or more, found {options.seeds}")
     search = tuple(listed(text) for text in options.search)
     base = _base(options, [key for key, _ in search])
-    data = base.data.name
-    if data == "folder":
-        data = re.sub(r"[^\w.-]+", "_", Path(base.data.data_dir).name) or data
-    table = comparison(STEM, data, base.model.name, options.methods, search)
+    table = comparison(STEM, _name(base), base.model.name, options.methods, search)
     chosen = Options(overrides=tuple(options.overrides), base=base)
     protocol = Protocol(tuple(range(options.seeds)), chosen, tuple(command))
     return TableJob.begin(table, table.settings, options.out, STEM, protocol, trainer)
@@ -175,6 +172,14 @@ def _base(options: argparse.Namespace, searched: Sequence[str]) -> Config:
         raise ValueError(f"{refused[0]} is set by the methods or the seed, found in --search")
     holdout = config.data.holdout or HOLDOUT
     return dataclasses.replace(config, data=dataclasses.replace(config.data, holdout=holdout))
+
+
+def _name(config: Config) -> str:
+    """Of the data, in reports and folders; own images never have the name of known ones."""
+    if config.data.name != "folder":
+        return config.data.name
+    name = re.sub(r"[^\w.-]+", "_", Path(config.data.data_dir).name)
+    return name if name and name not in FACTS else f"folder_{name}"
 
 
 def _config(name: str, data: str) -> Config:

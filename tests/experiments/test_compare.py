@@ -200,16 +200,19 @@ def test_methods_of_a_seed_differ_in_their_method_alone():
 
 
 @pytest.mark.usefixtures("no_picture")
-def test_own_images_and_the_runs_of_others(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("name", "shown"), [("my birds", "my_birds"), ("cifar10", "folder_cifar10")]
+)
+def test_own_images_and_the_runs_of_others(tmp_path, capsys, name, shown):
     """A folder gives its name; runs on what it held before are not taken for runs on it."""
-    folder, out = tmp_path / "my birds", tmp_path / "out"
+    folder, out = tmp_path / name, tmp_path / "out"
     folder.mkdir()
     arguments = [str(folder), "--methods", "l2", "factored", "--seeds", "1"]
     arguments += ["--set", "model.name=resnet8"]
     first = Scored(lambda config: 0.5)
     assert run(out, *arguments, trainer=first) == 0
     assert len(first.trained) == 3
-    assert all(name.startswith("my_birds-resnet8-") for name in first.trained)
+    assert all(run_name.startswith(f"{shown}-resnet8-") for run_name in first.trained)
     config = json.loads((out / "runs" / first.trained[0] / "config.json").read_text())
     assert config["data"]["data_dir"] == str(folder)
     assert (config["data"]["name"], config["data"]["holdout"]) == ("folder", 0.1)

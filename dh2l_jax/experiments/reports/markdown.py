@@ -109,7 +109,7 @@ def _sentence(s: Summary, against: str) -> str:
         found = f"{row} is {abs(s.delta):.1f} ± {size} {way} than {against} ({p})"
     else:
         found = f"{row} is not told apart from {against}: {s.delta:+.1f} ± {size} ({p})"
-    return f"{found}; {unseen} would not have been seen."
+    return f"{found}; {unseen} might not have been seen."
 
 
 def _seeds(count: int) -> str:
