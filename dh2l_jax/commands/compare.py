@@ -144,7 +144,7 @@ def make(
             return fail(program, error)
         refuse_small_limits()
         if trainer is None:
-            _prepare_jax(options.out)
+            prepare_jax(options.out)
         job.announce(trial=trial)
         return job.run()
 
@@ -198,7 +198,7 @@ def _config(name: str, data: str) -> Config:
     return dataclasses.replace(config, data=own)
 
 
-def _prepare_jax(out: Path) -> None:
+def prepare_jax(out: Path) -> None:
     """Keeps compiled programs, which many runs share, on disk; on CPU, memory is reused."""
     import jax
     from jax.experimental.compilation_cache import compilation_cache
