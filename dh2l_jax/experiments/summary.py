@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from dh2l_jax.experiments import statistics
 from dh2l_jax.experiments.plan.settings import Setting
@@ -40,7 +41,7 @@ class Summary:
     p_holm: float | None = None
     visible: float | None = None
 
-    def scores(self, name: str) -> list[float]:
+    def scores(self, name: str) -> list[Any]:
         """A score of the state after the last epoch, of each seed that has it."""
         tests = (result.test[LAST] for result in self.result.chosen if result.test)
         return [test[name] for test in tests if name in test]

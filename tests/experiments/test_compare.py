@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from jax.experimental.compilation_cache import compilation_cache
-from oracle.tables import Fake, holm
+from oracle.tables import Fake, cells_of, holm
 
 from dh2l_jax.commands import compare as command
 from dh2l_jax.experiments import job
@@ -139,6 +139,9 @@ def test_every_sentence_by_hand(tmp_path, capsys, monkeypatch):
     text = (tmp_path / "comparison.md").read_text("utf-8")
     assert text.index(sentences[0]) < text.index("## Every cell")
     assert "every method alike optim.lr from {0.01, 0.1}; hxe α from {0.1, 0.5}" in text
+    row = cells_of(text)["hxe", "test"]
+    assert row["above"] == "100.00"  # what the trainer of the tests says of the one inner level
+    assert (row["network"], row["epochs"], row["n"]) == ("resnet20", "6", "4")
     record = json.loads((tmp_path / "comparison.json").read_text("utf-8"))
     assert record["sentences"] == sentences
     with (tmp_path / "comparison.csv").open(encoding="utf-8", newline="") as file:

@@ -36,6 +36,7 @@ DETAILS = (
     "p",
     "p (Holm)",
     "visible",
+    "above",
     "severity",
     "chosen",
     "s",
@@ -164,6 +165,7 @@ def _detail(s: Summary) -> list[str]:
         _probability(s.p),
         _probability(s.p_holm),
         NONE if s.visible is None else f"{s.visible:.2f}",
+        _above(s.scores("accuracy")),
         _mean(dict(enumerate(s.scores("mistake_severity")))),
         str(s.result.weights or NONE),
         _mean_number(s.result.seconds),
@@ -177,6 +179,12 @@ def _mean(values: Mapping[int, float]) -> str:
         return NONE
     mean, deviation = mean_and_deviation(values.values())
     return f"{mean:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
+
+
+def _above(accuracies: Sequence[Sequence[float]]) -> str:
+    """The mean accuracy at each inner level."""
+    levels = list(zip(*accuracies, strict=True))[:-1]
+    return " / ".join(f"{100 * mean_and_deviation(level)[0]:.2f}" for level in levels) or NONE
 
 
 def _mean_number(values: Sequence[float]) -> str:
@@ -231,6 +239,7 @@ def _protocol(table: Table, summaries: list[Summary], protocol: Protocol) -> Ite
         * table.one_column
     )
     yield (
+        '"above": mean test accuracy at the inner levels of the tree, from the root down, in %; '
         '"severity": mean height of the lowest common ancestor over the wrong answers; "s": mean '
         'seconds of a run, compilation included; "MB": what the compiled training step needs, its '
         "images included."
