@@ -116,7 +116,7 @@ def _legend(table: Table, summaries: list[Summary]) -> list[Any]:
     marks = [
         Line2D([], [], color=colour, linewidth=4, label=name)
         for name, colour in COLOURS.items()
-        if name in names
+        if name in names and not table.one_column  # there the rows have the names
     ]
     marks.append(Line2D([], [], label="ours ± standard deviation", **OURS, **black))
     if any(summary.cell.paper is not None for summary in summaries):
