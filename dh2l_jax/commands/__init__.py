@@ -41,6 +41,7 @@ COMMANDS = {
     "report": "writes one HTML file about a run or a table",
     "export": "writes weights, or a program for JAX alone",
     "evaluate": "scores a finished run, or the answers of any program",
+    "compare": "compares methods on any data set: which helps, and how sure that is",
     "tables": "runs, or resumes, a table of the paper",
 }
 

@@ -15,21 +15,19 @@ held out of the training images; only the chosen runs are evaluated on the test 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from dh2l_jax.commands import BAD, Exit, Parser, fail, refuse_small_limits
+from dh2l_jax.commands import Parser
+from dh2l_jax.commands.compare import add_common, make
 from dh2l_jax.data.facts import FACTS
-from dh2l_jax.experiments.job import Progress, TableJob
+from dh2l_jax.experiments.job import TableJob
 from dh2l_jax.experiments.plan.settings import WEIGHT_FILES, Options
 from dh2l_jax.experiments.plan.tables import EMBEDDED, TABLES, Table, count_runs, table
 from dh2l_jax.experiments.reports.markdown import Protocol
-from dh2l_jax.experiments.runner import LoopTrainer, Runner, Trainer
-from dh2l_jax.training.run.lock import Lock
+from dh2l_jax.experiments.runner import Trainer
 
 PROGRAM = "dh2l tables"
 SEEDS = [0, 1, 2]
@@ -46,7 +44,6 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     add("table", metavar="TABLE", help="one of the tables below")
     add("--data", default="", metavar="DIR", help="data.data_dir of the runs")
     add("--seeds", type=int, nargs="+", default=SEEDS, metavar="N", help="default: 0 1 2")
-    add("--out", type=Path, default=Path("runs/tables"), metavar="DIR", help="default: runs/tables")
     add("--budget", type=float, default=1.0, metavar="F", help="part of epochs and images, a trial")
     add(
         "--pretrained", metavar="DIR", help='folder of the ImageNet weights, or "none": random ones'
@@ -57,15 +54,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         metavar="NAME",
         help="network of the tables on Fashion-MNIST (default: resnet20)",
     )
-    add(
-        "--set",
-        action="append",
-        default=[],
-        dest="overrides",
-        metavar="KEY=VALUE",
-        help="replace one option in all runs, such as model.dtype=bfloat16",
-    )
-    add("--dry-run", "--list", action="store_true", help="show the plan and what is done already")
+    add_common(parser, "runs/tables")
     return parser.parse_args(arguments)
 
 
@@ -79,24 +68,7 @@ def main(arguments: list[str] | None = None, trainer: Trainer | None = None) -> 
     Returns:
       0 if all went well, 1 if a run failed, 2 for bad input, 130 if interrupted.
     """
-    words = sys.argv[1:] if arguments is None else arguments
-    command = (*PROGRAM.split(), *words)
-    with contextlib.ExitStack() as stack:
-        try:
-            options = parse_arguments(words)
-            job = _plan(options, command, trainer or LoopTrainer())
-            if options.dry_run:
-                job.show()
-                return Exit.FINISHED
-            job.check()
-            options.out.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(Lock(options.out / ".lock"))
-        except BAD as error:
-            return fail(PROGRAM, error)
-        refuse_small_limits()
-        if trainer is None:
-            _prepare_jax(options.out)
-        return job.run()
+    return make(PROGRAM, parse_arguments, _plan, arguments, trainer, trial=False)
 
 
 def _plan(options: argparse.Namespace, command: Sequence[str], trainer: Trainer) -> TableJob:
@@ -108,14 +80,7 @@ def _plan(options: argparse.Namespace, command: Sequence[str], trainer: Trainer)
     plan = table(options.table, embedded=not options.data, model=options.model or "resnet20")
     wanted = plan.only(plan.rows if options.rows is None else options.rows).settings
     protocol = Protocol(_seeds(options.seeds), _run_options(options, plan), tuple(command))
-    total = count_runs(wanted, len(protocol.seeds))
-    progress = Progress(total)
-    runner = Runner(
-        options.out / "runs", protocol.seeds, protocol.options, trainer, tell=progress.tell
-    )
-    settled = {setting: runner.look(setting) for setting in plan.settings}
-    progress.done = sum(settled[setting].finished for setting in wanted)
-    return TableJob(plan, wanted, runner, protocol, options.out / _stem(options, plan), settled)
+    return TableJob.begin(plan, wanted, options.out, _stem(options, plan), protocol, trainer)
 
 
 def _seeds(seeds: Sequence[int]) -> tuple[int, ...]:
@@ -168,21 +133,6 @@ def _label(words: Iterable[str]) -> str:
     if re.fullmatch(r"[\w.=,-]{1,60}", text, re.ASCII):
         return text
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _prepare_jax(out: Path) -> None:
-    """Keeps compiled programs, which many runs share, on disk; on CPU, memory is reused."""
-    import jax
-    from jax.experimental.compilation_cache import compilation_cache
-
-    from dh2l_jax.training.host import allocator
-
-    compilation_cache.set_cache_dir(str((out / "compiled").resolve()))
-    compilation_cache.reset_cache()  # without this, a process that has compiled ignores the folder
-    # By default only what takes a second is kept; a run has a hundred programs below that.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    if jax.default_backend() == "cpu":
-        allocator.keep_freed_memory()
 
 
 def _list_of_tables() -> str:

@@ -1,1 +1,1 @@
-"""The tables of the paper, from their cells to Markdown, CSV and PNG."""
+"""Many runs, one table: comparisons and the paper's tables, from their plan to their reports."""

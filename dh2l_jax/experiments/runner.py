@@ -6,16 +6,19 @@ import dataclasses
 import gc
 import io
 import shutil
+import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from dh2l_jax.experiments.plan.settings import Options, Setting, Weights, config_of
 from dh2l_jax.experiments.runs import Run, RunResult, check_result, check_test, read
 from dh2l_jax.files import open_to_append, write_atomically
-from dh2l_jax.training.config import Config
+from dh2l_jax.training.config import Config, DataConfig
+from dh2l_jax.training.run.folder import METRICS
+from dh2l_jax.training.run.records import read_records
 
 __all__ = ["LoopTrainer", "Runner", "SettingResult", "Trainer", "choose"]
 
@@ -27,6 +30,14 @@ class Trainer(Protocol):
 
     def check(self, config: Config) -> None:
         """Raises what would stop a run before its first step: missing data, unknown names."""
+        ...
+
+    def data(self, config: Config) -> str:
+        """Digest of the images, labels and tree, as results have it."""
+        ...
+
+    def seconds(self, config: Config) -> float:
+        """About the time that a run takes, from a short one."""
         ...
 
     def train(self, config: Config, workdir: Path) -> Any:
@@ -55,6 +66,25 @@ class LoopTrainer:
         from dh2l_jax.training import loop
 
         loop.build(config, progress=True)
+
+    def data(self, config: Config) -> str:
+        """Of all images in the folder, whatever part of them is trained on."""
+        from dh2l_jax.training import loop
+
+        return loop.build(config).source.fingerprint.sha256
+
+    def seconds(self, config: Config) -> float:
+        """From two epochs, whose programs are kept for the runs; the first one compiles."""
+        epochs = min(2, config.epochs)
+        warmup = min(config.optim.warmup_epochs, epochs)
+        optim = dataclasses.replace(config.optim, warmup_epochs=warmup)
+        with tempfile.TemporaryDirectory() as folder:
+            workdir = Path(folder) / "trial"
+            short = dataclasses.replace(config, epochs=epochs, optim=optim)
+            result = self.train(short, workdir)
+            rate = read_records(workdir / METRICS)[-1]["images_per_second"]
+        images = result["steps"] * config.batch_size / epochs
+        return result["seconds"] + (config.epochs - epochs) * images / rate
 
     def train(self, config: Config, workdir: Path) -> Any:
         """Builds, trains from where an interrupted run got to, writes result.json."""
@@ -164,6 +194,29 @@ class Runner:
     def check(self, setting: Setting) -> None:
         """Raises what would stop the setting's runs before their first step."""
         self.trainer.check(self._run(setting, setting.candidates[0], self.seeds[0]).config)
+
+    def seconds(self, setting: Setting) -> float:
+        """About the time of a run, where none has been finished."""
+        return self.trainer.seconds(self._run(setting, setting.candidates[0], self.seeds[0]).config)
+
+    def refuse_other_data(self, found: Mapping[Setting, SettingResult]) -> None:
+        """Raises if finished runs saw other images than there are now.
+
+        Raises:
+          ValueError: names the run.
+        """
+        digests: dict[DataConfig, str] = {}
+        for result in (result for setting in found.values() for result in setting.runs):
+            theirs, data = (result.scores or {}).get("data", {}), result.run.config.data
+            if not theirs:
+                continue
+            if data not in digests:
+                digests[data] = self.trainer.data(result.run.config)
+            if digests[data] != theirs["sha256"]:
+                raise ValueError(
+                    f"{self.folder / result.run.name} was trained on other data than there are "
+                    "now: choose another --out"
+                )
 
     def run(self, setting: Setting) -> SettingResult:
         """Trains what is missing, chooses λ on validation, tests the chosen runs and no others."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dh2l_jax.experiments.plan.settings import Setting, Weights
+from dh2l_jax.experiments.plan.settings import Setting, Weights, shown
 from dh2l_jax.training.config import Config, from_dict, identity
 from dh2l_jax.training.run.folder import BEST, CONFIG, LAST, RESULT, TEST
 from dh2l_jax.training.run.records import read_sealed
@@ -39,7 +39,10 @@ class Run:
     def name(self) -> str:
         """Name of its folder: readable, and unique by a hash of the config."""
         parts = [self.setting.data, *str(self.setting).split()]
-        parts += [f"{re.split('[._]', key)[-1]}{value:g}" for key, value in self.weights.values]
+        parts += [
+            f"{re.split('[._]', key)[-1]}{shown(value)}" for key, value in self.weights.values
+        ]
+        parts = [re.sub(r"[^\w.+=()-]", "_", part) for part in parts]
         text = json.dumps(identity(self.config), sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         return "-".join([*parts, f"s{self.seed}", digest])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from dh2l_jax.experiments import statistics
 from dh2l_jax.experiments.plan.settings import Setting
@@ -23,10 +24,11 @@ class Summary:
       result: its runs.
       last: seed → accuracy of the state after the last epoch.
       best: seed → accuracy of the state that was best on validation.
-      delta: mean difference of `last` from the l2 baseline over the seeds of both, in points.
+      delta: mean difference of `last` from the table's reference over the seeds of both, in points.
+      interval: half the 95 % confidence interval of it.
       p: of the paired test of that difference.
       p_holm: p after Holm's correction over the table.
-      visible: the difference from l2 that these seeds would have shown, see `visible_difference`.
+      visible: the difference that these seeds would have shown, see `visible_difference`.
     """
 
     cell: Cell
@@ -34,11 +36,12 @@ class Summary:
     last: Mapping[int, float]
     best: Mapping[int, float]
     delta: float | None = None
+    interval: float | None = None
     p: float | None = None
     p_holm: float | None = None
     visible: float | None = None
 
-    def scores(self, name: str) -> list[float]:
+    def scores(self, name: str) -> list[Any]:
         """A score of the state after the last epoch, of each seed that has it."""
         tests = (result.test[LAST] for result in self.result.chosen if result.test)
         return [test[name] for test in tests if name in test]
@@ -46,7 +49,8 @@ class Summary:
 
 def summarize(table: Table, results: Mapping[Setting, SettingResult]) -> list[Summary]:
     """The figures of all cells, in the table's order; `results` has every setting of the table."""
-    tests = {setting: _compare(setting, results) for setting in table.settings}
+    pairs = {setting: _pair(table, setting, results) for setting in table.settings}
+    tests = {setting: statistics.paired_difference(*pair) for setting, pair in pairs.items()}
     # Holm counts settings, not cells: cells that share their runs are one comparison.
     known = {setting: p for setting, (_, p) in tests.items() if p is not None}
     holm = dict(zip(known, statistics.holm(list(known.values())), strict=True))
@@ -55,9 +59,11 @@ def summarize(table: Table, results: Mapping[Setting, SettingResult]) -> list[Su
         found = results[cell.setting]
         delta, p = tests[cell.setting]
         last, best = _by_seed(found, LAST), _by_seed(found, BEST)
-        visible = _visible(cell.setting, results, max(1, len(known)))
+        differences = statistics.paired_differences(*pairs[cell.setting])
+        interval = statistics.half_interval(differences)
+        visible = statistics.visible_difference(differences, max(1, len(known)))
         summaries.append(
-            Summary(cell, found, last, best, delta, p, holm.get(cell.setting), visible)
+            Summary(cell, found, last, best, delta, interval, p, holm.get(cell.setting), visible)
         )
     return summaries
 
@@ -85,25 +91,11 @@ def _by_seed(result: SettingResult, state: str) -> dict[int, float]:
     return found
 
 
-def _compare(
-    setting: Setting, results: Mapping[Setting, SettingResult]
-) -> tuple[float | None, float | None]:
-    """Mean difference from the l2 baseline of the same network, and its p."""
-    return statistics.paired_difference(*_pair(setting, results))
-
-
-def _visible(
-    setting: Setting, results: Mapping[Setting, SettingResult], comparisons: int
-) -> float | None:
-    differences = statistics.paired_differences(*_pair(setting, results))
-    return statistics.visible_difference(differences, comparisons)
-
-
 def _pair(
-    setting: Setting, results: Mapping[Setting, SettingResult]
+    table: Table, setting: Setting, results: Mapping[Setting, SettingResult]
 ) -> tuple[dict[int, float], dict[int, float]]:
-    """Accuracies of a setting and of the l2 baseline of its network, which has no pair itself."""
-    l2 = Setting(setting.data, setting.model, "l2")
-    if setting == l2:
+    """Accuracies of a setting and of its reference, which has no pair itself."""
+    reference = table.reference_of(setting)
+    if setting == reference:
         return {}, {}
-    return _by_seed(results[setting], LAST), _by_seed(results[l2], LAST)
+    return _by_seed(results[setting], LAST), _by_seed(results[reference], LAST)

@@ -151,6 +151,7 @@ def test_arguments(tmp_path, refused, arguments):
             "dh2l data prepare: error: unknown data set 'cifar1': did you",
         ),
         ("data prepare", "dh2l data prepare: error: the following arguments are required: NAME"),
+        ("compare nowhere", "dh2l compare: error: unknown data set 'nowhere'"),
         ("tables tabel2", "dh2l tables: error: unknown table 'tabel2': did you mean 'table2'?"),
         ("tables", "dh2l tables: error: the following arguments are required: TABLE"),
     ],

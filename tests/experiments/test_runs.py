@@ -17,6 +17,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from oracle.tables import Fake, Killed, cells_of, check_reports, recompute, write_idx
 
 from dh2l_jax.commands import tables as command
+from dh2l_jax.commands.compare import prepare_jax
 from dh2l_jax.experiments import job, runner
 from dh2l_jax.experiments.plan import tables
 from dh2l_jax.experiments.plan.settings import Options, Setting, Weights, config_of
@@ -321,7 +322,7 @@ def test_training_for_real(tmp_path, monkeypatch, own_process_settings):
 @pytest.mark.slow
 def test_another_seed_compiles_nothing(tmp_path, own_process_settings):
     """Seeds hold out other images: other means, weights and orders, but the same programs."""
-    command._prepare_jax(tmp_path)
+    prepare_jax(tmp_path)
     jax.clear_caches()  # what tests before have compiled would not be written to the folder
     setting, options = Setting("fashion_mnist_mini", "resnet8", "l2"), Options(budget=0.01)
     trainer, programs, results = runner.LoopTrainer(), [], []

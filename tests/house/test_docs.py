@@ -17,6 +17,7 @@ import pytest
 import dh2l_jax
 from dh2l_jax.commands import (
     arguments,
+    compare,
     data,
     diversity,
     evaluate,
@@ -71,6 +72,8 @@ def test_commands_of_the_pages_have_options_and_values_that_exist(monkeypatch):
             train.read_config(arguments.parse(words, "dh2l train"))
         elif command == "tables":
             tables.parse_arguments(words)
+        elif command == "compare":
+            compare.parse_arguments(words)
         elif command == "diversity":
             diversity.parse_arguments(words)
         elif command == "predict":

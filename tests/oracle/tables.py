@@ -31,6 +31,14 @@ class Fake:
     def check(self, config):
         """Nothing can be wrong."""
 
+    def data(self, config):
+        """The same for everyone."""
+        return "d1"
+
+    def seconds(self, config):
+        """Of a run that is not made."""
+        return 60.0
+
     def train(self, config, workdir):
         """Writes config.json and result.json."""
         shutil.rmtree(workdir, ignore_errors=True)  # of a run that ended early

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import json
 from pathlib import Path
 
 from dh2l_jax.experiments.page.render import rendered
@@ -14,7 +15,7 @@ __all__ = ["is_tables", "table_page"]
 
 
 def is_tables(folder: Path) -> bool:
-    """Whether `dh2l tables` has written a table there."""
+    """Whether `dh2l tables` or `dh2l compare` has written a table there."""
     return bool(_tables(folder))
 
 
@@ -30,9 +31,14 @@ def table_page(folder: Path) -> str:
     for path in _tables(folder):
         text, picture = read_plain(path).decode("utf-8"), path.with_suffix(".png")
         drawn = base64.b64encode(read_plain(picture)).decode() if picture.is_file() else ""
+        told = path.with_suffix(".json")
+        about = json.loads(read_plain(told)) if told.is_file() else {}
+        if not isinstance(about, dict):
+            raise ValueError(f"{told}: expected an object, found {type(about).__name__}")
         tables.append(
             {
                 "name": path.stem,
+                "sentences": about.get("sentences", []),
                 "rows": list(csv.reader(io.StringIO(text))),
                 "text": read_plain(path.with_suffix(".md")).decode("utf-8"),
                 "picture": f"data:image/png;base64,{drawn}" if drawn else "",

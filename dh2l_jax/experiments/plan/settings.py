@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from pathlib import Path
@@ -15,16 +16,20 @@ __all__ = [
     "LAMBDA_E",
     "LAMBDA_L",
     "WEIGHT_FILES",
+    "Lists",
     "Options",
     "Setting",
     "Weights",
     "config_of",
+    "listed",
     "recipe",
+    "shown",
     "validation_images",
 ]
 
+Lists = tuple[tuple[str, tuple[float | str, ...]], ...]
 LAMBDA_E, LAMBDA_L = (0.1, 1.0), (0.1, 0.5)
-# Options whose value a setting may choose on validation, by the symbol of each.
+# Options with a symbol among those whose value is chosen on validation.
 CHOSEN = {
     "reg.lambda_e": "λ_e",
     "reg.lambda_l": "λ_l",
@@ -60,13 +65,13 @@ class Weights:
     'λ_e 0.1 λ_l 0.5'
     """
 
-    values: tuple[tuple[str, float], ...] = ()
+    values: tuple[tuple[str, float | str], ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.values)
 
     def __str__(self) -> str:
-        return " ".join(f"{CHOSEN[key]} {value:g}" for key, value in self.values)
+        return " ".join(f"{CHOSEN.get(key, key)} {shown(value)}" for key, value in self.values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +98,7 @@ class Setting:
     decay: bool = True
     method: str = ""
     changes: tuple[str, ...] = ()
-    lists: tuple[tuple[str, tuple[float, ...]], ...] | None = None
+    lists: Lists | None = None
 
     @property
     def candidates(self) -> tuple[Weights, ...]:
@@ -123,17 +128,19 @@ class Options:
       pretrained: folder of the ImageNet weights; empty for random weights.
       budget: in (0, 1], multiplies epochs and images.
       overrides: texts "section.key=value" for all configs.
+      base: the config that every method changes, in place of the recipe of a table's data set.
     """
 
     data_dir: str = ""
     pretrained: str = ""
     budget: float = 1.0
     overrides: tuple[str, ...] = ()
+    base: Config | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.budget <= 1:
             raise ValueError(f"budget must lie in (0, 1], found {self.budget}")
-        for text in self.overrides:
+        for text in self.overrides if self.base is None else ():
             key = text.partition("=")[0].strip()
             if key in OWN_KEYS:
                 raise ValueError(f"{key} is set by the table itself, found --set {text}")
@@ -145,7 +152,7 @@ def config_of(setting: Setting, weights: Weights, seed: int, options: Options) -
     Args:
       setting: of the cell.
       weights: one of its candidates.
-      seed: of initial weights, order, augmentation and validation split.
+      seed: of initial weights, order, augmentation and validation split, alike for all methods.
       options: of the table.
 
     Raises:
@@ -155,28 +162,12 @@ def config_of(setting: Setting, weights: Weights, seed: int, options: Options) -
     >>> config.data.holdout, config.optim.weight_decay, config.reg.lambda_e, config.model.head
     (600, 0.0005, 0.0, 'plain')
     """
-    if setting.data not in FACTS:
-        raise ValueError(unknown_name("data set", setting.data, FACTS))
-    facts = FACTS[setting.data]
-    config = recipe(setting.data, setting.model)
-    for text in options.overrides:
-        config = override(config, text)
-    config = _shrunk(config, facts, options.budget)
+    config = options.base or _of_a_table(setting, options)
     decay = config.optim.weight_decay if setting.decay else 0.0
     config = dataclasses.replace(
         config,
         seed=seed,
         eval_every=1,
-        data=dataclasses.replace(
-            config.data,
-            data_dir=options.data_dir,
-            holdout=validation_images(facts, config.data.fraction),
-        ),
-        model=dataclasses.replace(
-            config.model,
-            name=setting.model,
-            pretrained=_weight_file(options.pretrained, setting.model),
-        ),
         optim=dataclasses.replace(config.optim, weight_decay=decay),
     )
     for key, value in weights.values:
@@ -187,6 +178,54 @@ def config_of(setting: Setting, weights: Weights, seed: int, options: Options) -
     for change in setting.changes:
         config = override(config, change)
     return config
+
+
+def _of_a_table(setting: Setting, options: Options) -> Config:
+    """The recipe with the user's options; about a tenth of the training images is held out."""
+    if setting.data not in FACTS:
+        raise ValueError(unknown_name("data set", setting.data, FACTS))
+    facts = FACTS[setting.data]
+    config = recipe(setting.data, setting.model)
+    for text in options.overrides:
+        config = override(config, text)
+    config = _shrunk(config, facts, options.budget)
+    holdout = validation_images(facts, config.data.fraction)
+    pretrained = _weight_file(options.pretrained, setting.model)
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, data_dir=options.data_dir, holdout=holdout),
+        model=dataclasses.replace(config.model, name=setting.model, pretrained=pretrained),
+    )
+
+
+def listed(text: str) -> tuple[str, tuple[float | str, ...]]:
+    """An option with the values to choose from, of the text "key=value,value".
+
+    Raises:
+      ValueError: there is no such option, or a value that it does not take.
+
+    >>> listed("optim.lr=0.01,0.03")
+    ('optim.lr', (0.01, 0.03))
+    """
+    key, _, values = text.partition("=")
+    found = tuple(_number(value.strip()) for value in values.split(","))
+    if len(set(found)) < max(2, len(found)):
+        raise ValueError(f"expected key=value,value with different values, found {text!r}")
+    for value in found:
+        override(Config(), f"{key}={value}")
+    return key.strip(), found
+
+
+def _number(text: str) -> float | str:
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def shown(value: float | str) -> str:
+    """A value of a list as reports and folders name it."""
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def recipe(data: str, model: str) -> Config:

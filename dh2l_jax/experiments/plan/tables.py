@@ -8,14 +8,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from typing import Any
 
 from dh2l_jax.checks import unknown_name
 from dh2l_jax.data.facts import FACTS
 from dh2l_jax.experiments.plan.methods import METHODS, setting_of
-from dh2l_jax.experiments.plan.settings import Setting
+from dh2l_jax.experiments.plan.settings import Lists, Setting
 from dh2l_jax.training.config.recipes import VARIANTS
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "TABLES",
     "Cell",
     "Table",
+    "comparison",
     "count_runs",
     "table",
 ]
@@ -35,7 +36,7 @@ FASHION, FIELD = "table-fashion", "table-field"
 EMBEDDED = (FASHION, FIELD)  # on the embedded images, with any network
 TABLES = (*PAPER, *EMBEDDED)
 FACTORED = "factored (λ_l = 0)"
-COLUMN = "test"  # the one column of the field
+COLUMN = "test"  # the one column of a comparison
 # One metric of each kind: §4.2, footnote 6 (MHE), Eqs. (7), (8), (9) and (10).
 FASHION_METRICS = ("cosine", "n_euclidean2", "d_h_bin", "d_am", "d_cos_hm", "d_am_cos")
 _PLAIN_ROWS = {
@@ -73,19 +74,37 @@ class Table:
       data: key of `FACTS`.
       cells: in the order of the rows.
       note: what a reader has to know about the cells; may be empty.
+      reference: what all else is compared with; None for the l2 of each network.
     """
 
     name: str
     data: str
     cells: tuple[Cell, ...]
     note: str = ""
+    reference: Setting | None = None
 
     @property
     def title(self) -> str:
         """Number, data set and networks."""
         number = self.name.removeprefix("table")
-        prefix = "" if self.name in EMBEDDED else f"Table {number}: "
-        return f"{prefix}{FACTS[self.data].title}, {', '.join(self.models)}"
+        prefix = f"Table {number}: " if self.name in PAPER else ""
+        data = FACTS[self.data].title if self.data in FACTS else self.data
+        return f"{prefix}{data}, {', '.join(self.models)}"
+
+    @property
+    def one_column(self) -> bool:
+        """Whether it compares methods, a row each, and nothing else."""
+        return self.columns == (COLUMN,)
+
+    @property
+    def against(self) -> str:
+        """What the reference is called."""
+        named = (cell.row for cell in self.cells if cell.setting == self.reference)
+        return next(named, "l2")
+
+    def reference_of(self, setting: Setting) -> Setting:
+        """What a setting is compared with; itself if it is that."""
+        return self.reference or Setting(setting.data, setting.model, "l2")
 
     @property
     def has_paper(self) -> bool:
@@ -154,13 +173,34 @@ def table(name: str, *, embedded: bool = True, model: str = "resnet20") -> Table
         data = "fashion_mnist_mini" if embedded else "fashion_mnist"
         if name == FASHION:
             return Table(name, data, tuple(_fashion_cells(data, model)))
-        cells = (Cell(row, COLUMN, setting_of(data, model, row)) for row in METHODS)
-        return Table(name, data, tuple(cells))
+        return comparison(name, data, model, tuple(METHODS))
     if name not in PAPER:
         raise ValueError(unknown_name("table", name, TABLES))
     values = _paper()[name]
     note = _TABLE4_NOTE.format(*values["unlabelled_rows"]) if name == "table4" else ""
     return Table(name, values["dataset"], tuple(_paper_cells(values)), note)
+
+
+def comparison(
+    name: str, data: str, model: str, methods: Sequence[str], search: Lists = ()
+) -> Table:
+    """Methods side by side, see `setting_of`; l2 is the reference or, without it, the first one.
+
+    Raises:
+      ValueError: there is no such method, there is one twice, or no two of them.
+
+    >>> comparison("mine", "cifar100", "resnet20", ["hxe", "l2"]).against
+    'l2'
+    """
+    names = [method.partition(":")[0] for method in methods]
+    if len(set(names)) < max(2, len(names)):
+        raise ValueError(f"expected two different methods or more, found {' '.join(names)}")
+    cells = [
+        Cell(row, COLUMN, setting_of(data, model, method, search))
+        for row, method in zip(names, methods, strict=True)
+    ]
+    reference = cells[names.index("l2") if "l2" in names else 0].setting
+    return Table(name, data, tuple(cells), reference=reference)
 
 
 _TABLE4_NOTE = (

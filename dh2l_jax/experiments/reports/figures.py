@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +45,18 @@ def draw(table: Table, summaries: list[Summary], heading: str, path: Path) -> No
     figure = Figure(figsize=(2.2 + 5 * len(models), 2.2 + 0.42 * len(rows)), layout="constrained")
     panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
     for axes, model in zip(panels, models, strict=True):
-        _panel(axes, table, [s for s in summaries if s.cell.setting.model == model])
+        shown = [s for s in summaries if s.cell.setting.model == model]
+        _panel(axes, table, shown)
+        if table.one_column:
+            _seeds(axes, [summary.last for summary in shown])
         if len(models) > 1:
             axes.set_title(model, loc="left")
     panels[0].set_yticks(range(len(rows)), rows)
     panels[0].set_ylim(len(rows) - 0.5, -0.5)  # rows without a figure too
     figure.suptitle(heading, x=0.01, ha="left")
-    figure.legend(handles=_legend(summaries), loc="outside lower left", ncols=4, frameon=False)
+    figure.legend(
+        handles=_legend(table, summaries), loc="outside lower left", ncols=4, frameon=False
+    )
     figure.savefig(path, dpi=150)
 
 
@@ -61,20 +68,27 @@ def _panel(axes: Any, table: Table, summaries: list[Summary]) -> None:
         y = float(table.rows.index(summary.cell.row))
         if _is_metric(summary):
             y += 0.22 * (columns.index(summary.cell.column) - (len(columns) - 1) / 2)
-        _marks(axes, summary, y)
+        _marks(axes, table, summary, y)
     axes.set_xlabel("test accuracy, %")
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _marks(axes: Any, summary: Summary, y: float) -> None:
-    """Ours with a deviation, the paper's, and for l2 a line over the whole panel."""
-    style: dict[str, Any] = {"color": COLOURS[_name(summary)], "linestyle": "none"}
+def _seeds(axes: Any, rows: list[Mapping[int, float]]) -> None:
+    """A dot a seed, and a line from row to row, so that pairs are seen."""
+    for seed in sorted(set().union(*rows)):
+        points = [row.get(seed, math.nan) for row in rows]
+        axes.plot(points, range(len(rows)), color="0.6", marker=".", linewidth=0.5, zorder=1)
+
+
+def _marks(axes: Any, table: Table, summary: Summary, y: float) -> None:
+    """Ours with a deviation, the paper's, and for the reference a line over the whole panel."""
+    style: dict[str, Any] = {"color": COLOURS.get(_name(summary), "black"), "linestyle": "none"}
     if summary.last:
         mean, deviation = mean_and_deviation(summary.last.values())
         axes.errorbar(mean, y, xerr=deviation, capsize=3, **OURS, **style)
-        if _name(summary) == "l2":
+        if summary.cell.setting == table.reference_of(summary.cell.setting):
             axes.axvline(mean, **BASELINE)
     if summary.cell.paper is not None:
         axes.plot(summary.cell.paper, y, **PAPER, **style)
@@ -93,7 +107,7 @@ def _name(summary: Summary) -> str:
     return summary.cell.column.removeprefix(setting.model).strip()
 
 
-def _legend(summaries: list[Summary]) -> list[Any]:
+def _legend(table: Table, summaries: list[Summary]) -> list[Any]:
     """What the colours mean, then what the marks mean."""
     from matplotlib.lines import Line2D
 
@@ -102,9 +116,11 @@ def _legend(summaries: list[Summary]) -> list[Any]:
     marks = [
         Line2D([], [], color=colour, linewidth=4, label=name)
         for name, colour in COLOURS.items()
-        if name in names
+        if name in names and not table.one_column  # there the rows have the names
     ]
     marks.append(Line2D([], [], label="ours ± standard deviation", **OURS, **black))
     if any(summary.cell.paper is not None for summary in summaries):
         marks.append(Line2D([], [], label="the paper's, one run", **PAPER, **black))
-    return [*marks, Line2D([], [], label="our l2", **BASELINE)]
+    if table.one_column:
+        marks.append(Line2D([], [], label="a seed", color="0.6", marker=".", linewidth=0.5))
+    return [*marks, Line2D([], [], label=f"our {table.against}", **BASELINE)]

@@ -1,9 +1,11 @@
-"""A table as CSV, a line a run, so that nothing is lost; the figures of the cell are repeated."""
+"""A table for programs, a record a run, so that nothing is lost: CSV and JSON."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
+from typing import Any
 
 from dh2l_jax.experiments.plan.tables import Table
 from dh2l_jax.experiments.runs import RunResult
@@ -12,24 +14,33 @@ from dh2l_jax.experiments.summary import Summary
 from dh2l_jax.training.run.folder import BEST, LAST
 from dh2l_jax.training.run.records import spreadsheet_cell
 
-__all__ = ["csv_text"]
+__all__ = ["csv_text", "json_text", "run_records"]
 
 
-def csv_text(table: Table, summaries: list[Summary]) -> str:
-    """A line for each run of each cell, candidates that were not chosen too; accuracies in %."""
-    records = [
-        {
-            name: spreadsheet_cell(value)
-            for name, value in (_cell_values(table, summary) | _run_values(summary, result)).items()
-        }
+def run_records(table: Table, summaries: list[Summary]) -> list[dict[str, object]]:
+    """Each run of each cell, candidates that were not chosen too, with the figures of its cell.
+
+    Accuracies are in %.
+    """
+    return [
+        _cell_values(table, summary) | _run_values(summary, result)
         for summary in summaries
         for result in summary.result.runs
     ]
+
+
+def csv_text(rows: list[dict[str, object]]) -> str:
+    """A line for each record."""
     file = io.StringIO()
-    writer = csv.DictWriter(file, list(records[0]), lineterminator="\n")
+    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(records)
+    writer.writerows({name: spreadsheet_cell(v) for name, v in row.items()} for row in rows)
     return file.getvalue()
+
+
+def json_text(rows: list[dict[str, object]], about: dict[str, Any]) -> str:
+    """The records under "runs", beside what is said of all of them."""
+    return json.dumps({**about, "runs": rows}, indent=1, ensure_ascii=False) + "\n"
 
 
 def _cell_values(table: Table, summary: Summary) -> dict[str, object]:
@@ -48,7 +59,9 @@ def _cell_values(table: Table, summary: Summary) -> dict[str, object]:
         "cell_n": len(summary.last),
         "cell_mean": mean,
         "cell_deviation": deviation,
-        "cell_delta_l2": summary.delta,
+        "reference": table.against,
+        "cell_delta": summary.delta,
+        "cell_interval": summary.interval,
         "cell_p": summary.p,
         "cell_p_holm": summary.p_holm,
         "cell_visible": summary.visible,
