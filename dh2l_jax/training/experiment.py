@@ -18,7 +18,7 @@ from dh2l_jax.data.batches.feed import CropOptions, Feed, check_sizes, make_feed
 from dh2l_jax.data.datasets import Dataset, Split
 from dh2l_jax.data.store.fingerprint import DataRecord, difference
 from dh2l_jax.hierarchy import Hierarchy
-from dh2l_jax.models import Network, create
+from dh2l_jax.models import Network, check_own_network, create
 from dh2l_jax.training.config import Config
 from dh2l_jax.training.config.conflicts import (
     NODE_LOSSES,
@@ -210,6 +210,9 @@ def build(
     check_sizes(dataset.test_images, experiment.crop)
     if training:
         _check_pad(config.data.pad, min(experiment.crop))
+        if not isinstance(model, Network):
+            shape = (*experiment.crop, dataset.image_shape[2])
+            check_own_network(model, shape, config.model.name)
         # Refuses images or weights that do not fit the network, and rules that do not.
         state = experiment.init(abstract=True)
         if config.reg.rules:

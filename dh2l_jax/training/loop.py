@@ -19,6 +19,12 @@ from dh2l_jax.models import HierarchicalHead
 from dh2l_jax.regularizers.constraints import constraint_values, satisfaction
 from dh2l_jax.training.config import Config
 from dh2l_jax.training.config.conflicts import refuse_conflicts
+from dh2l_jax.training.config.origins import (
+    ORIGIN,
+    origins,
+    read_origins,
+    tell_where_parts_were,
+)
 from dh2l_jax.training.epochs import Epochs, Progress, keep_better, make_evaluator
 from dh2l_jax.training.experiment import Experiment, build, refuse_other_data
 from dh2l_jax.training.host import processes, profiling
@@ -40,6 +46,7 @@ from dh2l_jax.training.run.records import (
     versions,
     write_bytes,
     write_confusion,
+    write_json,
     write_sealed,
 )
 from dh2l_jax.training.step.finite import NotFiniteError
@@ -74,7 +81,8 @@ def know_all_before_writing(
       The experiment; None where the folder holds the finished run.
     """
     refuse_foreign_folder(workdir, config)
-    refuse_conflicts(config)
+    with tell_where_parts_were(workdir):
+        refuse_conflicts(config)
     if is_finished(workdir):
         return None
     if profile:
@@ -83,7 +91,8 @@ def know_all_before_writing(
     if processes.several() and not is_named:
         raise ValueError("several processes need --workdir, a folder that all of them see")
     console.quiet |= not processes.is_main()
-    experiment = build(config, progress=not console.quiet)
+    with tell_where_parts_were(workdir):
+        experiment = build(config, progress=not console.quiet)
     refuse_other_data(experiment, workdir)
     return experiment
 
@@ -134,6 +143,7 @@ def train(
     train_feed, test_feed = experiment.feeds()
     scores_of = make_evaluator(experiment, test_feed)
     state, progress = _begin(experiment, workdir, print_line)
+    known = _keep_origins(experiment, workdir, print_line)
     step = _train_step(experiment, train_feed, int(state.step), print_line, profile)
     with Log(experiment.steps, config.batch_size, console=console) as log, stop_requests() as stop:
         epochs = Epochs(experiment, train_feed, scores_of, step, workdir, log, stop)
@@ -145,7 +155,7 @@ def train(
     with checkpoint.tell_what_is_kept(workdir):
         write_bytes(workdir / OUTPUTS, outputs.pack())
         files = [CONFIG, METRICS, OUTPUTS, *write_confusion(workdir, scores)]
-        result = _result(experiment, state, progress, scores, start)
+        result = _result(experiment, state, progress, scores, start) | known
         write_sealed(workdir / RESULT, result, files)
     return result
 
@@ -178,6 +188,23 @@ def _begin(
     checkpoint.forget_after(workdir, step)
     keep_records(workdir / METRICS, step)
     return state, progress
+
+
+def _keep_origins(experiment: Experiment, workdir: Path, print_line: PrintLine) -> dict[str, Any]:
+    """Writes where the parts of a new run come from, or says which have changed since it began.
+
+    Returns:
+      {"origin": those that it began with}; nothing where all parts are the package's own.
+    """
+    now, before = origins(experiment.config), read_origins(workdir)
+    for option, origin in now.items():
+        if before.get(option, origin).get("sha256") != origin.get("sha256"):
+            print_line(
+                f"{option}: {origin.get('file', origin['name'])} is not what {workdir} began with"
+            )
+    if now and not before:
+        write_json(workdir / ORIGIN, now)
+    return {"origin": before or now} if now else {}
 
 
 def _refuse_other_epochs(

@@ -12,7 +12,7 @@ from dh2l_jax.data.facts import FACTS
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.hierarchy.published import TAXONOMIES
 from dh2l_jax.metrics import get_metric
-from dh2l_jax.models import CIFAR, TORCHVISION, create
+from dh2l_jax.models import TORCHVISION, create
 from dh2l_jax.regularizers import rules
 from dh2l_jax.regularizers.params.rules import as_regularizer
 from dh2l_jax.regularizers.table import KERNEL, mean_of
@@ -90,7 +90,7 @@ def refuse_conflicts_with_tree(config: Config, tree: Hierarchy) -> None:
 
 def _network(config: Config) -> Iterator[str]:
     model = config.model
-    if model.name in CIFAR and model.pretrained:
+    if model.name not in TORCHVISION and model.pretrained:
         yield (
             f"{model.name} takes no model.pretrained, found {model.pretrained!r}; networks that "
             f"do: {', '.join(TORCHVISION)}"

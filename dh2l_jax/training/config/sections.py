@@ -49,7 +49,8 @@ class DataConfig(Checked):
     """The images.
 
     Attributes:
-      name: data set, see `dh2l_jax.data.catalog.DATASETS`; "folder" for your own images.
+      name: data set, see `dh2l_jax.data.catalog.DATASETS`; "folder" for your own images,
+        or package.module:function for your own arrays.
       data_dir: folder of the data set's files, if it is not embedded.
       csv: file `class,parent[,grandparent]` with the tree of a folder of images.
       tree: another tree of the same classes, see `dh2l_jax.hierarchy.published`, or "flat".
@@ -103,7 +104,7 @@ class ModelConfig(Checked):
     """The network.
 
     Attributes:
-      name: see `dh2l_jax.models.MODELS`.
+      name: see `dh2l_jax.models.MODELS`; or package.module:function, see `models.create`.
       shortcut: "A" or "B".
       head: "hierarchical" (on the data set's tree), "plain", "haframe" or "etf" (fixed vectors,
         which bring their own loss), or "sphere".

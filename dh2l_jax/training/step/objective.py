@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.hierarchy.counts import has_nan
 from dh2l_jax.hierarchy.learn.nodes import nodes_above
 from dh2l_jax.metrics import get_metric
-from dh2l_jax.models import Network
+from dh2l_jax.models import Network, outputs_in_training
 from dh2l_jax.models.heads import FrameHead, HierarchicalHead, SphereHead
 from dh2l_jax.regularizers import (
     Plan,
@@ -41,6 +41,7 @@ __all__ = ["Terms", "energy_plan", "factor_of", "head_levels", "make_objective",
 
 Terms = dict[str, jax.Array]
 HEAD, NECK = r"^head/", r"^neck/"
+DROPOUT = 2**31  # folded into the key of a run, whose augmentation folds in the number of a step
 WARMUP = 0.1  # part of the run in which the factor "warmup" rises
 
 
@@ -153,12 +154,12 @@ def make_objective(
     counts: np.ndarray | None = None,
     steps: int = 1,
 ) -> Callable[..., tuple[jax.Array, tuple[Any, Terms]]]:
-    """A function (params, batch_stats, images, labels, step=0) → (J, (batch_stats, terms)).
+    """A function of params, batch_stats, images, labels, step and key → (J, (batch_stats, terms)).
 
     `terms` holds J, the loss L and its parts, "hits" (right classes in the batch, by the highest
     logit; of a label at an inner node, those below it), every regulariser before its λ and, where
     it is not constant, the factor "schedule". `loss` is the cross-entropy if None, `counts` are
-    those of `make_loss`, `steps` those of the run.
+    those of `make_loss`, `steps` those of the run, `key` the run's, for dropout.
     """
     head, terms_of = model.head, make_regularizer(model.head, hierarchy, reg)
     loss_of = make_loss(loss or LossConfig(), head, hierarchy, counts)
@@ -166,15 +167,12 @@ def make_objective(
     labelled = hierarchy if has_inner else hierarchy.num_classes
     schedule = factor_of(reg.schedule, steps)
 
-    def objective(params, batch_stats, images, labels, step=0):
+    def objective(params, batch_stats, images, labels, step=0, key=None):
         variables = {"params": params, "batch_stats": batch_stats}
         with jax.named_scope("forward"):
-            features, updates = model.apply(
-                variables, images, True, method=model.features, mutable=["batch_stats"]
-            )
-            logits = cast(
-                jax.Array, model.apply({"params": params}, features, method=lambda m, x: m.head(x))
-            )
+            if key is not None and not isinstance(model, Network):
+                key = jax.random.fold_in(jax.random.fold_in(key, DROPOUT), step)
+            features, logits, batch_stats = outputs_in_training(model, variables, images, key)
             L, parts = loss_of(params.get("head", {}), features, logits, labels)
         with jax.named_scope("regulariser"):
             where = max_present = None
@@ -197,7 +195,6 @@ def make_objective(
         else:
             right = right == labels
         hits = jnp.sum(right & ~has_nan(logits))
-        batch_stats = cast(dict, updates)["batch_stats"]
         return J, (batch_stats, {"J": J, "L": L, **parts, **terms, "hits": hits})
 
     return objective

@@ -58,7 +58,8 @@ def init_state(
         # Keys are stored as raw words, which every checkpoint format can hold.
         key = jax.random.key_data(run_key)
         step, rate = jnp.zeros((), jnp.int32), jnp.ones((), jnp.float32)
-        return TrainState(step, params, variables["batch_stats"], tx.init(params), key, rate)
+        statistics = variables.get("batch_stats", {})
+        return TrainState(step, params, statistics, tx.init(params), key, rate)
 
     replicated = NamedSharding(mesh, PartitionSpec())
     # `init` runs once: on CPU, optimising it would take longer than to compile the train step.

@@ -73,7 +73,7 @@ def make_train_step(
             pixels, labels = feed.training_crops(key, state.step, *batch)
             images = normalize(pixels, *scale)
         (_, (batch_stats, terms)), gradients = jax.value_and_grad(objective, has_aux=True)(
-            state.params, state.batch_stats, images, labels, state.step
+            state.params, state.batch_stats, images, labels, state.step, key
         )
         with jax.named_scope("optimiser"):
             updates, opt_state = tx.update(gradients, state.opt_state, state.params)
@@ -130,7 +130,8 @@ def _logits_of(model: Network, feed: Feed) -> Callable[..., tuple[jax.Array, jax
         pixels, labels = feed.evaluation_crops(*batch)
         images = normalize(pixels, *scale)
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        return cast(jax.Array, model.apply(variables, images, train=False)), labels
+        logits = cast(jax.Array, model.apply(variables, images, train=False))
+        return logits.astype(jnp.float32), labels
 
     return logits_of
 
