@@ -25,11 +25,12 @@ from dh2l_jax.training.config.origins import (
     read_origins,
     tell_where_parts_were,
 )
+from dh2l_jax.training.config.parents import line_on
 from dh2l_jax.training.epochs import Epochs, Progress, keep_better, make_evaluator
 from dh2l_jax.training.experiment import Experiment, build, refuse_other_data
 from dh2l_jax.training.host import processes, profiling
 from dh2l_jax.training.host.signals import stop_requests
-from dh2l_jax.training.run import checkpoint
+from dh2l_jax.training.run import checkpoint, evidence
 from dh2l_jax.training.run.console import Console, Log, PrintLine, line_printer
 from dh2l_jax.training.run.evidence import CONFIG, METRICS, CheckpointError
 from dh2l_jax.training.run.folder import (
@@ -91,6 +92,8 @@ def know_all_before_writing(
     if processes.several() and not is_named:
         raise ValueError("several processes need --workdir, a folder that all of them see")
     console.quiet |= not processes.is_main()
+    if config.init_from and evidence.steps(workdir / evidence.LAST):
+        config = dataclasses.replace(config, init_from="")  # its checkpoints have its weights
     with tell_where_parts_were(workdir):
         experiment = build(config, progress=not console.quiet)
     refuse_other_data(experiment, workdir)
@@ -105,6 +108,8 @@ def describe(experiment: Experiment, console: Console) -> None:
         f"{len(dataset.train_labels):,} training images, {config.epochs} × "
         f"{experiment.steps_per_epoch} steps of {config.batch_size}; {versions()['devices']}"
     )
+    if experiment.parent:
+        print_line(line_on(experiment.parent))
     tree, counts = dataset.hierarchy, dataset.label_counts
     C = tree.num_classes
     single = [name for name, n in zip(tree.names(tree.num_levels), counts, strict=False) if n == 1]
@@ -143,7 +148,7 @@ def train(
     train_feed, test_feed = experiment.feeds()
     scores_of = make_evaluator(experiment, test_feed)
     state, progress = _begin(experiment, workdir, print_line)
-    known = _keep_origins(experiment, workdir, print_line)
+    known = _keep_origins(experiment, workdir, int(state.step), print_line)
     step = _train_step(experiment, train_feed, int(state.step), print_line, profile)
     with Log(experiment.steps, config.batch_size, console=console) as log, stop_requests() as stop:
         epochs = Epochs(experiment, train_feed, scores_of, step, workdir, log, stop)
@@ -190,21 +195,25 @@ def _begin(
     return state, progress
 
 
-def _keep_origins(experiment: Experiment, workdir: Path, print_line: PrintLine) -> dict[str, Any]:
+def _keep_origins(
+    experiment: Experiment, workdir: Path, step: int, print_line: PrintLine
+) -> dict[str, Any]:
     """Writes where the parts of a new run come from, or says which have changed since it began.
 
     Returns:
-      {"origin": those that it began with}; nothing where all parts are the package's own.
+      {"origin": those that it began with}; nothing where all are the package's own.
     """
-    now, before = origins(experiment.config), read_origins(workdir)
+    now = origins(experiment.config)
+    before = read_origins(workdir) if step else {}
     for option, origin in now.items():
         if before.get(option, origin).get("sha256") != origin.get("sha256"):
             print_line(
                 f"{option}: {origin.get('file', origin['name'])} is not what {workdir} began with"
             )
-    if now and not before:
-        write_json(workdir / ORIGIN, now)
-    return {"origin": before or now} if now else {}
+    known = before or now | ({"init_from": experiment.parent} if experiment.parent else {})
+    if known and not before:
+        write_json(workdir / ORIGIN, known)
+    return {"origin": known} if known else {}
 
 
 def _refuse_other_epochs(

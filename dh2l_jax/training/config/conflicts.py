@@ -95,6 +95,11 @@ def _network(config: Config) -> Iterator[str]:
             f"{model.name} takes no model.pretrained, found {model.pretrained!r}; networks that "
             f"do: {', '.join(TORCHVISION)}"
         )
+    if config.init_from and model.pretrained:
+        yield (
+            f"init_from and model.pretrained are both weights to begin with, found "
+            f"{config.init_from!r} and {model.pretrained!r}: set one of them"
+        )
     if model.center != "epsilon" and model.epsilon != type(model).epsilon:
         yield (
             f"model.epsilon={model.epsilon:g} has no effect on the centres {model.center!r}: set "

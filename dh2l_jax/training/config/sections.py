@@ -271,6 +271,7 @@ class Config(Checked):
         with half the learning rate.
       checkpoint_every: steps between checkpoints; 0 for the ends of epochs, where there always is
         one.
+      init_from: whose weights to begin with: the folder of a run, or FILE.safetensors.
     """
 
     seed: int = field(0, low=0, high=2**32 - 1)
@@ -280,6 +281,7 @@ class Config(Checked):
     eval_every: int = field(0, low=0)
     on_nan: str = field("stop", choices=("stop", "rollback"))
     checkpoint_every: int = field(0, low=0)
+    init_from: str = ""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
@@ -375,7 +377,8 @@ def identity(config: Config) -> dict[str, Any]:
     """
     defaults = dict(flat(Config()))
     values = {key: value for key, value in flat(config) if makes_another_run(key)}
-    values["model.pretrained"] = Path(config.model.pretrained).name
+    for key in ("init_from", "model.pretrained"):
+        values[key] = Path(values[key]).name
     return {key: value for key, value in values.items() if value != defaults[key]}
 
 

@@ -40,6 +40,7 @@ __all__ = [
     "Saved",
     "forget_after",
     "read_params",
+    "read_state",
     "restore",
     "save",
     "steps",
@@ -154,7 +155,14 @@ def restore(
 def read_params(
     workdir: Path, folder: str = LAST, *, print_line: PrintLine | None = None
 ) -> dict[str, Any]:
-    """The parameters of the newest intact step, for looking at them: of any model, as NumPy arrays.
+    """The parameters of the newest intact step, see `read_state`."""
+    return read_state(workdir, folder, print_line=print_line)["params"]
+
+
+def read_state(
+    workdir: Path, folder: str = LAST, *, print_line: PrintLine | None = None
+) -> dict[str, Any]:
+    """All that the newest intact step holds, of any model, by the fields of `TrainState`, in NumPy.
 
     Raises:
       NoCheckpoint: there is no step.
@@ -167,7 +175,7 @@ def read_params(
             with _manager(path) as manager:
                 found = manager.item_metadata(step).get("state")
             like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), found)
-            return _newest_intact(path, like, print_line or _warn, None)[0]["params"]
+            return _newest_intact(path, like, print_line or _warn, None)[0]
     return _newest_intact(path, {}, print_line or _warn, None)[0]
 
 
