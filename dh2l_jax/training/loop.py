@@ -17,7 +17,7 @@ from dh2l_jax.data.batches.order import epoch_order
 from dh2l_jax.data.batches.placement import place
 from dh2l_jax.models import HierarchicalHead
 from dh2l_jax.regularizers.constraints import constraint_values, satisfaction
-from dh2l_jax.training.config import Config
+from dh2l_jax.training.config import Config, to_dict
 from dh2l_jax.training.config.conflicts import refuse_conflicts
 from dh2l_jax.training.config.origins import (
     ORIGIN,
@@ -29,6 +29,7 @@ from dh2l_jax.training.config.parents import line_on
 from dh2l_jax.training.epochs import Epochs, Progress, keep_better, make_evaluator
 from dh2l_jax.training.experiment import Experiment, build, refuse_other_data
 from dh2l_jax.training.host import processes, profiling
+from dh2l_jax.training.host.loggers import Loggers
 from dh2l_jax.training.host.signals import stop_requests
 from dh2l_jax.training.run import checkpoint, evidence
 from dh2l_jax.training.run.console import Console, Log, PrintLine, line_printer
@@ -150,10 +151,15 @@ def train(
     state, progress = _begin(experiment, workdir, print_line)
     known = _keep_origins(experiment, workdir, int(state.step), print_line)
     step = _train_step(experiment, train_feed, int(state.step), print_line, profile)
-    with Log(experiment.steps, config.batch_size, console=console) as log, stop_requests() as stop:
-        epochs = Epochs(experiment, train_feed, scores_of, step, workdir, log, stop)
-        state, progress = _run(epochs, state, progress, print_line)
-    scores, outputs = scores_of.outputs(state)
+    with Loggers(config.loggers, workdir, to_dict(config), print_line) as loggers:
+        with Log(experiment.steps, config.batch_size, console=console) as log, stop_requests() as s:
+            log.on_start = lambda: loggers.start(read_records(workdir / METRICS))
+            log.on_epoch = loggers.log
+            epochs = Epochs(experiment, train_feed, scores_of, step, workdir, log, s)
+            state, progress = _run(epochs, state, progress, print_line)
+        scores, outputs = scores_of.outputs(state)
+        shown = {k: v for k, v in scores.items() if not k.startswith("confusion")}
+        loggers.log({"epoch": config.epochs, "step": int(state.step), **shown})
     if experiment.split == "validation":
         data, best = experiment.data_record, progress.best
         progress.best = keep_better(workdir, state, config.epochs, scores, best, data)

@@ -1,5 +1,7 @@
 """Parts of a user's own: networks and data sets, as package.module:function names them."""
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -124,3 +126,47 @@ def with_names():
 def without_tree_of_floats():
     x, y = images()
     return x, y / 1, x, y
+
+
+class Recorder:
+    """A logger that remembers."""
+
+    seen: ClassVar[list] = []
+
+    def __init__(self, workdir, config, records):
+        self.seen.append(("began", workdir, config, records))
+
+    def log(self, record):
+        self.seen.append(record)
+
+    def close(self):
+        self.seen.append("closed")
+
+
+def broken_at_once(workdir, config, records):
+    raise OSError("no\nserver")
+
+
+class BrokenLater(Recorder):
+    """A logger that fails at its first record."""
+
+    seen: ClassVar[list] = []
+
+    def log(self, record):
+        raise OSError("the line is cut")
+
+
+class Slow:
+    """A logger that hangs until it is told to go on."""
+
+    go_on, done = None, 0
+
+    def __init__(self, workdir, config, records):
+        type(self).done = 0
+
+    def log(self, record):
+        self.go_on.wait()
+        type(self).done += 1
+
+    def close(self):
+        pass

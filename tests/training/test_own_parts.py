@@ -1,5 +1,6 @@
 """Networks and data of the user's own, from the config to the answers."""
 
+import csv
 import json
 import shutil
 import sys
@@ -29,6 +30,7 @@ OPTIONS = (
     "batch_size=4",
     "eval_batch_size=4",
     "eval_every=1",
+    "loggers=csv; support.own:Recorder",
 )
 
 
@@ -56,6 +58,10 @@ def test_a_run_is_equal_in_every_bit_over_an_interruption(run, tmp_path):
     one, two = (checkpoint.read_params(r.folder) for r in (run, other))
     assert jax.tree.all(jax.tree.map(np.array_equal, one, two))
     assert run.scores["accuracy"] == other.scores["accuracy"]
+    with (again / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["J"]) for row in rows] == [record["J"] for record in other.history]
+    assert float(rows[-1]["accuracy_2"]) == other.scores["accuracy"][-1]
     for found in (run, other):
         found.history[-1].pop("images_per_second", None)
     assert run.history[-1] == other.history[-1]

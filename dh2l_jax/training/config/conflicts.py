@@ -25,6 +25,7 @@ from dh2l_jax.training.config.sections import (
     OptimConfig,
     RegConfig,
 )
+from dh2l_jax.training.host.loggers import check_loggers
 
 __all__ = ["refuse_conflicts", "refuse_conflicts_with_tree"]
 
@@ -55,6 +56,7 @@ def refuse_conflicts(config: Config) -> None:
     if config.model.head != "plain":  # R takes pairs of vectors
         get_metric(config.reg.fc_metric)
     create(config.model.name, num_classes=1, shortcut=config.model.shortcut)
+    check_loggers(config.loggers)
     for problem in (
         *_network(config),
         *_tree(config),

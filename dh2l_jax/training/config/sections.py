@@ -37,6 +37,7 @@ __all__ = [
 NOT_IDENTITY = (
     "checkpoint_every",
     "on_nan",
+    "loggers",
     "data.data_dir",
     "data.csv",
     "data.cache_dir",
@@ -50,7 +51,7 @@ class DataConfig(Checked):
 
     Attributes:
       name: data set, see `dh2l_jax.data.catalog.DATASETS`; "folder" for your own images,
-        or package.module:function for your own arrays.
+        tfds:NAME for what lies prepared, or package.module:function for your own arrays.
       data_dir: folder of the data set's files, if it is not embedded.
       csv: file `class,parent[,grandparent]` with the tree of a folder of images.
       tree: another tree of the same classes, see `dh2l_jax.hierarchy.published`, or "flat".
@@ -272,6 +273,7 @@ class Config(Checked):
       checkpoint_every: steps between checkpoints; 0 for the ends of epochs, where there always is
         one.
       init_from: whose weights to begin with: the folder of a run, or FILE.safetensors.
+      loggers: where else records go: "csv", "tensorboard", package.module:function; "; " between.
     """
 
     seed: int = field(0, low=0, high=2**32 - 1)
@@ -282,6 +284,7 @@ class Config(Checked):
     on_nan: str = field("stop", choices=("stop", "rollback"))
     checkpoint_every: int = field(0, low=0)
     init_from: str = ""
+    loggers: tuple[str, ...] = ()
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
