@@ -90,8 +90,12 @@ class MissingPart(ValueError):
 
 
 def is_own(name: str) -> bool:
-    """Whether a name means a function of the user's, "package.module:function"."""
-    return ":" in name
+    """Whether a name means a function of the user's, "package.module:function".
+
+    >>> is_own("shop.parts:small"), is_own("resnet20"), is_own("tfds:mnist")
+    (True, False, False)
+    """
+    return ":" in name and not name.startswith("tfds:")
 
 
 def own(option: str, name: str) -> Callable[..., Any]:

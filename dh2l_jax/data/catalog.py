@@ -34,6 +34,7 @@ __all__ = ["from_function", "load"]
 
 
 DATASETS = (*FACTS, "folder")
+TFDS = "tfds:"  # before the name of any image set that lies prepared
 
 # Options of a folder of images, with what others are loaded by.
 _OF_FOLDERS = {"csv": None, "background": "white", "on_bad_image": "refuse", "inner": "label"}
@@ -60,7 +61,8 @@ def load(
     Args:
       name: "fashion_mnist_mini", the subset inside the package (6,000 + 2,000 images 28 × 28);
         another of `FACTS`, which `dh2l data prepare NAME` has prepared; "folder", your own
-        images; or "package.module:function", see `from_function`.
+        images; "tfds:NAME", any image set that lies prepared; or "package.module:function", see
+        `from_function`.
       data_dir: the folder of images; of a prepared data set, TFDS's data folder (None for its
         default); of "fashion_mnist", also the folder of its four IDX files; what a function of
         your own is called with, if it is set.
@@ -97,7 +99,7 @@ def _load(
     progress: bool,
 ) -> Dataset:
     """`own` are the options of a folder of images, which no other data set takes."""
-    if name not in DATASETS and not checks.is_own(name):
+    if name not in DATASETS and not (checks.is_own(name) or name.startswith(TFDS)):
         raise ValueError(unknown_name("data set", name, DATASETS))
     for option, default in _OF_FOLDERS.items():
         if name != "folder" and own[option] != default:
@@ -244,6 +246,10 @@ def _open_source(name: str, folder: Path | None, csv: str | Path | None, inner: 
         from dh2l_jax.data.folders.scan import open_folder
 
         return open_folder(folder, classes_csv=csv, inner=inner)
+    if name.startswith(TFDS):
+        from dh2l_jax.data.prepared.read import source_of_any
+
+        return source_of_any(name.removeprefix(TFDS), folder)
     from dh2l_jax.data.prepared.prepare import open_prepared
 
     return open_prepared(name, folder)
