@@ -8,6 +8,8 @@ import pytest
 from support import own, runs
 
 import dh2l_jax as dh2l
+from dh2l_jax.commands.arguments import parse
+from dh2l_jax.commands.train import read_config
 from dh2l_jax.models.weights import start_from
 from dh2l_jax.training import loop
 from dh2l_jax.training.config import Config, override, same_run
@@ -71,6 +73,17 @@ def test_a_child_begins_where_its_parent_ended(parent, tmp_path, capsys):
     assert again.scores["last_epoch"] == child.scores["last_epoch"]
     grandchild = begun(tmp_path / "child")
     assert grandchild.parent["parent"] == told
+
+
+def test_the_command_takes_the_options_of_the_parent(parent, tmp_path):
+    def read(*words):
+        return read_config(parse([*words, "--optim.lr", "0.01"], "dh2l train"))
+
+    path = str(parent.folder)
+    assert read("--init_from", path) == config(f"init_from={path}", "optim.lr=0.01")
+    named = read("fashion_mnist_mini", "--init_from", path)
+    assert (named.model.name, named.init_from) == (Config().model.name, path)
+    assert read("--init_from", str(tmp_path / "x.safetensors")).model == named.model
 
 
 @pytest.mark.parametrize(

@@ -83,8 +83,9 @@ def test_where_a_part_is_missing_one_line_says_where_it_was(run, part, monkeypat
     name = {"model.name": run.config.model.name, "data.name": run.config.data.name}[part]
     line = rf"^{part}={name}: there is no module 'support.own' here: .* took it from .*own\.py$"
     if part == "model.name":
-        with pytest.raises(ValueError, match=line):
-            dh2l.Predictor.load(run)
+        for use in (dh2l.Predictor.load, lambda run: dh2l.train(run.config, run.folder)):
+            with pytest.raises(ValueError, match=line):
+                use(run)
     else:
         with pytest.raises(ValueError, match=line):
             dh2l.evaluate(run)
