@@ -22,7 +22,7 @@ class Net(nn.Module):
 
     @nn.compact
     def __call__(self, x, train):
-        x = nn.Dense(8, name="dense")(x.reshape(len(x), -1))
+        x = nn.Dense(8, name="dense")(x.reshape(x.shape[0], -1))
         if self.norm:
             x = nn.BatchNorm(use_running_average=not train, momentum=0.9, name="norm")(x)
         return self.head(nn.Dropout(self.rate, deterministic=not train)(nn.relu(x)))
@@ -41,7 +41,7 @@ class Headless(nn.Module):
 
     @nn.compact
     def __call__(self, x, train):
-        return jnp.zeros((len(x), 3))
+        return jnp.zeros((x.shape[0], 3))
 
 
 class Twice(nn.Module):
@@ -49,7 +49,7 @@ class Twice(nn.Module):
 
     @nn.compact
     def __call__(self, x, train):
-        x = nn.Dense(8)(x.reshape(len(x), -1))
+        x = nn.Dense(8)(x.reshape(x.shape[0], -1))
         return self.head(x) + self.head(x)
 
 
@@ -58,7 +58,7 @@ class Halved(nn.Module):
 
     @nn.compact
     def __call__(self, x, train):
-        return self.head(nn.Dense(8)(x.reshape(len(x), -1)))[:, :2]
+        return self.head(nn.Dense(8)(x.reshape(x.shape[0], -1)))[:, :2]
 
 
 class Counting(nn.Module):
@@ -67,7 +67,7 @@ class Counting(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         self.variable("counts", "calls", jnp.zeros, ())
-        return self.head(nn.Dense(8)(x.reshape(len(x), -1)))
+        return self.head(nn.Dense(8)(x.reshape(x.shape[0], -1)))
 
 
 def none(head):

@@ -17,6 +17,7 @@ from dh2l_jax.data.catalog import load
 from dh2l_jax.models import check_own_network, create
 from dh2l_jax.models.heads import HierarchicalHead, SphereHead
 from dh2l_jax.training.config import Config, override
+from dh2l_jax.training.finished import export
 from dh2l_jax.training.run import checkpoint
 from dh2l_jax.training.step.objective import make_objective
 
@@ -71,6 +72,7 @@ def test_a_run_with_own_parts_is_used_like_any_other(run, tmp_path):
     assert dh2l.evaluate(run)["accuracy"] == run.scores["accuracy"]
     answers = dh2l.Predictor.load(run)(own.images(1, 6)[0])
     assert len(answers) == 6
+    assert export(run.folder, tmp_path / "x.stablehlo").stat().st_size
     origin = run.scores["origin"]
     assert origin == json.loads((run.folder / "origin.json").read_text())
     assert set(origin) == {"model.name", "data.name"}
