@@ -73,7 +73,7 @@ def make_train_step(
             pixels, labels = feed.training_crops(key, state.step, *batch)
             images = normalize(pixels, *scale)
         (_, (batch_stats, terms)), gradients = jax.value_and_grad(objective, has_aux=True)(
-            state.params, state.batch_stats, images, labels, state.step, key
+            state.params, state.batch_stats, images, labels, state.step, key=key
         )
         with jax.named_scope("optimiser"):
             updates, opt_state = tx.update(gradients, state.opt_state, state.params)
