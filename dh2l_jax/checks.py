@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ast
 import difflib
-from collections.abc import Iterable
+import functools
+import importlib
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,13 +17,16 @@ if TYPE_CHECKING:
     from jax.typing import ArrayLike
 
 __all__ = [
+    "MissingPart",
     "as_float",
     "checked_rows",
     "integers",
+    "is_own",
     "labels_exist",
     "mask",
     "name_and_options",
     "one_line",
+    "own",
     "rows",
     "unknown_name",
 ]
@@ -70,6 +75,70 @@ def one_line(text: object) -> str:
     """
     escaped = (c if c.isprintable() else repr(c)[1:-1] for c in str(text))
     return "".join(escaped)
+
+
+class MissingPart(ValueError):
+    """A part of the user's own that is not here.
+
+    Attributes:
+      name: "package.module:function".
+    """
+
+    def __init__(self, line: str, name: str):
+        super().__init__(line)
+        self.name = name
+
+
+def is_own(name: str) -> bool:
+    """Whether a name means a function of the user's, "package.module:function".
+
+    >>> is_own("shop.parts:small"), is_own("resnet20"), is_own("tfds:mnist")
+    (True, False, False)
+    """
+    return ":" in name and not name.startswith("tfds:")
+
+
+def own(option: str, name: str) -> Callable[..., Any]:
+    """The function that "package.module:function" names; its module is run.
+
+    Whatever it raises becomes a `ValueError` of one line.
+
+    Raises:
+      MissingPart: there is no such module.
+      ValueError: the name is no such, the module fails, or has no such function.
+
+    >>> own("data.name", "math:sqrt")(4)
+    2.0
+    """
+    path, _, function = name.partition(":")
+    if not all(part.isidentifier() for part in (*path.split("."), function)):
+        raise ValueError(f"{option}: expected package.module:function, found {name!r}")
+    try:
+        module = importlib.import_module(path)
+    except Exception as error:  # whatever the user's own code may raise
+        reason = " ".join(str(error).split())
+        lacking = getattr(error, "name", None) or "?"
+        if isinstance(error, ModuleNotFoundError) and f"{path}.".startswith(f"{lacking}."):
+            raise MissingPart(
+                f"{option}={name}: there is no module {lacking!r} here: put the folder that holds "
+                "it on PYTHONPATH",
+                name,
+            ) from None
+        raise ValueError(f"{option}={name}: {type(error).__name__}: {reason}") from error
+    found = vars(module).get(function)
+    if not callable(found):
+        functions = [key for key, value in vars(module).items() if callable(value)]
+        raise ValueError(unknown_name(f"function of {path}", function, functions))
+
+    @functools.wraps(found)
+    def called(*args: Any, **options: Any) -> Any:
+        try:
+            return found(*args, **options)
+        except Exception as error:  # as above
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{name}: {type(error).__name__}: {reason}") from error
+
+    return called
 
 
 def as_float(x: ArrayLike) -> jax.Array:

@@ -4,6 +4,7 @@
   dh2l train --optim.lr 0.05 --seed 1          with other options; --set KEY=VALUE says the same
   dh2l train cifar100_resnet20                 another experiment, or FILE.py with get_config()
   dh2l train --workdir DIR                     goes on with a run that was interrupted
+  dh2l train --init_from DIR --epochs 30       a new run from the weights and options of another
   dh2l train --variant factored                without R: the control of the comparison
   dh2l train --profile DIR                     with a trace of the tenth step in DIR
   dh2l train --eval-only --workdir DIR         evaluates a finished run again
@@ -93,7 +94,7 @@ def _refuse_flags_that_contradict(given: Arguments) -> None:
 
 
 def read_config(given: Arguments) -> Config:
-    """The config that is asked for or, where no other run is asked for, that of `--workdir`."""
+    """The config that is asked for; where none is named, that of the run to go on with or from."""
     config = _base(given)
     for assignment in given.overrides:
         config = override(config, assignment)
@@ -101,7 +102,12 @@ def read_config(given: Arguments) -> Config:
 
 
 def _key(assignment: str) -> str:
-    return assignment.partition("=")[0].strip()
+    return _pair(assignment)[0]
+
+
+def _pair(assignment: str) -> tuple[str, str]:
+    key, _, value = assignment.partition("=")
+    return key.strip(), value.strip()
 
 
 def _base(given: Arguments) -> Config:
@@ -113,6 +119,13 @@ def _base(given: Arguments) -> Config:
 
         if not any(map(makes_another_run, keys)) and run_folder.is_run(Path(given.workdir)):
             return run_folder.read_config(Path(given.workdir))
+    pairs = dict(map(_pair, given.overrides))
+    if named is None and "init_from" in pairs:
+        from dh2l_jax.training.run import folder as run_folder  # as above
+
+        parent = Path(pairs["init_from"]).expanduser()
+        if run_folder.is_run(parent):
+            return run_folder.read_config(parent)
     return load(config_file(DEFAULT if named is None else named))
 
 

@@ -4,6 +4,7 @@ dataset = load("fashion_mnist_mini")                              # embedded, 6,
 dataset = load("fashion_mnist", data_dir="~/data/fashion-mnist")  # its four IDX files
 dataset = load("cifar100")                                        # as `prepare` left it
 dataset = load("folder", data_dir="~/birds", resize=256)          # <super>/<class>/*.jpg
+dataset = load("package.module:function")                         # your own arrays
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from dh2l_jax import checks
 from dh2l_jax.checks import unknown_name
 from dh2l_jax.data.datasets import Dataset
 from dh2l_jax.data.facts import FACTS
@@ -28,10 +30,11 @@ from dh2l_jax.data.store.source import Source
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.hierarchy.published import taxonomy
 
-__all__ = ["load"]
+__all__ = ["from_function", "load"]
 
 
 DATASETS = (*FACTS, "folder")
+TFDS = "tfds:"  # before the name of any image set that lies prepared
 
 # Options of a folder of images, with what others are loaded by.
 _OF_FOLDERS = {"csv": None, "background": "white", "on_bad_image": "refuse", "inner": "label"}
@@ -57,10 +60,12 @@ def load(
 
     Args:
       name: "fashion_mnist_mini", the subset inside the package (6,000 + 2,000 images 28 × 28);
-        another of `FACTS`, which `dh2l data prepare NAME` has prepared; or "folder", your own
-        images.
+        another of `FACTS`, which `dh2l data prepare NAME` has prepared; "folder", your own
+        images; "tfds:NAME", any image set that lies prepared; or "package.module:function", see
+        `from_function`.
       data_dir: the folder of images; of a prepared data set, TFDS's data folder (None for its
-        default); of "fashion_mnist", also the folder of its four IDX files.
+        default); of "fashion_mnist", also the folder of its four IDX files; what a function of
+        your own is called with, if it is set.
       csv: of "folder", a file `class,parent[,grandparent]` with the tree.
       tree: a taxonomy of the same classes instead of the data set's own, such as
         "cifar100_five_level", or "flat" for none.
@@ -94,7 +99,7 @@ def _load(
     progress: bool,
 ) -> Dataset:
     """`own` are the options of a folder of images, which no other data set takes."""
-    if name not in DATASETS:
+    if name not in DATASETS and not (checks.is_own(name) or name.startswith(TFDS)):
         raise ValueError(unknown_name("data set", name, DATASETS))
     for option, default in _OF_FOLDERS.items():
         if name != "folder" and own[option] != default:
@@ -103,8 +108,10 @@ def _load(
                 f"{str(own[option])!r}"
             )
     folder = None if data_dir is None else Path(data_dir).expanduser()
-    if resize and name.startswith("fashion_mnist"):
-        raise ValueError(f"{name} has images of one size and takes no resize, found {resize}")
+    if resize and (name.startswith("fashion_mnist") or checks.is_own(name)):
+        raise ValueError(f"{name} has images as they are and takes no resize, found {resize}")
+    if checks.is_own(name):
+        return from_function(name, folder)
     if name == "fashion_mnist_mini":
         return _load_mini(folder)
     if name == "fashion_mnist" and folder and not (folder / name).is_dir():
@@ -161,6 +168,54 @@ def _with_tree(dataset: Dataset, tree: str) -> Dataset:
     return dataclasses.replace(dataset, hierarchy=other)
 
 
+def from_function(name: str, folder: Path | None = None) -> Dataset:
+    """What the user's function "package.module:function" returns, called with a folder if given.
+
+    That is a `Dataset`, or (train_images, train_labels, test_images, test_labels) of NumPy arrays
+    with a `Hierarchy` as a fifth, without which the tree is flat. Images are (n, h, w, c) or
+    (n, h, w), uint8 or floats in 0..1, which become the nearest of 256 levels.
+
+    Raises:
+      MissingPart: there is no such module.
+      ValueError: the function fails, or returns something else.
+    """
+    function = checks.own("data.name", name)
+    found = function() if folder is None else function(folder)
+    if isinstance(found, Dataset):
+        return found
+    if not isinstance(found, tuple) or len(found) not in (4, 5):
+        raise ValueError(
+            f"{name}: expected a Dataset, or (train_images, train_labels, test_images, "
+            f"test_labels) and a Hierarchy, found {type(found).__name__}"
+        )
+    train, test = (
+        (_as_pixels(f"{name}, {split}", images), np.asarray(labels))
+        for split, images, labels in (("train", *found[:2]), ("test", *found[2:4]))
+    )
+    tree = found[4] if len(found) == 5 else None
+    if tree is None:
+        if not np.issubdtype(train[1].dtype, np.integer) or not train[1].size:
+            raise ValueError(f"{name}, train: expected integer labels, found {train[1].dtype}")
+        tree = Hierarchy.flat(int(train[1].max()) + 1)
+    if not isinstance(tree, Hierarchy):
+        raise ValueError(f"{name}: expected a Hierarchy, found {type(tree).__name__}")
+    return Dataset.from_splits(name, train, test, tree)
+
+
+def _as_pixels(what: str, images: Any) -> np.ndarray:
+    """Images of uint8; of floats in 0..1 the nearest level, as a picture is predicted."""
+    images = np.asarray(images)
+    if images.size and np.issubdtype(images.dtype, np.floating):
+        low, high = images.min(), images.max()
+        if not (low >= 0 and high <= 1):  # NaN too
+            raise ValueError(
+                f"{what}: expected floats in 0..1, found {low:g}..{high:g}: pixels in 0..255 are "
+                "given as uint8, and before they are normalised"
+            )
+        return np.rint(images * 255).astype(np.uint8)
+    return images
+
+
 def _load_mini(folder: Path | None) -> Dataset:
     name = "fashion_mnist_mini"
     if folder is not None:
@@ -191,6 +246,10 @@ def _open_source(name: str, folder: Path | None, csv: str | Path | None, inner: 
         from dh2l_jax.data.folders.scan import open_folder
 
         return open_folder(folder, classes_csv=csv, inner=inner)
+    if name.startswith(TFDS):
+        from dh2l_jax.data.prepared.read import source_of_any
+
+        return source_of_any(name.removeprefix(TFDS), folder)
     from dh2l_jax.data.prepared.prepare import open_prepared
 
     return open_prepared(name, folder)

@@ -6,7 +6,7 @@ NNX is loaded when `models.nnx` is first asked for.
 import importlib
 from types import ModuleType
 
-from dh2l_jax.models.factory import CIFAR, HEADS, MODELS, TORCHVISION, create
+from dh2l_jax.models.factory import CIFAR, HEADS, MODELS, TORCHVISION, check_own_network, create
 from dh2l_jax.models.heads import (
     FrameHead,
     HierarchicalHead,
@@ -15,7 +15,7 @@ from dh2l_jax.models.heads import (
     SphereHead,
     dense_kernel,
 )
-from dh2l_jax.models.layers import Network
+from dh2l_jax.models.layers import Network, outputs_in_training
 from dh2l_jax.models.resnet_cifar import CifarResNet
 from dh2l_jax.models.resnet_torchvision import TorchvisionResNet
 
@@ -32,8 +32,10 @@ __all__ = [
     "NodeHead",
     "SphereHead",
     "TorchvisionResNet",
+    "check_own_network",
     "create",
     "dense_kernel",
+    "outputs_in_training",
 ]
 
 

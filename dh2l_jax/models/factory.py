@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
-from dh2l_jax.checks import unknown_name
+from dh2l_jax.checks import is_own, own, unknown_name
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.models.heads import (
     FRAMES,
@@ -17,12 +20,12 @@ from dh2l_jax.models.heads import (
     SphereHead,
     plain_init,
 )
-from dh2l_jax.models.layers import Network
+from dh2l_jax.models.layers import Network, outputs_in_training
 from dh2l_jax.models.resnet_cifar import CifarResNet
 from dh2l_jax.models.resnet_torchvision import BLOCKS, TorchvisionResNet
 from dh2l_jax.spheres import EPSILON
 
-__all__ = ["CIFAR", "HEADS", "MODELS", "TORCHVISION", "create"]
+__all__ = ["CIFAR", "HEADS", "MODELS", "TORCHVISION", "check_own_network", "create"]
 
 CIFAR = {f"resnet{depth}": depth for depth in (8, 20, 32, 44, 56, 110)}
 TORCHVISION = {f"resnet{depth}": depth for depth in BLOCKS}
@@ -49,7 +52,9 @@ def create(
 
     Args:
       name: one of `MODELS`: a `TorchvisionResNet` at the depths 18, 34, 50 and 101, else a
-        `CifarResNet`.
+        `CifarResNet`; or "package.module:function", your own: the function is called with `head=`,
+        a Linen module, and returns a Linen module with the field `head` that holds it, whose
+        `__call__(images, train=)` gives the head's logits.
       hierarchy: the tree of classes, for the `head` on it; or
       num_classes: number of classes, for a plain bias-free Dense head.
       shortcut: of a `CifarResNet`: "A" (no parameters) or "B" (1×1 convolution). The others have
@@ -79,7 +84,7 @@ def create(
 
     Reference: DH²L, §5.
     """
-    if name not in MODELS:
+    if name not in MODELS and not is_own(name):
         raise ValueError(unknown_name("model", name, MODELS))
     if (hierarchy is None) == (num_classes is None):
         raise ValueError(
@@ -92,6 +97,8 @@ def create(
         top = HierarchicalHead(hierarchy, center, epsilon, logits, inner_surfaces)
     else:
         top, neck = _other_head(head, hierarchy, gamma, radius)
+    if is_own(name):
+        return _own_network(name, top, neck, shortcut, dtype)
     if name in CIFAR:
         return CifarResNet(CIFAR[name], top, shortcut=shortcut, dtype=dtype, neck=neck)
     if shortcut != "A":
@@ -113,6 +120,64 @@ def _other_head(
     if head not in HEADS:
         raise ValueError(unknown_name("head", head, HEADS))
     return NodeHead(tree, head), None
+
+
+def _own_network(
+    name: str, head: nn.Module, neck: nn.Module | None, shortcut: str, dtype: Dtype
+) -> Network:
+    """The network of a user's function. It is no `Network`, but has its fields and calls."""
+    if neck is not None:
+        raise ValueError(
+            f"{name} has no neck, which the head {type(head).__name__} needs: choose another "
+            "model.head"
+        )
+    if shortcut != "A" or jnp.dtype(dtype) != jnp.float32:
+        raise ValueError(
+            f"{name} is called with head= alone: leave out model.shortcut and model.dtype, found "
+            f"{shortcut!r} and {jnp.dtype(dtype).name}"
+        )
+    network = own("model.name", name)(head=head)
+    if not isinstance(network, nn.Module) or getattr(network, "head", None) != head:
+        raise ValueError(
+            f"{name}: expected a Linen module with the field `head: nn.Module` that holds the head "
+            f"it was given, found {type(network).__name__}"
+        )
+    try:
+        hash(network)
+    except TypeError:
+        fields = ", ".join(vars(network).keys() - {"parent", "name", "scope"})
+        raise ValueError(
+            f"{name}: a field can't be hashed, one of {fields}: write tuples in place of arrays"
+        ) from None
+    return cast(Network, network)
+
+
+def check_own_network(model: Any, image_shape: tuple[int, ...], name: str) -> None:
+    """Raises a `ValueError` unless a user's network does with images what is asked of it.
+
+    Nothing is computed.
+    """
+    images, key = jnp.zeros((1, *image_shape)), jax.random.key(0)
+    head = model.head
+
+    def outputs() -> Any:
+        variables = model.init(key, images, train=False)
+        if foreign := variables.keys() - {"params", "batch_stats"}:
+            raise ValueError(f"it keeps {sorted(foreign)} beside params and batch_stats")
+        variables = {"batch_stats": {}, **variables}
+        features, logits, _ = outputs_in_training(model, variables, images, key)
+        of_head = {"params": variables["params"].get("head", {})}
+        return logits, head.apply(of_head, features)
+
+    try:
+        logits, expected = jax.eval_shape(outputs)
+    except Exception as error:  # whatever the user's own code may raise
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{name}: {type(error).__name__}: {reason:.300}") from error
+    if logits.shape != expected.shape:
+        raise ValueError(
+            f"{name}: expected the head's logits {expected.shape}, found {logits.shape}"
+        )
 
 
 def _plain_head(num_classes: int) -> nn.Dense:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ __all__ = [
     "Network",
     "batch_norm",
     "check_images",
+    "outputs_in_training",
     "shortcut_a",
     "shortcut_b",
 ]
@@ -155,3 +157,55 @@ class Network(nn.Module):
     def body(self, images: jax.Array, train: bool) -> jax.Array:
         """As `features`, before the neck."""
         raise NotImplementedError
+
+
+def outputs_in_training(
+    model: nn.Module, variables: Any, images: jax.Array, key: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array, Any]:
+    """Features (batch, d), logits (batch, classes) and the new statistics of BatchNorm.
+
+    Of a network that is no `Network` the features are what its head is called with.
+
+    Args:
+      model: with the field `head`.
+      variables: {"params": …, "batch_stats": …}.
+      images: (batch, height, width, channels).
+      key: of the dropout of a network that is no `Network`.
+
+    Raises:
+      ValueError: the network does not call its head once.
+    """
+    if isinstance(model, Network):
+        features, updates = model.apply(
+            variables, images, True, method=model.features, mutable=["batch_stats"]
+        )
+        params = {"params": variables["params"]}
+        logits = model.apply(params, features, method=lambda module, x: module.head(x))
+    else:
+        (features, logits), updates = model.apply(
+            variables,
+            images,
+            method=_features_and_logits,
+            mutable=["batch_stats"],
+            rngs=None if key is None else {"dropout": key},
+        )
+    statistics = cast(dict, updates).get("batch_stats", variables["batch_stats"])
+    return cast(jax.Array, features), cast(jax.Array, logits), statistics
+
+
+def _features_and_logits(module: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    found = []
+
+    def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        if context.module.path == ("head",) and context.method_name == "__call__":
+            found.append(args[0])
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(watch):
+        logits = module(images, train=True)
+    if len(found) != 1:
+        raise ValueError(
+            f"{type(module).__name__} calls its head {len(found)} times: expected once, and its "
+            "logits as the result"
+        )
+    return found[0], logits.astype(jnp.float32)

@@ -18,13 +18,14 @@ from dh2l_jax.data.batches.feed import CropOptions, Feed, check_sizes, make_feed
 from dh2l_jax.data.datasets import Dataset, Split
 from dh2l_jax.data.store.fingerprint import DataRecord, difference
 from dh2l_jax.hierarchy import Hierarchy
-from dh2l_jax.models import Network, create
+from dh2l_jax.models import Network, check_own_network, create
 from dh2l_jax.training.config import Config
 from dh2l_jax.training.config.conflicts import (
     NODE_LOSSES,
     refuse_conflicts,
     refuse_conflicts_with_tree,
 )
+from dh2l_jax.training.config.parents import Parent, read_parent, weights_for
 from dh2l_jax.training.host.processes import on_first
 from dh2l_jax.training.run import evidence
 from dh2l_jax.training.run.evidence import CheckpointError
@@ -53,7 +54,8 @@ class Experiment:
       tx: the optimiser.
       schedule: the learning rate of each step.
       mesh: all devices, axis "data".
-      pretrained: replaces random weights by those of `model.pretrained`; None keeps them.
+      pretrained: replaces random weights by those of `model.pretrained` or `init_from`; or None.
+      parent: what `origin.json` says of the weights of `init_from`; {} without them.
       calibration: images and labels on which the temperature of `eval.decision=crm` is fitted, half
         of those held out; None where none is.
     """
@@ -68,6 +70,7 @@ class Experiment:
     mesh: jax.sharding.Mesh
     pretrained: Callable[[Any], Any] | None = None
     calibration: Split | None = None
+    parent: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -100,7 +103,7 @@ class Experiment:
             return state
         found = self.pretrained({"params": state.params, "batch_stats": state.batch_stats})
         if ema:  # apart from the weights: a step uses up both
-            found |= {"ema": found if abstract else jax.tree.map(jnp.copy, found)}
+            found = {**found, "ema": found if abstract else jax.tree.map(jnp.copy, found)}
         return dataclasses.replace(state, **found)
 
     def feeds(self) -> tuple[Feed, Feed]:
@@ -195,6 +198,7 @@ def build(
                 f"{name} must be a multiple of the {devices} devices, found {getattr(config, name)}"
             )
     pretrained = _pretrained(config) if training else None
+    parent = read_parent(config.init_from) if training and config.init_from else None
     split = split or ("validation" if config.data.holdout else "test")
     dataset, source = _dataset(config, split, progress)
     if training:
@@ -208,15 +212,29 @@ def build(
     experiment = Experiment(
         config, scored, source, split, model, tx, schedule, _mesh(), pretrained, calibration
     )
+    if parent:
+        experiment = _begun_with(experiment, parent)
     check_sizes(dataset.train_images, experiment.crop, config.data.pad)
     check_sizes(dataset.test_images, experiment.crop)
     if training:
         _check_pad(config.data.pad, min(experiment.crop))
+        if not isinstance(model, Network):
+            shape = (*experiment.crop, dataset.image_shape[2])
+            check_own_network(model, shape, config.model.name)
         # Refuses images or weights that do not fit the network, and rules that do not.
         state = experiment.init(abstract=True)
         if config.reg.rules:
             energy_plan(state.params, config.reg)
     return experiment
+
+
+def _begun_with(experiment: Experiment, parent: Parent) -> Experiment:
+    """The experiment whose first state has the weights of another."""
+    load = weights_for(parent, experiment.config, experiment.dataset.hierarchy)
+    state = experiment.init(abstract=True)
+    _, taken = load({"params": state.params, "batch_stats": state.batch_stats})
+    about = {**parent.about, "head": "taken" if taken else "anew"}
+    return dataclasses.replace(experiment, pretrained=lambda v: load(v)[0], parent=about)
 
 
 def _mesh() -> jax.sharding.Mesh:

@@ -19,13 +19,21 @@ from dh2l_jax.data.batches.order import epoch_order
 from dh2l_jax.data.batches.placement import place
 from dh2l_jax.models import HierarchicalHead
 from dh2l_jax.regularizers.constraints import constraint_values, satisfaction
-from dh2l_jax.training.config import Config
+from dh2l_jax.training.config import Config, to_dict
 from dh2l_jax.training.config.conflicts import refuse_conflicts
+from dh2l_jax.training.config.origins import (
+    ORIGIN,
+    origins,
+    read_origins,
+    tell_where_parts_were,
+)
+from dh2l_jax.training.config.parents import line_on
 from dh2l_jax.training.epochs import Epochs, Progress, keep_better, make_evaluator
 from dh2l_jax.training.experiment import Experiment, build, refuse_other_data
 from dh2l_jax.training.host import processes, profiling
+from dh2l_jax.training.host.loggers import Loggers
 from dh2l_jax.training.host.signals import stop_requests
-from dh2l_jax.training.run import checkpoint
+from dh2l_jax.training.run import checkpoint, evidence
 from dh2l_jax.training.run.console import Console, Log, PrintLine, line_printer
 from dh2l_jax.training.run.evidence import CONFIG, METRICS, CheckpointError
 from dh2l_jax.training.run.folder import (
@@ -42,6 +50,7 @@ from dh2l_jax.training.run.records import (
     versions,
     write_bytes,
     write_confusion,
+    write_json,
     write_sealed,
 )
 from dh2l_jax.training.step import optim
@@ -77,7 +86,8 @@ def know_all_before_writing(
       The experiment; None where the folder holds the finished run.
     """
     refuse_foreign_folder(workdir, config)
-    refuse_conflicts(config)
+    with tell_where_parts_were(workdir):
+        refuse_conflicts(config)
     if is_finished(workdir):
         return None
     if profile:
@@ -86,7 +96,10 @@ def know_all_before_writing(
     if processes.several() and not is_named:
         raise ValueError("several processes need --workdir, a folder that all of them see")
     console.quiet |= not processes.is_main()
-    experiment = build(config, progress=not console.quiet)
+    if config.init_from and evidence.steps(workdir / evidence.LAST):
+        config = dataclasses.replace(config, init_from="")  # its checkpoints have its weights
+    with tell_where_parts_were(workdir):
+        experiment = build(config, progress=not console.quiet)
     refuse_other_data(experiment, workdir)
     return experiment
 
@@ -99,6 +112,8 @@ def describe(experiment: Experiment, console: Console) -> None:
         f"{len(dataset.train_labels):,} training images, {config.epochs} × "
         f"{experiment.steps_per_epoch} steps of {config.batch_size}; {versions()['devices']}"
     )
+    if experiment.parent:
+        print_line(line_on(experiment.parent))
     tree, counts = dataset.hierarchy, dataset.label_counts
     C = tree.num_classes
     single = [name for name, n in zip(tree.names(tree.num_levels), counts, strict=False) if n == 1]
@@ -137,18 +152,24 @@ def train(
     train_feed, test_feed = experiment.feeds()
     scores_of = make_evaluator(experiment, test_feed)
     state, progress = _begin(experiment, workdir, print_line)
+    known = _keep_origins(experiment, workdir, int(state.step), print_line)
     step = _train_step(experiment, train_feed, int(state.step), print_line, profile)
-    with Log(experiment.steps, config.batch_size, console=console) as log, stop_requests() as stop:
-        epochs = Epochs(experiment, train_feed, scores_of, step, workdir, log, stop)
-        state, progress = _run(epochs, state, progress, print_line)
-    scores, outputs = scores_of.outputs(state)
+    with Loggers(config.loggers, workdir, to_dict(config), print_line) as loggers:
+        with Log(experiment.steps, config.batch_size, console=console) as log, stop_requests() as s:
+            log.on_start = lambda: loggers.start(read_records(workdir / METRICS))
+            log.on_epoch = loggers.log
+            epochs = Epochs(experiment, train_feed, scores_of, step, workdir, log, s)
+            state, progress = _run(epochs, state, progress, print_line)
+        scores, outputs = scores_of.outputs(state)
+        shown = {k: v for k, v in scores.items() if not k.startswith("confusion")}
+        loggers.log({"epoch": config.epochs, "step": int(state.step), **shown})
     if experiment.split == "validation":
         data, best = experiment.data_record, progress.best
         progress.best = keep_better(workdir, state, config.epochs, scores, best, data)
     with checkpoint.tell_what_is_kept(workdir):
         write_bytes(workdir / OUTPUTS, outputs.pack())
         files = [CONFIG, METRICS, OUTPUTS, *write_confusion(workdir, scores)]
-        result = _result(experiment, state, progress, scores, start)
+        result = _result(experiment, state, progress, scores, start) | known
         write_sealed(workdir / RESULT, result, files)
     return result
 
@@ -181,6 +202,27 @@ def _begin(
     checkpoint.forget_after(workdir, step)
     keep_records(workdir / METRICS, step)
     return state, progress
+
+
+def _keep_origins(
+    experiment: Experiment, workdir: Path, step: int, print_line: PrintLine
+) -> dict[str, Any]:
+    """Writes where the parts of a new run come from, or says which have changed since it began.
+
+    Returns:
+      {"origin": those that it began with}; nothing where all are the package's own.
+    """
+    now = origins(experiment.config)
+    before = read_origins(workdir) if step else {}
+    for option, origin in now.items():
+        if before.get(option, origin).get("sha256") != origin.get("sha256"):
+            print_line(
+                f"{option}: {origin.get('file', origin['name'])} is not what {workdir} began with"
+            )
+    known = before or now | ({"init_from": experiment.parent} if experiment.parent else {})
+    if known and not before:
+        write_json(workdir / ORIGIN, known)
+    return {"origin": known} if known else {}
 
 
 def _refuse_other_epochs(

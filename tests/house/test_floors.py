@@ -59,6 +59,7 @@ ONLY = {
     "training.run": "bars checks files training.config training.run training.host.processes "
     "training.step.state.TrainState",
     "training.run.facts": "files hierarchy data.store.fingerprint training.config training.run",
+    "training.host.loggers": "checks files training.run.records",
     "training.host": "checks training.config.DistributedConfig training.host",
 }
 # Rooms with one door: who comes in, and by which of its modules, if not by the room's own names.

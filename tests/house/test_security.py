@@ -44,6 +44,7 @@ METHODS = {
 ALLOWED = {
     ("dh2l_jax/models/weights/pickles.py", "pickle"): "its unpickler, narrowed, see below",
     ("dh2l_jax/training/config/sections.py", "runpy"): "a --config file is the user's own program",
+    ("dh2l_jax/checks.py", "import_module"): "package.module:function is the user's own program",
     ("dh2l_jax/models/__init__.py", "import_module"): "its own heads for NNX, by name",
     ("dh2l_jax/hierarchy/__init__.py", "import_module"): "its own parts that need JAX, by name",
     ("dh2l_jax/__init__.py", "import_module"): "its own parts, by a fixed list of names",

@@ -15,6 +15,7 @@ from dh2l_jax.regularizers.params.diversity import Figures, diversity
 from dh2l_jax.regularizers.params.layouts.files import file_rules
 from dh2l_jax.regularizers.params.plan import plan
 from dh2l_jax.spheres import logit_vectors
+from dh2l_jax.training.config.origins import tell_where_parts_were
 from dh2l_jax.training.experiment import without_data
 from dh2l_jax.training.run import checkpoint
 from dh2l_jax.training.run.facts import RunFacts
@@ -66,7 +67,8 @@ def layers(arrays: dict[str, Any]) -> dict[str, Figures]:
 
 def class_vectors(facts: RunFacts, arrays: dict[str, Any]) -> np.ndarray:
     """(d, C), the vector of each class, where the head has such as seen from its group's centre."""
-    network, _ = without_data(facts.config, facts.data)
+    with tell_where_parts_were(facts.workdir):
+        network, _ = without_data(facts.config, facts.data)
     head = {name[5:]: array for name, array in arrays.items() if name.startswith("head/")}
     if isinstance(network.head, HierarchicalHead):
         levels = head_levels({"head": head}, network.head)

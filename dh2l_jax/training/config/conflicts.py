@@ -13,7 +13,7 @@ from dh2l_jax.data.facts import FACTS
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.hierarchy.published import TAXONOMIES
 from dh2l_jax.metrics import get_metric
-from dh2l_jax.models import CIFAR, TORCHVISION, create
+from dh2l_jax.models import TORCHVISION, create
 from dh2l_jax.regularizers import rules
 from dh2l_jax.regularizers.params.rules import as_regularizer
 from dh2l_jax.regularizers.table import KERNEL, mean_of
@@ -26,6 +26,7 @@ from dh2l_jax.training.config.sections import (
     DistributedConfig,
     RegConfig,
 )
+from dh2l_jax.training.host.loggers import check_loggers
 
 __all__ = ["refuse_conflicts", "refuse_conflicts_with_tree"]
 
@@ -56,6 +57,7 @@ def refuse_conflicts(config: Config) -> None:
     if config.model.head != "plain":  # R takes pairs of vectors
         get_metric(config.reg.fc_metric)
     create(config.model.name, num_classes=1, shortcut=config.model.shortcut)
+    check_loggers(config.loggers)
     for problem in (
         *_network(config),
         *_tree(config),
@@ -92,10 +94,15 @@ def refuse_conflicts_with_tree(config: Config, tree: Hierarchy) -> None:
 
 def _network(config: Config) -> Iterator[str]:
     model = config.model
-    if model.name in CIFAR and model.pretrained:
+    if model.name not in TORCHVISION and model.pretrained:
         yield (
             f"{model.name} takes no model.pretrained, found {model.pretrained!r}; networks that "
             f"do: {', '.join(TORCHVISION)}"
+        )
+    if config.init_from and model.pretrained:
+        yield (
+            f"init_from and model.pretrained are both weights to begin with, found "
+            f"{config.init_from!r} and {model.pretrained!r}: set one of them"
         )
     if model.center != "epsilon" and model.epsilon != type(model).epsilon:
         yield (

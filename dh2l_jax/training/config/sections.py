@@ -37,6 +37,7 @@ __all__ = [
 NOT_IDENTITY = (
     "checkpoint_every",
     "on_nan",
+    "loggers",
     "data.data_dir",
     "data.csv",
     "data.cache_dir",
@@ -49,7 +50,8 @@ class DataConfig(Checked):
     """The images.
 
     Attributes:
-      name: data set, see `dh2l_jax.data.catalog.DATASETS`; "folder" for your own images.
+      name: data set, see `dh2l_jax.data.catalog.DATASETS`; "folder" for your own images,
+        tfds:NAME for what lies prepared, or package.module:function for your own arrays.
       data_dir: folder of the data set's files, if it is not embedded.
       csv: file `class,parent[,grandparent]` with the tree of a folder of images.
       tree: another tree of the same classes, see `dh2l_jax.hierarchy.published`, or "flat".
@@ -109,7 +111,7 @@ class ModelConfig(Checked):
     """The network.
 
     Attributes:
-      name: see `dh2l_jax.models.MODELS`.
+      name: see `dh2l_jax.models.MODELS`; or package.module:function, see `models.create`.
       shortcut: "A" or "B".
       head: "hierarchical" (on the data set's tree), "plain", "haframe" or "etf" (fixed vectors,
         which bring their own loss), or "sphere".
@@ -253,6 +255,8 @@ class Config(Checked):
         with half the learning rate.
       checkpoint_every: steps between checkpoints; 0 for the ends of epochs, where there always is
         one.
+      init_from: whose weights to begin with: the folder of a run, or FILE.safetensors.
+      loggers: where else records go: "csv", "tensorboard", package.module:function; "; " between.
     """
 
     seed: int = field(0, low=0, high=2**32 - 1)
@@ -262,6 +266,8 @@ class Config(Checked):
     eval_every: int = field(0, low=0)
     on_nan: str = field("stop", choices=("stop", "rollback"))
     checkpoint_every: int = field(0, low=0)
+    init_from: str = ""
+    loggers: tuple[str, ...] = ()
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
@@ -357,7 +363,8 @@ def identity(config: Config) -> dict[str, Any]:
     """
     defaults = dict(flat(Config()))
     values = {key: value for key, value in flat(config) if makes_another_run(key)}
-    values["model.pretrained"] = Path(config.model.pretrained).name
+    for key in ("init_from", "model.pretrained"):
+        values[key] = Path(values[key]).name
     return {key: value for key, value in values.items() if value != defaults[key]}
 
 

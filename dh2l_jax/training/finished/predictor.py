@@ -21,6 +21,7 @@ from dh2l_jax.data.store.pictures import Picture, Sight, seen
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.hierarchy.learn.decoding import answer, crm, log_probs, threshold_for
 from dh2l_jax.models import Network
+from dh2l_jax.training.config.origins import tell_where_parts_were
 from dh2l_jax.training.experiment import without_data
 from dh2l_jax.training.finished.certainty import Certainty, certainty_of
 from dh2l_jax.training.run import checkpoint
@@ -101,7 +102,8 @@ class Predictor:
         decision = decision or facts.config.eval.decision
         if decision not in DECISIONS:
             raise ValueError(f"expected a decision of {' or '.join(DECISIONS)}, found {decision!r}")
-        network, like = without_data(facts.config, facts.data)
+        with tell_where_parts_were(facts.workdir):
+            network, like = without_data(facts.config, facts.data)
         state = checkpoint.restore(facts.workdir, like, print_line=print_line).state
         finished = is_finished(facts.workdir)
         if finished and state.step != facts.result["steps"]:

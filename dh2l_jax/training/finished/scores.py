@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dh2l_jax.training.config import Config, makes_another_run, override
+from dh2l_jax.training.config.origins import tell_where_parts_were
 from dh2l_jax.training.epochs import make_evaluator
 from dh2l_jax.training.experiment import Experiment, build, refuse_other_data
 from dh2l_jax.training.run import checkpoint
@@ -53,7 +54,8 @@ def eval_only(
         its config, or the data are not those that it was trained on.
     """
     config, result = _config(workdir, places), read_result(workdir)
-    experiment = build(config, training=False)
+    with tell_where_parts_were(workdir):
+        experiment = build(config, training=False)
     _refuse_other_data(experiment, workdir, print_line)
     evaluator, state = make_evaluator(experiment), _state(experiment, workdir, result["steps"])
     if OUTPUTS in result.get("files", {}):
@@ -82,7 +84,8 @@ def test(
     config, result = _config(workdir, places), read_result(workdir)
     if not config.data.holdout:
         raise ValueError(f"{workdir}: expected a run with data.holdout, found one without")
-    experiment = build(config, split="test", training=False)
+    with tell_where_parts_were(workdir):
+        experiment = build(config, split="test", training=False)
     _refuse_other_data(experiment, workdir, print_line)
     scores_of, scores, files = make_evaluator(experiment), {}, []
     best = result["best"]["epoch"] * experiment.steps_per_epoch

@@ -40,6 +40,7 @@ __all__ = [
     "Saved",
     "forget_after",
     "read_params",
+    "read_state",
     "restore",
     "save",
     "steps",
@@ -154,9 +155,17 @@ def restore(
 def read_params(
     workdir: Path, folder: str = LAST, *, print_line: PrintLine | None = None
 ) -> dict[str, Any]:
-    """The parameters of the newest intact step, for looking at them: of any model, as NumPy arrays.
+    """The parameters of the newest intact step or their running means, see `read_state`."""
+    state = read_state(workdir, folder, print_line=print_line)
+    return state.get("ema", state)["params"]
 
-    Their running means, if the run keeps some.
+
+def read_state(
+    workdir: Path, folder: str = LAST, *, print_line: PrintLine | None = None
+) -> dict[str, Any]:
+    """All that the newest intact step holds, of any model, by the fields of `TrainState`, in NumPy.
+
+    One that is None is not there.
 
     Raises:
       NoCheckpoint: there is no step.
@@ -169,8 +178,7 @@ def read_params(
             with _manager(path) as manager:
                 found = manager.item_metadata(step).get("state")
             like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), found)
-            tree, _ = _newest_intact(path, like, print_line or _warn, None)
-            return tree.get("ema", tree)["params"]
+            return _newest_intact(path, like, print_line or _warn, None)[0]
     return _newest_intact(path, {}, print_line or _warn, None)[0]
 
 

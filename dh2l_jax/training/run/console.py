@@ -39,9 +39,17 @@ class Log:
     """Progress of a run: a bar with images/s and time left, a line an epoch always.
 
     Use it as a context manager around the training loop.
+
+    Attributes:
+      on_start: called before the first step, and after each roll-back.
+      on_epoch: called with the record of each epoch.
     """
 
+    on_start: Callable[[], object]
+    on_epoch: Callable[[Mapping[str, Any]], object]
+
     def __init__(self, total_steps: int, batch_size: int, *, console: Console | None = None):
+        self.on_start, self.on_epoch = (lambda: None), (lambda record: None)
         self.console = console or Console(highlight=False)
         self._batch_size = batch_size
         self._progress = Bar(
@@ -65,6 +73,7 @@ class Log:
     def start(self, step: int) -> None:
         """Puts the bar at a step, that of a checkpoint or the first."""
         self._progress.reset(self._task, completed=step)
+        self.on_start()
 
     def step(self, epoch: int, steps: int = 1) -> None:
         """Moves the bar on by finished steps."""
@@ -74,6 +83,7 @@ class Log:
 
     def epoch(self, record: Mapping[str, Any], epochs: int) -> None:
         """Prints the line of a finished epoch above the bar."""
+        self.on_epoch(record)
         scores = record.get("accuracy")
         text = (
             f"epoch {record['epoch']:>3}/{epochs}  J {record['J']:.4f}  L {record['L']:.4f}  "

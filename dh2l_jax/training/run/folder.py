@@ -62,7 +62,7 @@ def outputs_name(state: str) -> str:
 
 def new_folder(name: str) -> Path:
     """The folder of a run that nobody has named: by what it is of, and the time."""
-    return Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    return Path("runs") / f"{name.replace(':', '-')}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
 def is_run(workdir: Path) -> bool:

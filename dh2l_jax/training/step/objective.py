@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.hierarchy.counts import has_nan
 from dh2l_jax.hierarchy.learn.nodes import nodes_above
 from dh2l_jax.metrics import get_metric
-from dh2l_jax.models import Network
+from dh2l_jax.models import Network, outputs_in_training
 from dh2l_jax.models.heads import FrameHead, HierarchicalHead, SphereHead
 from dh2l_jax.regularizers import (
     Plan,
@@ -41,6 +41,7 @@ __all__ = ["Terms", "energy_plan", "factor_of", "head_levels", "make_objective",
 
 Terms = dict[str, jax.Array]
 HEAD, NECK = r"^head/", r"^neck/"
+DROPOUT = 2**31  # folded into the key of a run, whose augmentation folds in the number of a step
 WARMUP = 0.1  # part of the run in which the factor "warmup" rises
 
 
@@ -153,14 +154,14 @@ def make_objective(
     counts: np.ndarray | None = None,
     steps: int = 1,
 ) -> Callable[..., tuple[jax.Array, tuple[Any, Terms]]]:
-    """A function (params, batch_stats, images, labels, step=0, mixed=None) → (J, (stats, terms)).
+    """A function (params, batch_stats, images, labels, step=0, mixed=None, key=None) → (J, aux).
 
     `terms` holds J, the loss L and its parts, "hits" (right classes in the batch, by the highest
     logit; of a label at an inner node, those below it), every regulariser before its λ and, where
     it is not constant, the factor "schedule". `loss` is the cross-entropy if None, `counts` are
     those of `make_loss`, `steps` those of the run. `mixed` are the labels of other images that are
     in the images too, and the share s of the first: L is s L(labels) + (1 − s) L(others), "hits"
-    are of the larger share.
+    are of the larger share. `key` is the run's, for dropout. `aux` is (batch_stats, terms).
     """
     head, terms_of = model.head, make_regularizer(model.head, hierarchy, reg)
     loss_of = make_loss(loss or LossConfig(), head, hierarchy, counts)
@@ -168,15 +169,12 @@ def make_objective(
     labelled = hierarchy if has_inner else hierarchy.num_classes
     schedule = factor_of(reg.schedule, steps)
 
-    def objective(params, batch_stats, images, labels, step=0, mixed=None):
+    def objective(params, batch_stats, images, labels, step=0, mixed=None, key=None):
         variables = {"params": params, "batch_stats": batch_stats}
         with jax.named_scope("forward"):
-            features, updates = model.apply(
-                variables, images, True, method=model.features, mutable=["batch_stats"]
-            )
-            logits = cast(
-                jax.Array, model.apply({"params": params}, features, method=lambda m, x: m.head(x))
-            )
+            if key is not None and not isinstance(model, Network):
+                key = jax.random.fold_in(jax.random.fold_in(key, DROPOUT), step)
+            features, logits, batch_stats = outputs_in_training(model, variables, images, key)
             loss = functools.partial(loss_of, params.get("head", {}), features, logits)
             L, parts = shared(loss, labels, mixed)
         with jax.named_scope("regulariser"):
@@ -196,7 +194,6 @@ def make_objective(
         if mixed is not None:
             labels = jnp.where(mixed[1] >= 0.5, labels, mixed[0])
         hits = _hits(logits, labels, hierarchy if has_inner else None)
-        batch_stats = cast(dict, updates)["batch_stats"]
         return J, (batch_stats, {"J": J, "L": L, **parts, **terms, "hits": hits})
 
     return objective

@@ -66,7 +66,7 @@ def init_state(
         # Keys are stored as raw words, which every checkpoint format can hold.
         key = jax.random.key_data(run_key)
         step, rate = jnp.zeros((), jnp.int32), jnp.ones((), jnp.float32)
-        stats = variables["batch_stats"]
+        stats = variables.get("batch_stats", {})
         mean = {"params": params, "batch_stats": stats} if ema else None
         return TrainState(step, params, stats, tx.init(params), key, rate, mean)
 

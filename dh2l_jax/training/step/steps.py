@@ -82,12 +82,12 @@ def make_train_step(
             pixels, labels = feed.training_crops(key, state.step, *batch)
             if augment is not None:
                 pixels = augment(draw_key(key, state.step, AUGMENT), pixels)
-            images, mixed = normalize(pixels, *scale), ()
+            images, mixed = normalize(pixels, *scale), None
             if mix is not None:
                 images, share = mix(draw_key(key, state.step, MIX), images)
-                mixed = ((labels[::-1], share),)
+                mixed = labels[::-1], share
         (_, (batch_stats, terms)), gradients = jax.value_and_grad(objective, has_aux=True)(
-            state.params, state.batch_stats, images, labels, state.step, *mixed
+            state.params, state.batch_stats, images, labels, state.step, mixed=mixed, key=key
         )
         with jax.named_scope("optimiser"):
             updates, opt_state = tx.update(gradients, state.opt_state, state.params)
@@ -153,7 +153,8 @@ def _logits_of(model: Network, feed: Feed) -> Callable[..., tuple[jax.Array, jax
     def logits_of(state: TrainState, *batch: Any, scale: Scale) -> tuple[jax.Array, jax.Array]:
         pixels, labels = feed.evaluation_crops(*batch)
         images = normalize(pixels, *scale)
-        return cast(jax.Array, model.apply(state.variables, images, train=False)), labels
+        logits = cast(jax.Array, model.apply(state.variables, images, train=False))
+        return logits.astype(jnp.float32), labels
 
     return logits_of
 

@@ -88,9 +88,9 @@ def compiled(num_devices):
     objective = make_objective(exp.model, TREE, exp.config.reg)
     feed = Resident(DATA.train_images, DATA.train_labels, CROPS, exp.mesh)
 
-    def counted(*args):
+    def counted(*args, **options):
         TRACES[num_devices] += 1
-        return objective(*args)
+        return objective(*args, **options)
 
     return exp, feed, exp.init(), make_train_step(counted, exp.tx, DATA, feed)
 
