@@ -63,7 +63,6 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         prog=PROGRAM,
         description=__doc__,
         epilog=f"methods by name, each with its own list of weights:\n{names}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add(
