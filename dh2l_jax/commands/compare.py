@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import re
 import sys
 import textwrap
@@ -34,7 +35,7 @@ from dh2l_jax.experiments.plan.methods import METHODS
 from dh2l_jax.experiments.plan.settings import Options, listed, recipe
 from dh2l_jax.experiments.plan.tables import comparison
 from dh2l_jax.experiments.reports.markdown import Protocol
-from dh2l_jax.experiments.runner import LoopTrainer, Trainer
+from dh2l_jax.experiments.trainers import LoopTrainer, SideBySide, Trainer
 from dh2l_jax.training.config import Config, load, override
 from dh2l_jax.training.run.lock import Lock
 
@@ -98,6 +99,13 @@ def add_common(parser: argparse.ArgumentParser, out: str) -> None:
         metavar="KEY=VALUE",
         help="replace one option in all runs, such as model.dtype=bfloat16",
     )
+    add(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="runs at a time, each on a GPU of its own or a share of the cores (default: 1)",
+    )
     add("--dry-run", "--list", action="store_true", help="show the plan and what is done already")
 
 
@@ -132,7 +140,8 @@ def make(
     with contextlib.ExitStack() as stack:
         try:
             options = parse(words)
-            job = plan(options, (*program.split(), *words), trainer or LoopTrainer())
+            trainer = trainer or _trainer(options.jobs, options.out)
+            job = plan(options, (*program.split(), *words), trainer)
             if options.dry_run:
                 job.show()
                 return Exit.FINISHED
@@ -142,10 +151,14 @@ def make(
         except BAD as error:
             return fail(program, error)
         refuse_small_limits()
-        if trainer is None:
+        if isinstance(trainer, LoopTrainer):
             prepare_jax(options.out)
         job.announce(trial=trial)
         return job.run()
+
+
+def _trainer(jobs: int, out: Path) -> Trainer:
+    return LoopTrainer() if jobs == 1 else SideBySide(jobs, functools.partial(prepare_jax, out))
 
 
 def _plan(options: argparse.Namespace, command: Sequence[str], trainer: Trainer) -> TableJob:

@@ -27,7 +27,7 @@ from dh2l_jax.experiments.job import TableJob
 from dh2l_jax.experiments.plan.settings import WEIGHT_FILES, Options
 from dh2l_jax.experiments.plan.tables import EMBEDDED, TABLES, Table, count_runs, table
 from dh2l_jax.experiments.reports.markdown import Protocol
-from dh2l_jax.experiments.runner import Trainer
+from dh2l_jax.experiments.trainers import Trainer
 
 PROGRAM = "dh2l tables"
 SEEDS = [0, 1, 2]

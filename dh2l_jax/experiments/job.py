@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from dh2l_jax.experiments.plan.settings import Setting
 from dh2l_jax.experiments.plan.tables import Table, count_runs
 from dh2l_jax.experiments.reports import figures, markdown, records
 from dh2l_jax.experiments.reports.markdown import Protocol
-from dh2l_jax.experiments.runner import Runner, SettingResult, Trainer
-from dh2l_jax.experiments.summary import summarize
+from dh2l_jax.experiments.reports.summary import summarize
+from dh2l_jax.experiments.runner import Runner, SettingResult
+from dh2l_jax.experiments.trainers import Trainer
 from dh2l_jax.files import write_atomically
 
 __all__ = ["TableJob"]
@@ -88,10 +90,11 @@ class TableJob:
         """Prints how many runs there are and how long they take, from finished ones or a trial."""
         total, done = count_runs(self.wanted, len(self.protocol.seeds)), self.progress.done
         known = [second for setting in self.wanted for second in self.results[setting].seconds]
-        left = [setting for setting in self.wanted if not self.results[setting].complete]
-        if trial and left and not known:
-            known = self._tried(left[0])
-        about = f", about {_duration(sum(known) / len(known) * (total - done))}" if known else ""
+        waiting = [setting for setting in self.wanted if not self.results[setting].complete]
+        if trial and waiting and not known:
+            known = self._tried(waiting[0])
+        left = (total - done) / self.runner.trainer.jobs
+        about = f", about {_duration(sum(known) / len(known) * left)}" if known else ""
         print(one_line(f"{total} runs, {done} done{about if total > done else ''}"), flush=True)
 
     def _tried(self, setting: Setting) -> list[float]:
@@ -183,6 +186,7 @@ class Progress:
     def __init__(self, total: int):
         """Nothing is done yet of `total` runs."""
         self.done, self._total, self._trained = 0, total, 0
+        self._lock = threading.Lock()  # runs end in threads, where there are several at a time
         self.start()
 
     def start(self) -> None:
@@ -191,11 +195,12 @@ class Progress:
 
     def tell(self, line: str) -> None:
         """Prints the line of one more run."""
-        self._trained += 1
-        number = min(self.done + self._trained, self._total)
-        pace = (time.perf_counter() - self._start) / self._trained
-        left = _duration(pace * (self._total - number))
-        print(one_line(f"[{number}/{self._total}] {line}; {left} left"), flush=True)
+        with self._lock:
+            self._trained += 1
+            number = min(self.done + self._trained, self._total)
+            pace = (time.perf_counter() - self._start) / self._trained
+            left = _duration(pace * (self._total - number))
+            print(one_line(f"[{number}/{self._total}] {line}; {left} left"), flush=True)
 
 
 def _duration(seconds: float) -> str:

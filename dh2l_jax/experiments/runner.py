@@ -3,122 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
-import io
-import shutil
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TypeVar
 
 from dh2l_jax.experiments.plan.settings import Options, Setting, Weights, config_of
 from dh2l_jax.experiments.runs import Run, RunResult, check_result, check_test, read
-from dh2l_jax.files import open_to_append, write_atomically
-from dh2l_jax.training.config import Config, DataConfig
-from dh2l_jax.training.run.folder import METRICS
-from dh2l_jax.training.run.records import read_records
+from dh2l_jax.experiments.trainers import Trainer
+from dh2l_jax.files import write_atomically
+from dh2l_jax.training.config import DataConfig
 
-__all__ = ["LoopTrainer", "Runner", "SettingResult", "Trainer", "choose"]
+__all__ = ["Runner", "SettingResult", "choose"]
 
-LOG, ERROR, MEMORY = "log.txt", "error.txt", "step_bytes.txt"
+ERROR, MEMORY = "error.txt", "step_bytes.txt"
 
-
-class Trainer(Protocol):
-    """Trains and tests one run; any exception of `train` and `test` is a failed run."""
-
-    def check(self, config: Config) -> None:
-        """Raises what would stop a run before its first step: missing data, unknown names."""
-        ...
-
-    def data(self, config: Config) -> str:
-        """Digest of the images, labels and tree, as results have it."""
-        ...
-
-    def seconds(self, config: Config) -> float:
-        """About the time that a run takes, from a short one."""
-        ...
-
-    def train(self, config: Config, workdir: Path) -> Any:
-        """Trains in a folder, which may hold an interrupted run; writes config and result."""
-        ...
-
-    def test(self, workdir: Path) -> Any:
-        """Scores of the saved states on the test set; writes test.json."""
-        ...
-
-    def memory(self, config: Config) -> int:
-        """Bytes that a training step needs."""
-        ...
-
-    def forget(self) -> None:
-        """Called after the last run of a setting: later runs share less with it."""
-        ...
-
-
-class LoopTrainer:
-    """The trainer of `training.loop`; what a run prints goes into its folder."""
-
-    # Training is imported late: a plan is shown without the packages that it needs.
-    def check(self, config: Config) -> None:
-        """Builds the experiment and lets it go; images that have to be decoded are, once."""
-        from dh2l_jax.training import loop
-
-        loop.build(config, progress=True)
-
-    def data(self, config: Config) -> str:
-        """Of all images in the folder, whatever part of them is trained on."""
-        from dh2l_jax.training import loop
-
-        return loop.build(config).source.fingerprint.sha256
-
-    def seconds(self, config: Config) -> float:
-        """From two epochs, whose programs are kept for the runs; the first one compiles."""
-        epochs = min(2, config.epochs)
-        warmup = min(config.optim.warmup_epochs, epochs)
-        optim = dataclasses.replace(config.optim, warmup_epochs=warmup)
-        with tempfile.TemporaryDirectory() as folder:
-            workdir = Path(folder) / "trial"
-            short = dataclasses.replace(config, epochs=epochs, optim=optim)
-            result = self.train(short, workdir)
-            rate = read_records(workdir / METRICS)[-1]["images_per_second"]
-        images = result["steps"] * config.batch_size / epochs
-        return result["seconds"] + (config.epochs - epochs) * images / rate
-
-    def train(self, config: Config, workdir: Path) -> Any:
-        """Builds, trains from where an interrupted run got to, writes result.json."""
-        from dh2l_jax.training import loop
-        from dh2l_jax.training.run.console import file_console
-        from dh2l_jax.training.run.folder import opened, refuse_foreign_folder
-
-        experiment = loop.build(config)
-        try:
-            refuse_foreign_folder(workdir, config)
-        except ValueError:  # the folder holds no run, or another one
-            shutil.rmtree(workdir)
-        with opened(workdir, config), open_to_append(workdir / LOG) as file:
-            console = file_console(io.TextIOWrapper(file, "utf-8", write_through=True))
-            return loop.train(experiment, workdir, console)
-
-    def test(self, workdir: Path) -> Any:
-        """Evaluates the last state and the best on validation."""
-        from dh2l_jax.training import finished
-
-        return finished.test(workdir)
-
-    def memory(self, config: Config) -> int:
-        """Of the compiled step: what goes in and out, and what is needed between."""
-        from dh2l_jax.training import loop
-
-        return loop.step_bytes(loop.build(config))
-
-    def forget(self) -> None:
-        """Hundreds of runs share the process, and each would leave its programs behind."""
-        import jax
-
-        jax.clear_caches()
-        gc.collect()
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,10 +123,9 @@ class Runner:
     def run(self, setting: Setting) -> SettingResult:
         """Trains what is missing, chooses λ on validation, tests the chosen runs and no others."""
         found = self._collect(setting, self._obtain)
-        results = [
-            self._tested(result) if result.run.weights == found.weights else result
-            for result in found.runs
-        ]
+        results = self._each(
+            lambda o: self._tested(o) if o.run.weights == found.weights else o, found.runs
+        )
         self._measure(results)
         self.trainer.forget()
         return SettingResult(found.weights, tuple(results), self._step_bytes(results))
@@ -247,11 +148,23 @@ class Runner:
 
     def _collect(self, setting: Setting, obtain: Callable[[Run], RunResult]) -> SettingResult:
         first, *others = self.seeds
-        results = [obtain(self._run(setting, weights, first)) for weights in setting.candidates]
+        tried = [self._run(setting, weights, first) for weights in setting.candidates]
+        results = self._each(obtain, tried)
         weights = choose(results)
         if weights is not None:
-            results += [obtain(self._run(setting, weights, seed)) for seed in others]
+            results += self._each(obtain, [self._run(setting, weights, s) for s in others])
         return SettingResult(weights, tuple(results), self._step_bytes(results))
+
+    def _each(self, fn: Callable[[T], RunResult], items: Sequence[T]) -> list[RunResult]:
+        """fn of each, as many at a time as the trainer can."""
+        if self.trainer.jobs == 1:
+            return [fn(item) for item in items]
+        with ThreadPoolExecutor(self.trainer.jobs) as threads:
+            try:
+                return list(threads.map(fn, items))
+            except KeyboardInterrupt:
+                self.trainer.stop()
+                raise
 
     def _run(self, setting: Setting, weights: Weights, seed: int) -> Run:
         return Run(setting, weights, seed, config_of(setting, weights, seed, self.options))

@@ -175,13 +175,13 @@ def test_loads_a_folder(tmp_path):
 def test_data_dir_is_needed_or_refused(tmp_path):
     with pytest.raises(ValueError, match=r"run .*data prepare cifar100 --data-dir"):
         load("cifar100", data_dir=tmp_path)
-    with pytest.raises(ValueError, match="folder needs data_dir"):
+    with pytest.raises(ValueError, match="folder needs data.data_dir"):
         load("folder")
     with pytest.raises(
         ValueError, match="cifar10 is no folder of own images and takes no csv, found 'x'"
     ):
         load("cifar10", csv="x")
-    with pytest.raises(ValueError, match="images of one size and takes no resize, found 40"):
+    with pytest.raises(ValueError, match="has images as they are and takes no resize, found 40"):
         load("fashion_mnist", data_dir=tmp_path, resize=40)
     with pytest.raises(ValueError, match="fashion_mnist_mini is embedded and takes no data_dir"):
         load("fashion_mnist_mini", data_dir=tmp_path)

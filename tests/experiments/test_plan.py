@@ -17,9 +17,10 @@ from oracle.tables import FACTORED, holm, key_of_config, key_of_labels, key_of_s
 import dh2l_jax as dh2l
 from dh2l_jax.data import catalog, datasets
 from dh2l_jax.data.facts import FACTS
-from dh2l_jax.experiments import runner, runs, statistics
+from dh2l_jax.experiments import runner, runs
 from dh2l_jax.experiments.plan import tables
 from dh2l_jax.experiments.plan.settings import Options, Setting, Weights, config_of, recipe
+from dh2l_jax.experiments.reports import statistics
 from dh2l_jax.hierarchy.published import taxonomy
 from dh2l_jax.training import loop
 from dh2l_jax.training.config import Config, from_dict, identity, override, to_dict

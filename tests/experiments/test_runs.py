@@ -18,7 +18,7 @@ from oracle.tables import Fake, Killed, cells_of, check_reports, recompute, writ
 
 from dh2l_jax.commands import tables as command
 from dh2l_jax.commands.compare import prepare_jax
-from dh2l_jax.experiments import job, runner
+from dh2l_jax.experiments import job, trainers
 from dh2l_jax.experiments.plan import tables
 from dh2l_jax.experiments.plan.settings import Options, Setting, Weights, config_of
 from dh2l_jax.training import loop
@@ -325,7 +325,7 @@ def test_another_seed_compiles_nothing(tmp_path, own_process_settings):
     prepare_jax(tmp_path)
     jax.clear_caches()  # what tests before have compiled would not be written to the folder
     setting, options = Setting("fashion_mnist_mini", "resnet8", "l2"), Options(budget=0.01)
-    trainer, programs, results = runner.LoopTrainer(), [], []
+    trainer, programs, results = trainers.LoopTrainer(), [], []
     for seed in (0, 1):
         config = config_of(setting, Weights(), seed, options)
         results.append(trainer.train(config, tmp_path / str(seed)))

@@ -24,6 +24,8 @@ class Fake:
       error: what it raises.
     """
 
+    jobs = 1
+
     def __init__(self, stop_at=0, error=None):
         self.stop_at, self.error = stop_at, error or Killed()
         self.trained, self.tested = [], []
@@ -68,6 +70,9 @@ class Fake:
 
     def forget(self):
         """Nothing is kept."""
+
+    def stop(self):
+        """Nothing is being trained."""
 
 
 class Killed(BaseException):

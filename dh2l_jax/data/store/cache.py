@@ -199,7 +199,7 @@ def _tell(path: Path, left_out: list[_LeftOut], on_bad_image: str) -> None:
         return
     name, reason, *_ = left_out[0]
     if on_bad_image == "refuse":
-        raise ValueError(f"{name}: {reason}")
+        raise ValueError(f"{name}: {reason}; data.on_bad_image=skip leaves such images out")
     more = f" and {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""
     logging.getLogger(__name__).warning(
         "on_bad_image=skip leaves out images that cannot be read, %d: %s%s; %s has the reasons",

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dh2l_jax.experiments.plan.tables import COLUMN, FACTORED, Table
-from dh2l_jax.experiments.statistics import mean_and_deviation
-from dh2l_jax.experiments.summary import Summary
+from dh2l_jax.experiments.reports.statistics import mean_and_deviation
+from dh2l_jax.experiments.reports.summary import Summary
 
 __all__ = ["draw"]
 

@@ -16,9 +16,9 @@ from dh2l_jax.experiments.plan.settings import (
     shown,
 )
 from dh2l_jax.experiments.plan.tables import Table
+from dh2l_jax.experiments.reports.statistics import binomial_error, mean_and_deviation
+from dh2l_jax.experiments.reports.summary import Summary, comparisons, test_images
 from dh2l_jax.experiments.runs import RunResult
-from dh2l_jax.experiments.statistics import binomial_error, mean_and_deviation
-from dh2l_jax.experiments.summary import Summary, comparisons, test_images
 from dh2l_jax.training.config import Config
 
 __all__ = ["Protocol", "markdown", "sentences", "title"]

@@ -8,9 +8,9 @@ import json
 from typing import Any
 
 from dh2l_jax.experiments.plan.tables import Table
+from dh2l_jax.experiments.reports.statistics import mean_and_deviation
+from dh2l_jax.experiments.reports.summary import Summary
 from dh2l_jax.experiments.runs import RunResult
-from dh2l_jax.experiments.statistics import mean_and_deviation
-from dh2l_jax.experiments.summary import Summary
 from dh2l_jax.training.run.folder import BEST, LAST
 from dh2l_jax.training.run.records import spreadsheet_cell
 

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from dh2l_jax.experiments import statistics
 from dh2l_jax.experiments.plan.settings import Setting
 from dh2l_jax.experiments.plan.tables import Cell, Table
+from dh2l_jax.experiments.reports import statistics
 from dh2l_jax.experiments.runner import SettingResult
 from dh2l_jax.training.run.folder import BEST, LAST
 
