@@ -242,7 +242,7 @@ def _open_source(name: str, folder: Path | None, csv: str | Path | None, inner: 
     # tensorflow_datasets and Pillow load late: only these readers need them.
     if name == "folder":
         if folder is None:
-            raise ValueError("folder needs data.data_dir (data_dir), the folder that holds the images")
+            raise ValueError("folder needs data.data_dir, the folder that holds the images")
         from dh2l_jax.data.folders.scan import open_folder
 
         return open_folder(folder, classes_csv=csv, inner=inner)

@@ -67,7 +67,7 @@ ARGUMENTS = {
     "--config=": "no config file .",
     "mine.py": "mine.py: expected a function get_config(), found none",
     # Options, in both spellings.
-    "--optim.schedule cosin": "optim.schedule must be 'step' or 'cosine', found 'cosin': did you",
+    "--optim.schedule cosin": "'linear' or 'constant', found 'cosin': did you mean 'cosine'?",
     "--set optim.lrr=0.1": "unknown option 'optim.lrr': did you mean 'optim.lr'?",
     "--set optim.lr": "expected key=value, found 'optim.lr'",
     "--set optim.lr=fast": "optim.lr must be a number, found 'fast'",
@@ -90,7 +90,7 @@ ARGUMENTS = {
     "--data.background red": "is no folder of own images and takes no background, found 'red'",
     "--data.csv a.csv": "is no folder of own images and takes no csv, found 'a.csv'",
     "--data.data_dir /nowhere": "fashion_mnist_mini is embedded and takes no data_dir",
-    "--data.resize 32": "fashion_mnist_mini has images of one size and takes no resize",
+    "--data.resize 32": "fashion_mnist_mini has images as they are and takes no resize",
     "--data.name folder": "folder needs data_dir, the folder that holds the images",
     "--data.crop 24 --data.pad 24": "data.pad must be below the side of the crop, 24, f",
     "--data.pad 28": "data.pad must be below the side of the crop, 28, f",

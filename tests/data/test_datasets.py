@@ -175,7 +175,7 @@ def test_loads_a_folder(tmp_path):
 def test_data_dir_is_needed_or_refused(tmp_path):
     with pytest.raises(ValueError, match=r"run .*data prepare cifar100 --data-dir"):
         load("cifar100", data_dir=tmp_path)
-    with pytest.raises(ValueError, match="folder needs data.data_dir"):
+    with pytest.raises(ValueError, match=r"folder needs data\.data_dir"):
         load("folder")
     with pytest.raises(
         ValueError, match="cifar10 is no folder of own images and takes no csv, found 'x'"

@@ -34,7 +34,7 @@ class Small(nn.Module):
         norm = nn.BatchNorm(use_running_average=not train, momentum=0.5)
         return nn.Dense(10)(nn.relu(norm(features)).mean((1, 2)))
 
-    def objective(self, params, batch_stats, images, labels, step=0):
+    def objective(self, params, batch_stats, images, labels, step=0, **unused):
         """Cross-entropy, the new statistics, and the terms."""
         variables = {"params": params, "batch_stats": batch_stats}
         logits, new = self.apply(variables, images, train=True, mutable=["batch_stats"])

@@ -148,7 +148,7 @@ def test_both_feeds_train_to_the_same_weights_and_scores():
     dataset = Dataset.from_splits("sizes", split, split, dh2l.Hierarchy.two_level([0, 0, 1]))
     model, tx, ends = Linear(), optax.sgd(0.1), []
 
-    def objective(params, batch_stats, images, labels, step):
+    def objective(params, batch_stats, images, labels, step, **unused):
         logits = model.apply({"params": params}, images, train=True)
         L = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         return L, (batch_stats, {"L": L})
