@@ -91,7 +91,7 @@ ARGUMENTS = {
     "--data.csv a.csv": "is no folder of own images and takes no csv, found 'a.csv'",
     "--data.data_dir /nowhere": "fashion_mnist_mini is embedded and takes no data_dir",
     "--data.resize 32": "fashion_mnist_mini has images as they are and takes no resize",
-    "--data.name folder": "folder needs data_dir, the folder that holds the images",
+    "--data.name folder": "folder needs data.data_dir, the folder that holds the images",
     "--data.crop 24 --data.pad 24": "data.pad must be below the side of the crop, 24, f",
     "--data.pad 28": "data.pad must be below the side of the crop, 28, f",
     "--data.crop 29": "the smallest image is 28 × 28, expected at least the crop",
