@@ -55,6 +55,7 @@ ALLOWED = {
         "subprocess",
     ): "our own reader of tables, with limits",
     ("dh2l_jax/data/mini/make.py", "subprocess"): "made the embedded file, once",
+    ("dh2l_jax/experiments/trainers.py", "multiprocessing"): "starts itself, for runs side by side",
     ("dh2l_jax/training/host/allocator.py", "ctypes"): "one setting of the C library's allocator",
     ("dh2l_jax/training/host/processes.py", "ctypes"): "the exit code where a process is lost",
 }
