@@ -79,12 +79,9 @@ def _tidy(folder: Path) -> None:
     stops to add programs where it finds one without the other.
     """
     times = {file.name: file.stat().st_mtime for file in os.scandir(folder)}
-    ends = ("-cache", "-atime")
-    used = sorted(
-        (name for name in times if name.endswith("-atime")), key=times.__getitem__, reverse=True
-    )
-    programs = [name[:-6] for name in used if f"{name[:-6]}-cache" in times]
-    kept = {*programs[:MAX_PROGRAMS]}
-    for name in times:
-        if name.endswith(ends) and name[:-6] not in kept:
+    used = sorted(times, key=times.__getitem__, reverse=True)
+    names = [name.removesuffix("-atime") for name in used if name.endswith("-atime")]
+    names = [name for name in names if f"{name}-cache" in times][:MAX_PROGRAMS]
+    for name in times.keys() - {name + end for name in names for end in ("-cache", "-atime")}:
+        if name.endswith(("-cache", "-atime")):
             (folder / name).unlink(missing_ok=True)
