@@ -44,7 +44,7 @@ def kept(tmp_path, monkeypatch):
     monkeypatch.setattr("dh2l_jax.training.host.allocator.keep_freed_memory", lambda: False)
     before = {name: getattr(jax.config, name) for name in SETTINGS}
     jax.config.update("jax_enable_compilation_cache", True)
-    yield tmp_path / "cache" / "dh2l_jax" / "compiled"
+    yield tmp_path / "cache" / "dh2l_jax" / "compiled" / f"{len(os.sched_getaffinity(0))}-cores"
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()

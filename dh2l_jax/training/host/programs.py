@@ -42,11 +42,13 @@ def keep_programs() -> None:
     if theirs["jax_compilation_cache_dir"] or not theirs["jax_enable_compilation_cache"]:
         return
     try:
-        folder = user_cache_path("dh2l_jax", appauthor=False) / "compiled"
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if not _is_ours_alone(folder):
+        gate = user_cache_path("dh2l_jax", appauthor=False) / "compiled"
+        gate.parent.mkdir(parents=True, exist_ok=True)
+        gate.mkdir(mode=0o700, exist_ok=True)
+        if not _is_ours_alone(gate):
             return
+        folder = gate / f"{_cores()}-cores"
+        folder.mkdir(exist_ok=True)
     except (OSError, RuntimeError):  # it cannot be made, or there is no home folder
         return
     with contextlib.suppress(OSError):  # another process may tidy up too
@@ -62,6 +64,12 @@ def keep_programs() -> None:
     }.items():
         jax.config.update(option, value)
     compilation_cache.reset_cache()  # without this, a process that has compiled ignores the folder
+
+
+def _cores() -> int:
+    """Those that XLA divides the loops of a program between; JAX finds it again with any number."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _is_ours_alone(folder: Path) -> bool:

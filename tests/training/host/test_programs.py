@@ -55,15 +55,15 @@ def unlink(end):
 
 def replace(make):
     def replaced(folder):
-        shutil.rmtree(folder)
-        make(folder)
+        shutil.rmtree(folder.parent)
+        make(folder.parent)
 
     return replaced
 
 
-def link(folder):
-    (folder.parent / "elsewhere").mkdir()
-    folder.symlink_to("elsewhere")
+def link(gate):
+    (gate.parent / "elsewhere").mkdir()
+    gate.symlink_to("elsewhere")
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,9 @@ def link(folder):
         (unlink("atime"), 0, 1),
         (unlink("cache"), 0, 1),
         (shutil.rmtree, 0, 1),
-        (replace(lambda folder: folder.write_bytes(b"")), 0, 0),
+        (replace(lambda gate: gate.write_bytes(b"")), 0, 0),
         (replace(link), 0, 0),
-        (replace(lambda folder: folder.mkdir() or folder.chmod(0o777)), 0, 0),
+        (replace(lambda gate: gate.mkdir() or gate.chmod(0o777)), 0, 0),
     ],
     ids=[
         *("whole", "empty", "cut", "flipped", "timeless", "lone_time"),
@@ -90,7 +90,7 @@ def test_what_is_kept_is_found_or_made_again(kept, hits, capfd, happens, found, 
     programs.prepare_jax()
     compute()
     assert len(files(kept, "cache")) == len(files(kept, "atime")) == 1
-    assert not kept.stat().st_mode & 0o77
+    assert not kept.parent.stat().st_mode & 0o77
     jax.config.update("jax_compilation_cache_dir", None)  # as another process has it
     happens(kept)
     programs.prepare_jax()
@@ -101,6 +101,16 @@ def test_what_is_kept_is_found_or_made_again(kept, hits, capfd, happens, found, 
     assert is_used == bool(kept_again)
     assert not is_used or len(files(kept, "cache")) == 2
     assert capfd.readouterr() == ("", "")
+
+
+def test_programs_for_other_cores_are_others(kept, hits, monkeypatch):
+    for count, found in ((2, 0), (1, 0), (2, 1)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, count=count: {*range(count)})
+        jax.config.update("jax_compilation_cache_dir", None)
+        programs.prepare_jax()
+        compute()
+        assert len(hits) == found
+    assert {path.name for path in kept.parent.iterdir()} == {"1-cores", "2-cores"}
 
 
 def test_deleted_while_it_runs(kept):
@@ -160,7 +170,7 @@ def test_several_processes_share_a_folder_that_is_too_small(tmp_path, is_deleted
     command = [sys.executable, "-W", "error", "-c", CHILD]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     children = [subprocess.Popen(command, env=environment, **pipes) for _ in range(4)]
-    folder = tmp_path / "dh2l_jax" / "compiled"
+    folder = tmp_path / "dh2l_jax" / "compiled" / f"{len(os.sched_getaffinity(0))}-cores"
     while is_deleted and any(child.poll() is None for child in children):
         shutil.rmtree(folder, ignore_errors=True)
     assert [child.communicate()[0] for child in children] == [""] * 4
