@@ -51,8 +51,8 @@ def test_numbers_that_blow_up(tmp_path, kept, capsys, monkeypatch):
     workdir = tmp_path / "run"
     make = loop.make_train_step
 
-    def exploding(*arguments):
-        step = make(*arguments)
+    def exploding(*arguments, **options):
+        step = make(*arguments, **options)
 
         def poisoned(state, *batch, stop):
             bad = int(state.step) == 7 and float(state.rate) == 1
