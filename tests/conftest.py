@@ -4,10 +4,13 @@ import gc
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # commands keep programs: the user's folder
 
 import hypothesis
 import jax
 import jaxlib
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 # The suite compiles thousands of small programs once each: optimising them takes most of its time.
 FAST = "DH2L_FULL_OPTIMIZATION" not in os.environ
@@ -24,3 +27,24 @@ hypothesis.settings.register_profile(
     "suite", deadline=None, max_examples=25, derandomize=True, print_blob=True
 )
 hypothesis.settings.load_profile("suite")
+
+SETTINGS = (
+    "jax_compilation_cache_dir",
+    "jax_compilation_cache_max_size",
+    "jax_enable_compilation_cache",
+    "jax_persistent_cache_enable_xla_caches",
+    "jax_persistent_cache_min_compile_time_secs",
+)
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """The folder of compiled programs of commands; what they set for their process is undone."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("dh2l_jax.training.host.allocator.keep_freed_memory", lambda: False)
+    before = {name: getattr(jax.config, name) for name in SETTINGS}
+    jax.config.update("jax_enable_compilation_cache", True)
+    yield tmp_path / "cache" / "dh2l_jax" / "compiled" / f"{len(os.sched_getaffinity(0))}-cores"
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()

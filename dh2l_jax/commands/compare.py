@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import functools
 import re
 import sys
 import textwrap
@@ -37,6 +36,7 @@ from dh2l_jax.experiments.plan.tables import comparison
 from dh2l_jax.experiments.reports.markdown import Protocol
 from dh2l_jax.experiments.trainers import LoopTrainer, SideBySide, Trainer
 from dh2l_jax.training.config import Config, load, override
+from dh2l_jax.training.host.programs import prepare_jax
 from dh2l_jax.training.run.lock import Lock
 
 PROGRAM = "dh2l compare"
@@ -140,7 +140,7 @@ def make(
     with contextlib.ExitStack() as stack:
         try:
             options = parse(words)
-            trainer = trainer or _trainer(options.jobs, options.out)
+            trainer = trainer or _trainer(options.jobs)
             job = plan(options, (*program.split(), *words), trainer)
             if options.dry_run:
                 job.show()
@@ -152,13 +152,13 @@ def make(
             return fail(program, error)
         refuse_small_limits()
         if isinstance(trainer, LoopTrainer):
-            prepare_jax(options.out)
+            prepare_jax()
         job.announce(trial=trial)
         return job.run()
 
 
-def _trainer(jobs: int, out: Path) -> Trainer:
-    return LoopTrainer() if jobs == 1 else SideBySide(jobs, functools.partial(prepare_jax, out))
+def _trainer(jobs: int) -> Trainer:
+    return LoopTrainer() if jobs == 1 else SideBySide(jobs, prepare_jax)
 
 
 def _plan(options: argparse.Namespace, command: Sequence[str], trainer: Trainer) -> TableJob:
@@ -208,18 +208,3 @@ def _config(name: str, data: str) -> Config:
         return override(config, f"data.name={data}")
     own = dataclasses.replace(config.data, name="folder", data_dir=str(folder.resolve()))
     return dataclasses.replace(config, data=own)
-
-
-def prepare_jax(out: Path) -> None:
-    """Keeps compiled programs, which many runs share, on disk; on CPU, memory is reused."""
-    import jax
-    from jax.experimental.compilation_cache import compilation_cache
-
-    from dh2l_jax.training.host import allocator
-
-    compilation_cache.set_cache_dir(str((out / "compiled").resolve()))
-    compilation_cache.reset_cache()  # without this, a process that has compiled ignores the folder
-    # By default only what takes a second is kept; a run has a hundred programs below that.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    if jax.default_backend() == "cpu":
-        allocator.keep_freed_memory()

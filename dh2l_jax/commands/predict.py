@@ -54,7 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"--out must be a file, found the folder {options.out}")
         refuse_small_limits()
         from dh2l_jax.training.finished.predictor import Predictor
+        from dh2l_jax.training.host.programs import prepare_jax
 
+        prepare_jax()
         predictor = Predictor.load(options.run, decision=options.decision, print_line=_tell)
         threshold = _threshold(predictor, options)
     except BAD as error:

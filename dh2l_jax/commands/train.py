@@ -173,10 +173,8 @@ def run(given: Arguments, console: Console, command: str) -> int:
 
 def train(given: Arguments, console: Console, command: str) -> int:
     """Trains, or goes on with, the run that is asked for; the exit code."""
-    import jax
-
     from dh2l_jax.training import loop
-    from dh2l_jax.training.host import allocator
+    from dh2l_jax.training.host.programs import prepare_jax
     from dh2l_jax.training.run import console as console_module
     from dh2l_jax.training.run import folder as run_folder
 
@@ -194,8 +192,7 @@ def train(given: Arguments, console: Console, command: str) -> int:
             stack.enter_context(run_folder.opened(folder, config))
         except BAD as error:
             return fail(command.removeprefix("python "), error)
-        if jax.default_backend() == "cpu":
-            allocator.keep_freed_memory()
+        prepare_jax()
         loop.describe(experiment, console)
         result = loop.train(experiment, folder, console, profile=profile)
     console_module.print_scores(console, result)
@@ -213,8 +210,10 @@ def default_workdir(given: Arguments) -> Path:
 def use_finished(given: Arguments, console: Console) -> None:
     """Evaluates, tests or exports the run in `--workdir`."""
     from dh2l_jax.training import finished
+    from dh2l_jax.training.host.programs import prepare_jax
     from dh2l_jax.training.run.console import line_printer, print_scores
 
+    prepare_jax()
     print_line, workdir = line_printer(console), Path(given.workdir or "")
     if given.eval_only:
         print_scores(console, finished.eval_only(workdir, print_line, given.overrides))

@@ -32,7 +32,7 @@ from dh2l_jax.training.run.evidence import CheckpointError
 from dh2l_jax.training.run.facts import crop_size
 from dh2l_jax.training.step import optim
 from dh2l_jax.training.step.objective import energy_plan, make_regularizer
-from dh2l_jax.training.step.state import TrainState, init_state
+from dh2l_jax.training.step.state import TrainState, make_init
 
 __all__ = ["Experiment", "build", "refuse_other_data", "without_data"]
 
@@ -96,15 +96,20 @@ class Experiment:
 
     def init(self, *, abstract: bool = False) -> TrainState:
         """The state before the first step; if `abstract`, its shapes for `checkpoint.restore`."""
-        shape = (*self.crop, self.dataset.image_shape[2])
-        seed, ema = self.config.seed, self.config.optim.ema > 0
-        state = init_state(self.model, self.tx, shape, seed, self.mesh, ema=ema, abstract=abstract)
+        key, ema = jax.random.key(self.config.seed), self.config.optim.ema > 0
+        state = jax.eval_shape(self._init, key) if abstract else self._init(key)
         if not self.pretrained:
             return state
         found = self.pretrained({"params": state.params, "batch_stats": state.batch_stats})
         if ema:  # apart from the weights: a step uses up both
             found = {**found, "ema": found if abstract else jax.tree.map(jnp.copy, found)}
         return dataclasses.replace(state, **found)
+
+    @functools.cached_property
+    def _init(self) -> jax.stages.Wrapped:
+        """Kept, so that the network is traced once, for its shapes and for its weights."""
+        shape, ema = (*self.crop, self.dataset.image_shape[2]), self.config.optim.ema > 0
+        return make_init(self.model, self.tx, shape, self.mesh, ema=ema)
 
     def feeds(self) -> tuple[Feed, Feed]:
         """The feeds of training and of evaluation."""
@@ -168,7 +173,8 @@ def without_data(config: Config, record: DataRecord) -> tuple[Network, TrainStat
     tx = _optimizer(config, optim.learning_rate(config.optim, 1, config.epochs))
     crop = crop_size(config, shape, config.data.name)
     shape, ema = (*crop, shape[2]), config.optim.ema > 0
-    return model, init_state(model, tx, shape, config.seed, mesh, ema=ema, abstract=True)
+    init = make_init(model, tx, shape, mesh, ema=ema)
+    return model, jax.eval_shape(init, jax.random.key(config.seed))
 
 
 def build(

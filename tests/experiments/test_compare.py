@@ -11,7 +11,6 @@ import matplotlib.figure
 import numpy as np
 import pytest
 import scipy.stats
-from jax.experimental.compilation_cache import compilation_cache
 from oracle.tables import Fake, cells_of, holm
 
 from dh2l_jax.commands import compare as command
@@ -20,7 +19,6 @@ from dh2l_jax.experiments.plan.methods import setting_of
 from dh2l_jax.experiments.plan.settings import Options, config_of
 from dh2l_jax.training import loop
 from dh2l_jax.training.config import recipes
-from dh2l_jax.training.host import allocator
 
 # A method, and how its runs are told from all others by their configs alone.
 METHODS = {
@@ -295,11 +293,8 @@ def test_bad_input_is_one_line_and_writes_nothing(
 
 
 @pytest.mark.slow
-def test_comparing_for_real(tmp_path, capsys, monkeypatch):
+def test_comparing_for_real(tmp_path, capsys, monkeypatch, kept):
     """Two methods, a rate and two seeds on a few embedded images; a seed has its weights."""
-    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
-    before = {name: getattr(jax.config, name) for name in names}
-    monkeypatch.setattr(allocator, "keep_freed_memory", lambda: False)
     build, built = loop.build, []
     monkeypatch.setattr(
         loop, "build", lambda *args, **kwargs: built.append(build(*args, **kwargs)) or built[-1]
@@ -307,12 +302,7 @@ def test_comparing_for_real(tmp_path, capsys, monkeypatch):
     arguments = ["--methods", "l2", "E+H(d_am_cos)", "--seeds", "2"]
     for text in ("model.name=resnet8", "data.fraction=0.05", "epochs=3", "eval_batch_size=20"):
         arguments += ["--set", text]
-    try:
-        assert run(tmp_path, *arguments) == 0
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
+    assert run(tmp_path, *arguments) == 0
     told = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"7 runs, 0 done, about [\d.]+ (min|h)", told[0])
     assert told[-2].startswith("E+H(d_am_cos)")

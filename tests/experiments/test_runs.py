@@ -13,16 +13,14 @@ import jax
 import matplotlib.figure
 import matplotlib.image
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from oracle.tables import Fake, Killed, cells_of, check_reports, recompute, write_idx
 
 from dh2l_jax.commands import tables as command
-from dh2l_jax.commands.compare import prepare_jax
 from dh2l_jax.experiments import job, trainers
 from dh2l_jax.experiments.plan import tables
 from dh2l_jax.experiments.plan.settings import Options, Setting, Weights, config_of
 from dh2l_jax.training import loop
-from dh2l_jax.training.host import allocator
+from dh2l_jax.training.host.programs import prepare_jax
 from dh2l_jax.training.run.lock import Lock
 
 
@@ -281,19 +279,7 @@ def test_help_and_plan(tmp_path, capsys):
 # Real training.
 
 
-@pytest.fixture
-def own_process_settings(monkeypatch):
-    """The command sets up its process; this suite's goes on with other tests."""
-    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
-    before = {name: getattr(jax.config, name) for name in names}
-    monkeypatch.setattr(allocator, "keep_freed_memory", lambda: False)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
-def test_training_for_real(tmp_path, monkeypatch, own_process_settings):
+def test_training_for_real(tmp_path, monkeypatch, kept):
     """l2 on a few embedded images, killed and done again; the run beside it is there already."""
     arguments = ["table-fashion", "--model", "resnet8", "--budget", "0.01", "--rows", "l2"]
     arguments += ["--seeds", "0"]
@@ -316,20 +302,20 @@ def test_training_for_real(tmp_path, monkeypatch, own_process_settings):
     stem = "table-fashion-resnet8-budget0.01-seeds0"
     text, _ = check_reports(tmp_path, stem, tables.table("table-fashion", model="resnet8"), (0,))
     assert "(trial run, budget 0.01)" in text
-    assert list((tmp_path / "compiled").iterdir())
+    assert list(kept.iterdir())
 
 
 @pytest.mark.slow
-def test_another_seed_compiles_nothing(tmp_path, own_process_settings):
+def test_another_seed_compiles_nothing(tmp_path, kept):
     """Seeds hold out other images: other means, weights and orders, but the same programs."""
-    prepare_jax(tmp_path)
+    prepare_jax()
     jax.clear_caches()  # what tests before have compiled would not be written to the folder
     setting, options = Setting("fashion_mnist_mini", "resnet8", "l2"), Options(budget=0.01)
     trainer, programs, results = trainers.LoopTrainer(), [], []
     for seed in (0, 1):
         config = config_of(setting, Weights(), seed, options)
         results.append(trainer.train(config, tmp_path / str(seed)))
-        programs.append({path.name for path in (tmp_path / "compiled").glob("*-cache")})
+        programs.append({path.name for path in kept.glob("*-cache")})
     assert len(programs[0]) > 10
     assert programs[1] == programs[0]
     assert results[0]["last_epoch"] != results[1]["last_epoch"]

@@ -8,10 +8,8 @@ import sys
 import types
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from support import kills
 from support import resume as resume_checks
 from support.states import state_of
@@ -27,15 +25,6 @@ from dh2l_jax.training.step import optim
 from dh2l_jax.training.step.finite import NotFiniteError
 
 CHILD = Path(resume_checks.__file__)
-
-
-@pytest.fixture
-def compiled_once(tmp_path):
-    """A folder of compiled programs: the runs of a test have the same ones."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "compiled"))
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
 
 
 @pytest.mark.parametrize(
@@ -57,13 +46,13 @@ OPTIONS = ["model.name=resnet8", "model.head=plain", "data.fraction=0.05"]
 OPTIONS += ["batch_size=50", "eval_batch_size=50"]
 
 
-def test_numbers_that_blow_up(tmp_path, compiled_once, capsys, monkeypatch):
+def test_numbers_that_blow_up(tmp_path, kept, capsys, monkeypatch):
     """Step 8 blows up at the first learning rate: the run stops or, asked to, goes back to 6."""
     workdir = tmp_path / "run"
     make = loop.make_train_step
 
-    def exploding(*arguments):
-        step = make(*arguments)
+    def exploding(*arguments, **options):
+        step = make(*arguments, **options)
 
         def poisoned(state, *batch, stop):
             bad = int(state.step) == 7 and float(state.rate) == 1
@@ -131,6 +120,7 @@ def test_goes_on_in_all_settings(tmp_path, devices, kind, dtype):
     environment = os.environ | {
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
         "XLA_FLAGS": "",
     }
     command = [sys.executable, CHILD, tmp_path, kind, dtype]

@@ -34,11 +34,12 @@ def epoch_order(seed: ArrayLike, epoch: ArrayLike, size: int) -> Array:
     """
     # The generator is named, so that a global setting can't change the order of a resumed run.
     key = jax.random.key(seed, impl="threefry2x32")
-    return _permutation(jax.random.fold_in(key, epoch), size)
+    return _permutation(key, epoch, size)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _permutation(key: Array, size: int) -> Array:
+@functools.partial(jax.jit, static_argnums=2)
+def _permutation(key: Array, epoch: ArrayLike, size: int) -> Array:
+    key = jax.random.fold_in(key, epoch)
     return jax.random.permutation(key, jnp.arange(size, dtype=jnp.int32))
 
 

@@ -25,8 +25,8 @@ from dh2l_jax.metrics.blocks import (
     energy_and_slopes,
     features,
     grams,
-    pull_symmetric,
     pull_to_rows,
+    pull_to_unit,
 )
 from dh2l_jax.metrics.profile import Affine, Metric
 from dh2l_jax.metrics.sums.closed import with_affine
@@ -68,7 +68,9 @@ class Dense:
             total += value
             slopes.append(panel_slopes)
         dc, dh = (_symmetric(panels) for panels in zip(*slopes, strict=True))
-        return total, pull_to_rows(rows.W, rows.r, pull_symmetric(metric, dc, dh, parts))
+        # Not `pull_symmetric`: XLA fuses these products with the pull, for whole matrices a gain.
+        dU = pull_to_unit(metric, dc, dh, parts, parts)
+        return total, pull_to_rows(rows.W, rows.r, dU)
 
     def _panels(self, metric: Metric, parts: Features, weights: jax.Array) -> Iterator[_Panel]:
         n = weights.shape[0]

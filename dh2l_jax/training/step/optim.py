@@ -38,9 +38,9 @@ def learning_rate(optim: OptimConfig, steps_per_epoch: int, epochs: int) -> opta
         boundaries = {max(round(m * total) - warmup, 0): optim.decay for m in optim.milestones}
         main = optax.piecewise_constant_schedule(optim.lr, boundaries)
     if not warmup:
-        return main
+        return jax.jit(main)  # one program on the host, where each operation would be one
     ramp = optax.linear_schedule(optim.lr / warmup, optim.lr, max(warmup - 1, 1))
-    return optax.join_schedules([ramp, main], [warmup])
+    return jax.jit(optax.join_schedules([ramp, main], [warmup]))
 
 
 def decay_mask(params: Any) -> Any:

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dh2l_jax.models import Network
 
-__all__ = ["TrainState", "init_state"]
+__all__ = ["TrainState", "make_init"]
 
 
 @jax.tree_util.register_dataclass
@@ -44,19 +44,17 @@ class TrainState:
         return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def init_state(
+def make_init(
     model: Network,
     tx: optax.GradientTransformation,
     image_shape: tuple[int, ...],
-    seed: int,
     mesh: jax.sharding.Mesh,
     *,
     ema: bool = False,
-    abstract: bool = False,
-) -> TrainState:
-    """The state before the first step, replicated over the mesh: a function of the seed.
+) -> jax.stages.Wrapped:
+    """The jitted function from the key of a seed to the state before the first step, replicated.
 
-    With `abstract`, shapes, dtypes and placement alone, which takes no compilation.
+    `jax.eval_shape` of it gives shapes, dtypes and placement alone, which takes no compilation.
     """
 
     def init(key: jax.Array) -> TrainState:
@@ -73,7 +71,5 @@ def init_state(
     replicated = NamedSharding(mesh, PartitionSpec())
     # `init` runs once: on CPU, optimising it would take longer than to compile the train step.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    jitted = jax.jit(init, out_shardings=replicated, compiler_options=options)
     # The key is an argument and no constant, so that all seeds share one program.
-    key = jax.random.key(seed)
-    return jitted.eval_shape(key) if abstract else jitted(key)
+    return jax.jit(init, out_shardings=replicated, compiler_options=options)

@@ -208,6 +208,7 @@ def running(folder, cache=None):
         programs.append((ROOT / "train.py", "--workdir", folder / "run", *settings))
     env = {
         "JAX_COMPILATION_CACHE_DIR": str(cache or folder / "cache"),
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     with started(programs, folder, **env) as processes:

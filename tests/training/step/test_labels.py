@@ -14,7 +14,7 @@ from dh2l_jax.training.config import Config, LossConfig, ModelConfig, OptimConfi
 from dh2l_jax.training.experiment import _model, _optimizer
 from dh2l_jax.training.step.losses import class_prior
 from dh2l_jax.training.step.objective import make_objective
-from dh2l_jax.training.step.state import init_state
+from dh2l_jax.training.step.state import make_init
 from dh2l_jax.training.step.steps import make_train_step
 
 pytestmark = pytest.mark.xdist_group("losses")
@@ -149,7 +149,7 @@ def test_a_step_by_hand():
     model, objective = made(config)
     tx = _optimizer(config, lambda step: LR)
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    state = init_state(model, tx, (4, 4, 1), 0, mesh)
+    state = make_init(model, tx, (4, 4, 1), mesh)(jax.random.key(0))
     before = jax.device_get(state)
     feed = Resident(PIXELS, LABELS, CropOptions((4, 4), 0, False, len(SEEN)), mesh)
     step = make_train_step(objective, tx, DATA, feed)

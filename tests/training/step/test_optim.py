@@ -22,7 +22,7 @@ from dh2l_jax.training.config import Config, ModelConfig, OptimConfig, RegConfig
 from dh2l_jax.training.run import checkpoint
 from dh2l_jax.training.step import optim
 from dh2l_jax.training.step.objective import make_objective
-from dh2l_jax.training.step.state import init_state
+from dh2l_jax.training.step.state import make_init
 from dh2l_jax.training.step.steps import AUGMENT, MIX, draw_key, make_train_step
 
 SHAPES = {
@@ -170,7 +170,7 @@ def test_a_run_with_everything_goes_on_in_every_bit(tmp_path):
     feed = Resident(pixels, labels, CropOptions((4, 4), 1, True, 4), mesh)
     average = functools.partial(optim.averaged, options)
     step = make_train_step(objective, tx, data, feed, average)
-    begin = functools.partial(init_state, model, tx, (4, 4, 1), 0, mesh, ema=True)
+    init, seed = make_init(model, tx, (4, 4, 1), mesh, ema=True), jax.random.key(0)
 
     def trained(state, first, last):
         order, weights = np.arange(8, dtype=np.int32), []
@@ -179,13 +179,13 @@ def test_a_run_with_everything_goes_on_in_every_bit(tmp_path):
             weights.append(np.asarray(state.params["dense"]["kernel"]))
         return state, weights
 
-    whole, weights = trained(begin(), 0, 5)
+    whole, weights = trained(init(seed), 0, 5)
     np.testing.assert_array_equal(weights[1], weights[2])
     mean = (0.9 * weights[1].astype(float) + weights[3]) / 1.9
     np.testing.assert_allclose(whole.variables["params"]["dense"]["kernel"], mean, rtol=1e-5)
-    half, _ = trained(begin(), 0, 3)
+    half, _ = trained(init(seed), 0, 3)
     checkpoint.save(tmp_path, half)
-    saved = checkpoint.restore(tmp_path, begin(abstract=True)).state
+    saved = checkpoint.restore(tmp_path, jax.eval_shape(init, seed)).state
     assert checkpoint.read_params(tmp_path).keys() == saved.params.keys()
     kernel = checkpoint.read_params(tmp_path)["dense"]["kernel"]
     np.testing.assert_array_equal(kernel, saved.ema["params"]["dense"]["kernel"])
@@ -208,7 +208,7 @@ def test_a_step_on_images_that_are_varied_and_mixed():
     feed = Resident(pixels, labels, CropOptions((4, 4), 1, True, 8), mesh)
     vary, pair = functools.partial(randaugment, magnitude=5), functools.partial(mix, mixup=1.0)
     step = make_train_step(objective, tx, data, feed, augment=vary, mix=pair)
-    state = init_state(model, tx, (4, 4, 1), 0, mesh)
+    state = make_init(model, tx, (4, 4, 1), mesh)(jax.random.key(0))
     variables, key = jax.device_get(state.variables), jax.random.wrap_key_data(state.key.copy())
     (batch,) = feed.training(key, np.arange(8, dtype=np.int32), 0, 1)
     _, result = step(state, *batch)
