@@ -118,8 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     chosen = [name for name in CASES if any(fnmatch.fnmatch(name, o) for o in options.only)]
     if not chosen:
-        print(f"no case is named {' '.join(options.only)}; there are", *CASES, sep="\n  ")
-        return 2
+        parser.error("\n  ".join([f"no case is named {' '.join(options.only)}; there are", *CASES]))
     print(f"| {' | '.join(COLUMNS)} |", "|---|" + "---:|" * (len(COLUMNS) - 1), sep="\n")
     rows = []
     for name in chosen:

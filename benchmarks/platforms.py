@@ -41,11 +41,12 @@ class Platform:
 
     def missing(self) -> str:
         """What is to be installed, "" if nothing."""
-        if importlib.util.find_spec(self.plugin.split(".")[0]) and _found(self.plugin):
-            return ""
-        return (
-            f"{self.plugin} is missing: pip install '{self.install}' in an environment of its own"
-        )
+        try:
+            found = importlib.util.find_spec(self.plugin)
+        except ModuleNotFoundError:  # of the package that holds it
+            found = None
+        what = f"pip install '{self.install}', in an environment without another plugin"
+        return "" if found else f"{self.plugin}, the compiler, is missing: {what}"
 
     def prepare(self) -> None:
         """Sets what jax and the plugins read: the host's arrays live on CPU."""
@@ -79,17 +80,10 @@ class Platform:
         return max(arithmetic, traffic / self.bandwidth)
 
 
-def _found(plugin: str) -> bool:
-    try:
-        return importlib.util.find_spec(plugin) is not None
-    except ModuleNotFoundError:
-        return False
-
-
 # Rates of an H100 SXM by type (number in xla_data.proto): GHz, units a core, operations a clock.
 SCALAR = {4: (1.98, 64, 1), 8: (1.98, 64, 1), 10: (1.98, 128, 2), 11: (1.98, 128, 1)}
 SCALAR |= {12: (1.98, 64, 1), 16: (1.98, 128, 2)}
-MATRIX = {t: (1.8295201, 4, 1024) for t in (2, 6, 19, 20, 23, 24, 25, 28, 29, 33, 35, 36)}
+MATRIX = dict.fromkeys((2, 6, 19, 20, 23, 24, 25, 28, 29, 33, 35, 36), (1.8295201, 4, 1024))
 MATRIX |= {10: (1.8295201, 4, 512), 11: (1.8295201, 4, 256), 12: (1.98, 4, 32)}
 MATRIX |= {16: (1.8295201, 4, 512)}
 
@@ -131,7 +125,7 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 PLATFORMS = {
     "h100": Platform(
         plugin="jax_plugins.xla_cuda12",
-        install="dh2l-jax[accelerator]' 'jax[cuda12]",
+        install="jax[cuda12]",
         bandwidth=3.35e12,
         # f32 that asks for no precision is TF32; f32 in three bf16 pieces is three passes.
         peaks={
@@ -147,7 +141,7 @@ PLATFORMS = {
     ),
     "v5e": Platform(
         plugin="libtpu",
-        install="dh2l-jax[accelerator]' 'jax[tpu]",
+        install="jax[tpu]",
         bandwidth=819e9,
         # Every product is made of bf16 passes: six where the highest precision is asked for.
         peaks={
@@ -168,7 +162,7 @@ PLATFORMS = {
     ),
     "cpu": Platform(
         plugin="jax",
-        install="dh2l-jax",
+        install="jax",
         bandwidth=45e9,
         peaks={"": 200e9},
         launch=0.0,

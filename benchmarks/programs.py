@@ -19,10 +19,10 @@ from typing import NamedTuple
 __all__ = ["Counts", "count"]
 
 # Instructions that do nothing on the device; so do those that end what another started, "…-done".
-FREE = frozenset(
-    "parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id "
-    "opt-barrier domain add-dependency".split()
-)
+FREE = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
+    "replica-id", "opt-barrier", "domain", "add-dependency",
+}  # fmt: skip
 COLLECTIVES = (
     "all-reduce",
     "all-gather",
