@@ -64,7 +64,7 @@ def shape(mesh: Mesh, *sizes: int, dtype: Any = jnp.float32, over: str | None = 
     return jax.ShapeDtypeStruct(sizes, dtype, sharding=sharding)
 
 
-def train_step(mesh: Mesh, name: str, batch: int, reg: RegConfig) -> Any:
+def train_step(name: str, batch: int, reg: RegConfig, *, mesh: Mesh) -> Any:
     """The step of a run as the trainer makes it, lowered."""
     images, side, crop = NETWORKS[name]
     tree = Hierarchy.two_level(np.arange(CLASSES) * GROUPS // CLASSES)
@@ -87,38 +87,41 @@ def train_step(mesh: Mesh, name: str, batch: int, reg: RegConfig) -> Any:
     return step.func.lower(state, split, order, scale=(shape(mesh, 3), shape(mesh, 3)))
 
 
-def energy(mesh: Mesh, n: int, d: int, metric: str, **options: Any) -> Any:
-    """Value and gradient of a mean over pairs, lowered."""
-    fn = jax.value_and_grad(lambda W: mean_energy(W, metric, **options))
-    return jax.jit(fn).lower(shape(mesh, n, d))
+def energy(mesh: Mesh, W: Any, metric: str, **options: Any) -> Any:
+    """A mean over all pairs: a function of W and nothing else."""
+    return lambda W: mean_energy(W, metric, **options), ()
 
 
-def ring(mesh: Mesh, n: int, d: int, metric: str) -> Any:
-    """The same of rows that lie on several devices, as their gradient does."""
-    n -= n % mesh.size
-    fn = jax.value_and_grad(lambda W: mean_energy(W, metric, mesh=mesh))
-    rows = shape(mesh, n, d, over="data")
-    whole = NamedSharding(mesh, PartitionSpec())
-    return jax.jit(fn, out_shardings=(whole, rows.sharding)).lower(rows)
+def ring(mesh: Mesh, W: Any, metric: str) -> Any:
+    """The same by blocks that go round."""
+    return lambda W: mean_energy(W, metric, mesh=mesh), ()
 
 
-def sampled(mesh: Mesh, n: int, d: int, metric: str) -> Any:
-    """The mean estimated from 64 tiles of 128 rows."""
+def sampled(mesh: Mesh, W: Any, metric: str) -> Any:
+    """The mean estimated from 64 tiles of 128 rows: a function of W and the words of a key."""
     sample = Sampled(tiles=64, rows=128)
 
     def fn(W: jax.Array, key: jax.Array) -> jax.Array:
         return mean_energy(W, metric, sample=sample, key=jax.random.wrap_key_data(key))
 
-    words = shape(mesh, 2, dtype=jnp.uint32)
-    return jax.jit(jax.value_and_grad(fn)).lower(shape(mesh, n, d), words)
+    return fn, (shape(mesh, 2, dtype=jnp.uint32),)
 
 
-def grouped(mesh: Mesh, n: int, d: int, metric: str) -> Any:
+def grouped(mesh: Mesh, W: Any, metric: str) -> Any:
     """The mean over groups of ten rows."""
-    groups = np.arange(n) // 10
-    return jax.jit(jax.value_and_grad(lambda W: group_energy(W, groups, metric))).lower(
-        shape(mesh, n, d)
-    )
+    groups = np.arange(len(W)) // 10
+    return lambda W: group_energy(W, groups, metric), ()
+
+
+def lowered_sum(
+    way: Callable[..., Any], n: int, d: int, metric: str, *, mesh: Mesh, **options: Any
+) -> Any:
+    """Value and gradient; on several devices each has a share of the rows and of the gradient."""
+    over = "data" if mesh.size > 1 else None
+    W = shape(mesh, n - n % mesh.size, d, over=over)
+    fn, others = way(mesh, W, metric, **options)
+    placed = NamedSharding(mesh, PartitionSpec()), W.sharding
+    return jax.jit(jax.value_and_grad(fn), out_shardings=placed).lower(W, *others)
 
 
 # Way → what lowers it, its metrics, and the sizes it is meant for.
@@ -144,13 +147,13 @@ def _cases() -> Iterator[tuple[str, int, Case]]:
         lower, metrics, fits = WAYS[way]
         options = {"reduction": "row_max"} if way == "row_max" else {}
         for metric in metrics if fits(n, d) else ():
-            for devices in DEVICES[1:] if way == "ring" else DEVICES[:2]:
+            for devices in DEVICES[way == "ring" :]:
                 name = f"sum/{way}/{metric}/{n}x{d}/{devices}"
-                yield name, devices, _bound(lower, n, d, metric, **options)
+                yield name, devices, _bound(lowered_sum, lower, n, d, metric, **options)
 
 
 def _bound(lower: Callable[..., Any], *arguments: Any, **options: Any) -> Case:
-    return lambda mesh: lower(mesh, *arguments, **options)
+    return lambda mesh: lower(*arguments, mesh=mesh, **options)
 
 
 # Name → number of devices and what lowers the program.

@@ -125,7 +125,7 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 PLATFORMS = {
     "h100": Platform(
         plugin="jax_plugins.xla_cuda12",
-        install="jax[cuda12]",
+        install="dh2l-jax[accelerator]",
         bandwidth=3.35e12,
         # f32 that asks for no precision is TF32; f32 in three bf16 pieces is three passes.
         peaks={

@@ -32,6 +32,8 @@ COLLECTIVES = (
     "collective-broadcast",
 )
 SLICES = ("slice", "dynamic-slice", "gather")
+# Instructions that change a part of their first operand, in place → which operand is the part.
+UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 NO_READING = ("broadcast", "iota", "rng-bit-generator")
 
 ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\](\{[^}]*\})?")
@@ -259,8 +261,8 @@ def _traffic(lines: dict[str, Instruction], line: Instruction) -> int:
         return result
     if line.opcode in SLICES:
         return 2 * result
-    if line.opcode == "dynamic-update-slice":
-        return 2 * _size(lines[line.operands[1]].type) if result else 0
+    if line.opcode in UPDATES:
+        return 2 * _size(lines[line.operands[UPDATES[line.opcode]]].type) if result else 0
     read = sum(_size(lines[name].type) for name in set(line.operands))
     if line.opcode.endswith("-start"):
         return 2 * read
@@ -285,7 +287,7 @@ def _fused_traffic(
                 total += read(user.name)
             elif user.opcode in SLICES and place == 0:
                 total += _size(user.type, anywhere=True)
-            elif user.opcode != "dynamic-update-slice" or place > 0:
+            elif user.opcode not in UPDATES or place > 0:
                 return math.inf
         return total
 
@@ -307,8 +309,9 @@ def _fused_traffic(
 def _written(inner: dict[str, Instruction], output: Instruction, kind: str) -> int:
     """Bytes of an output of a fusion, whose type says where it lies."""
     output, size = _source(inner, output.name), _size(kind)
-    if size and output.opcode == "dynamic-update-slice":
-        return _size(inner[output.operands[1]].type, anywhere=True)
+    if size and output.opcode in UPDATES:
+        part = inner[output.operands[UPDATES[output.opcode]]]
+        return _size(part.type, anywhere=True)
     return size
 
 
