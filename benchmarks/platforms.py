@@ -152,8 +152,9 @@ PLATFORMS = {
             "f32 bf16_bf16_f32_x3": 197e12 / 3,
         },
         launch=0.0,
-        # libtpu would else ask a server of the cloud who it is.
+        # libtpu would else ask a server of the cloud who it is, and let one process use it.
         environment={
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
             "TPU_SKIP_MDS_QUERY": "1",
             "TPU_ACCELERATOR_TYPE": "v5litepod-4",
             "TPU_WORKER_HOSTNAMES": "localhost",
