@@ -33,8 +33,9 @@ def all_finite(tree: Any) -> jax.Array:
     >>> bool(all_finite({"a": jnp.ones(3), "b": jnp.array([0.0, jnp.inf])}))
     False
     """
-    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
-    return jnp.all(jnp.stack(leaves)) if leaves else jnp.ones((), bool)
+    leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)]
+    # As one vector: a reduction a leaf was an eighth of a GPU's launches in a step of ResNet-20.
+    return jnp.all(jnp.isfinite(jnp.concatenate(leaves))) if leaves else jnp.ones((), bool)
 
 
 def check_finite(
