@@ -6,9 +6,9 @@ with itself takes one product for its gradient, being symmetric.
 Memory. The cotangent of all unit vectors is one n×d, and the pull to the rows is written over it, a
 block at a time, with the cotangent of the affine part added on the way: a gradient of its own for
 either would be another n×d. XLA unrolls nothing here: tiles are a `lax.scan` over their numbers.
-Figure. 100,000 × 512 needs 16 MB beside W and its gradient on CPU. Tiles of 640 rows keep their six n×n
-intermediates, 1.6 MB each, in the cache of two cores; below 1,024 rows their bookkeeping costs more
-than the lower triangle does.
+Figure. On CPU 100,000 × 512 needs 16 MB beside W and its gradient. Tiles of 640 rows keep their six
+n×n intermediates, 1.6 MB each, in the cache of two cores; below 1,024 rows their bookkeeping costs
+more than the lower triangle does.
 """
 
 from __future__ import annotations
