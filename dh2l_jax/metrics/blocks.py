@@ -11,16 +11,17 @@ products, 0.53–0.89 where JAX differentiates the two Gram matrices by itself.
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from dh2l_jax.metrics.bits import code_products
-from dh2l_jax.metrics.profile import Affine, Metric, similarities_used
+from dh2l_jax.metrics.bits import code_products, times_codes
+from dh2l_jax.metrics.profile import PRECISIONS, Affine, Metric, is_steep, similarities_used
 from dh2l_jax.metrics.similarity import code_length, encode
 from dh2l_jax.numerics import sign_through, snap
 
@@ -32,10 +33,14 @@ __all__ = [
     "add_rows",
     "all_pairs",
     "block_of",
+    "by_platform",
     "energy_and_slopes",
     "even_block",
     "features",
+    "gpu_groups",
     "grams",
+    "in_chunks",
+    "in_tiles",
     "off_diagonal",
     "over_blocks",
     "pair_count",
@@ -46,6 +51,7 @@ __all__ = [
     "pull_to_rows",
     "pull_to_unit",
     "row_codes",
+    "tile_rows",
     "unit_slopes",
     "write_rows",
 ]
@@ -110,8 +116,12 @@ def grams(metric: Metric, left: Features, right: Features) -> tuple[jax.Array, j
     >>> [X.tolist() for X in grams(metric, parts, parts)]
     [[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]]]
     """
-    h = (code_products if metric.code == "binary" else _gram)(left.S, right.S)
-    c = _gram(left.U, right.U)
+    if metric.threshold:
+        h = product(left.S, right.S.T)
+    else:
+        h = code_products(left.S, right.S, metric.code)
+    steep = metric.precision != "highest" and is_steep(metric.energy)
+    c = product(left.U, right.U.T, "highest" if steep else metric.precision)
     return c, snap(h / code_length(left.U.shape[1], metric.threshold))
 
 
@@ -143,13 +153,10 @@ def pairs_in_step(metric: Metric, left: Features, right: Features) -> tuple[jax.
     return dot(left.U, right.U), snap(h)
 
 
-def product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a b in full float32: accelerators' default would round c to a few digits."""
-    return jnp.dot(a, b, precision=lax.Precision.HIGHEST)
-
-
-def _gram(a: jax.Array, b: jax.Array) -> jax.Array:
-    return product(a, b.T)
+def product(a: jax.Array, b: jax.Array, precision: str = "highest") -> jax.Array:
+    """a b, in full float32 unless asked: accelerators' default would round c to a few digits."""
+    exact = a.dtype != jnp.float32
+    return jnp.dot(a, b, precision=lax.Precision.HIGHEST if exact else PRECISIONS[precision])
 
 
 def energy_and_slopes(
@@ -167,10 +174,11 @@ def pull_to_unit(
 ) -> jax.Array:
     """The cotangent of `rows.U`, (m, d), given the slopes (m, n) against the rows of `other`."""
     uses = similarities_used(metric.energy)
-    dU = product(dc, other.U) if uses.c else jnp.zeros_like(rows.U)
+    dU = product(dc, other.U, metric.precision) if uses.c else jnp.zeros_like(rows.U)
     if not uses.h:
         return dU
-    dS = product(dh / code_length(rows.U.shape[1], metric.threshold), other.S)
+    times = product if metric.threshold else times_codes
+    dS = times(dh / code_length(rows.U.shape[1], metric.threshold), other.S)
     return dU + pull_codes(metric, rows.U, dS)
 
 
@@ -192,6 +200,71 @@ def pull_to_rows(W: jax.Array, r: jax.Array, dU: jax.Array) -> jax.Array:
 
 
 # Loops over blocks of rows.
+
+# A GPU has a launch for each operation of a tile, so its tiles are larger, as far as temporaries
+# allow; a TPU has none, and takes three times as long to compile larger ones.
+BLOCK = 640  # rows of a tile
+GPU_BLOCK = 2048
+GPU_NUMBERS = 7 * 2**18  # of such rows: 7 MB
+
+
+def by_platform(fn: Callable[..., T], elsewhere: int, on_gpu: int, *args: Any) -> T:
+    """fn(size, *args), the size being that of the device which is compiled for."""
+    if elsewhere == on_gpu or not gpu_plugin():
+        return fn(elsewhere, *args)
+    gpu = functools.partial(fn, on_gpu)
+    return lax.platform_dependent(
+        *args, cuda=gpu, rocm=gpu, default=functools.partial(fn, elsewhere)
+    )
+
+
+@functools.cache
+def gpu_plugin() -> bool:
+    """Whether JAX can compile for a GPU here: else nothing is traced a second time for one."""
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    return any("cuda" in plugin.name or "rocm" in plugin.name for plugin in plugins)
+
+
+def in_tiles(fn: Callable[..., T], block: int | None, n: int, rows: Rows) -> T:
+    """fn(rows of a block, rows), n rows making blocks of one size of at most `block` or by device.
+
+    >>> rows = Rows(jnp.ones((2_000, 512)), jnp.ones(2_000), jnp.ones(2_000, bool))
+    >>> in_tiles(lambda block, rows: jnp.asarray(block), None, 2_000, rows).item()  # on CPU
+    500
+    """
+    sizes = (even_block(n, size) for size in tile_rows(block, rows.W.shape[1]))
+    return by_platform(fn, *sizes, rows)
+
+
+def gpu_groups(rows: int, d: int) -> int:
+    """How many groups of so many rows a GPU takes at once: 14 MB of rows, 8 MB of pairs.
+
+    >>> gpu_groups(128, 512), gpu_groups(2_000, 512)
+    (56, 1)
+    """
+    return max(1, min(2 * GPU_NUMBERS // (rows * max(d, 1)), 2**21 // rows**2))
+
+
+def in_chunks(index: jax.Array, size: int, fill: int) -> jax.Array:
+    """(n, ...) → (chunks, size or less, ...), filled up at the end.
+
+    >>> in_chunks(jnp.arange(5), 3, -1).tolist()
+    [[0, 1, 2], [3, 4, -1]]
+    """
+    size = even_block(len(index), size)
+    ends = ((0, -len(index) % size), *((0, 0),) * (index.ndim - 1))
+    return jnp.pad(index, ends, constant_values=fill).reshape(-1, size, *index.shape[1:])
+
+
+def tile_rows(block: int | None, d: int) -> tuple[int, int]:
+    """Rows of a tile at most: on CPU and TPU, and on GPU.
+
+    >>> tile_rows(None, 512), tile_rows(None, 2048), tile_rows(100, 512)
+    ((640, 2048), (640, 896), (100, 100))
+    """
+    if block is not None:
+        return block, block
+    return BLOCK, max(BLOCK, min(GPU_BLOCK, GPU_NUMBERS // max(d, 1)))
 
 
 def over_blocks(step: Callable[..., T], carry: T, n: int, block: int) -> T:

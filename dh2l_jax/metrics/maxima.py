@@ -23,9 +23,9 @@ from dh2l_jax.metrics.blocks import (
     Features,
     Rows,
     block_of,
-    even_block,
     features,
     grams,
+    in_tiles,
     over_blocks,
     pairs_in_step,
     pull_codes,
@@ -43,13 +43,13 @@ class Maxima(NamedTuple):
       metric: of the pairs.
       of_each_row: the mean over rows of each row's largest energy; else the largest of all.
       half_space: among W ∪ −W.
-      block: rows of a tile, at most.
+      block: rows of a tile, at most; None for as many as suit the device that is compiled for.
     """
 
     metric: Metric
     of_each_row: bool
     half_space: bool
-    block: int
+    block: int | None
 
 
 def largest(what: Maxima, rows: Rows) -> Cotangent:
@@ -60,19 +60,23 @@ def largest(what: Maxima, rows: Rows) -> Cotangent:
     >>> largest(Maxima(dh2l.get_metric("cosine"), True, False, 2), rows)[0].item()
     0.0
     """
-    best, neighbour = _search(what, rows)
+    return in_tiles(functools.partial(_largest, what), what.block, len(rows.W), rows)
+
+
+def _largest(what: Maxima, block: int, rows: Rows) -> Cotangent:
+    best, neighbour = _search(what, block, rows)
     found = neighbour < len(rows.W)
     if what.of_each_row:
         weights = found / jnp.maximum(jnp.sum(found), 1)
     else:
         weights = found & (jnp.arange(len(best)) == jnp.argmax(best))
     weights = jnp.where(jnp.isnan(best), jnp.nan, weights.astype(rows.W.dtype))
-    return _at(what, rows, neighbour, weights)
+    return _at(what, block, rows, neighbour, weights)
 
 
-def _search(what: Maxima, rows: Rows) -> tuple[jax.Array, jax.Array]:
+def _search(what: Maxima, block: int, rows: Rows) -> tuple[jax.Array, jax.Array]:
     """The largest score of each row, and with whom; −∞ and n for rows without another."""
-    n, block = len(rows.W), even_block(len(rows.W), what.block)
+    n = len(rows.W)
     by_c = grows_with_c(what.metric.energy)
 
     def score(c: jax.Array, h: jax.Array) -> jax.Array:
@@ -113,7 +117,9 @@ def _search(what: Maxima, rows: Rows) -> tuple[jax.Array, jax.Array]:
     return lax.scan(tile, start, tuple(jnp.asarray(x, jnp.int32) for x in tiles))[0]
 
 
-def _at(what: Maxima, rows: Rows, neighbour: jax.Array, weights: jax.Array) -> Cotangent:
+def _at(
+    what: Maxima, block: int, rows: Rows, neighbour: jax.Array, weights: jax.Array
+) -> Cotangent:
     """Σ_i weights[i] e(w_i, w_neighbour[i]), and its gradient."""
 
     def step(carry: Cotangent, start, own) -> Cotangent:
@@ -137,7 +143,7 @@ def _at(what: Maxima, rows: Rows, neighbour: jax.Array, weights: jax.Array) -> C
         return value, gradient.at[who].add(out, mode="drop")
 
     zeros = jnp.zeros((), rows.W.dtype), jnp.zeros_like(rows.W)
-    return over_blocks(step, zeros, len(rows.W), even_block(len(rows.W), what.block))
+    return over_blocks(step, zeros, len(rows.W), block)
 
 
 def _energy(what: Maxima, c: jax.Array, h: jax.Array) -> jax.Array:

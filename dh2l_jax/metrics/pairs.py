@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from dh2l_jax.checks import checked_rows, rows, unknown_name
-from dh2l_jax.metrics.blocks import Cotangent, Rows, pair_count
+from dh2l_jax.metrics.blocks import Cotangent, Rows, pair_count, tile_rows
 from dh2l_jax.metrics.maxima import Maxima, largest
 from dh2l_jax.metrics.profile import (
     Metric,
@@ -156,7 +156,7 @@ def _plan(metric: Metric, n: int, method: Method, half_space: bool, **options: A
 class _Options(TypedDict, total=False):
     where: ArrayLike | None
     method: Method
-    block: int
+    block: int | None
     half_space: bool
     reduction: str
     sample: Sampled | None
@@ -187,7 +187,7 @@ def mean_energy(
     *,
     where: ArrayLike | None = None,
     method: Method = "auto",
-    block: int = Tiled.block,
+    block: int | None = None,
     half_space: bool = False,
     reduction: str = "mean",
     sample: Sampled | None = None,
@@ -209,7 +209,7 @@ def mean_energy(
       method: "closed" (affine metrics, O(nd)), "dense" (n×n), "tiled" (memory for a few tiles), or
         a value such as `Tiled(block=128)` or `Ring(mesh, "data")`; "auto" chooses by metric and
         size, see `explain`.
-      block: rows of a tile, at most.
+      block: rows of a tile, at most; by default 640, on GPU up to 2,048 (see `blocks.tile_rows`).
       half_space: the mean over all pairs of W ∪ −W, so that opposite vectors repel too.
       reduction: "mean" of e over pairs; "log_mean_exp", log mean exp(e); "max" of all pairs; or
         "row_max", the mean over rows of the largest e with another row.
@@ -245,9 +245,10 @@ def mean_energy(
     if reduction in MAXIMA:
         what = Maxima(metric, reduction == "row_max", half_space, Tiled(block).block)
         value = _sum(_of_maxima, what, W, where) if n else jnp.zeros((), W.dtype)
-        return (
-            (value, f"{reduction}: tiles of {block} rows, then {n:,} pairs") if explain else value
-        )
+        most, on_gpu = tile_rows(block, W.shape[1])
+        tile = f"{most} rows" + (f", on GPU {on_gpu:,}" if on_gpu > most else "")
+        why = f"{reduction}: tiles of at most {tile}, then {n:,} pairs"
+        return (value, why) if explain else value
     if reduction == "log_mean_exp":
         metric, most = exponential(metric)
     size = n if sample is None else min(n, sample.rows)
@@ -291,7 +292,7 @@ def explain(
     metric: MetricLike,
     *,
     method: Method = "auto",
-    block: int = Tiled.block,
+    block: int | None = None,
     half_space: bool = False,
     mesh: Mesh | None = None,
     axis: str = "data",

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 
+from dh2l_jax.checks import unknown_name
 from dh2l_jax.metrics.similarity import check_code
 
 __all__ = [
+    "PRECISIONS",
     "Affine",
     "Metric",
     "MetricLike",
@@ -27,6 +31,7 @@ __all__ = [
     "exponential",
     "grows_with_c",
     "half_space_metric",
+    "is_steep",
     "similarities_used",
     "split_affine",
     "sum_of_opposites",
@@ -50,6 +55,7 @@ class Metric:
       threshold: dead zone of the ternary code, in units of mean|w|.
       square: q if energy = q·c², which has a closed form in d×d; else 0.
       epsilon: c is divided by the roots of ‖w‖² + ε instead of the norms.
+      precision: of the products of unit vectors, a key of `PRECISIONS`; those of codes are exact.
     """
 
     name: str
@@ -62,9 +68,12 @@ class Metric:
     threshold: float = 0.0
     square: float = 0.0
     epsilon: float = 0.0
+    precision: str = "highest"
 
     def __post_init__(self) -> None:
         check_code(self.code, self.threshold)
+        if self.precision not in PRECISIONS:
+            raise ValueError(unknown_name("precision", self.precision, PRECISIONS))
         if self.epsilon and (self.affine or self.square):
             raise ValueError(f"metric {self.name!r}: a closed form takes epsilon = 0")
 
@@ -73,6 +82,13 @@ MetricLike = str | Metric | Profile
 
 Affine = tuple[float, float, float]
 
+# "x3" is three passes of bfloat16 on accelerators; CPUs compute in float32 either way.
+PRECISIONS = types.MappingProxyType(
+    {"highest": lax.Precision.HIGHEST, "x3": lax.DotAlgorithmPreset.BF16_BF16_F32_X3}
+)
+# Of the greatest slope, what slopes may change by in a unit of c: "x3" has c to 5e-6, thus slopes
+# to 1e-3. The clip of ±0.99 leaves 150; poles have 10,000 and more.
+STEEP = 200.0
 MAX_EXPONENT = 85  # exp(−85) is the last that float32 holds in full
 
 
@@ -200,6 +216,22 @@ def grows_with_c(profile: Profile) -> bool:
     with jax.ensure_compile_time_eval():
         c = jnp.linspace(-1.0, 1.0, 257)
         return bool(jnp.all(jnp.diff(jax.jit(profile)(c, jnp.zeros_like(c))) >= 0))
+
+
+@functools.lru_cache(maxsize=256)
+def is_steep(profile: Profile) -> bool:
+    """Whether slopes in c change so quickly that c is needed in full, as near a pole.
+
+    >>> is_steep(lambda c, h: c**2), is_steep(lambda c, h: -jnp.log(jnp.maximum(1 - c, 1e-5)))
+    (False, True)
+    """
+    with jax.ensure_compile_time_eval():
+        near = 1 - jnp.logspace(-4.5, 0, 256)
+        c, h = jnp.meshgrid(jnp.concatenate([-near, near]), jnp.linspace(-1.0, 1.0, 5))
+        slope = jax.grad(profile)
+        slopes = jax.jit(jax.vmap(jax.value_and_grad(slope)))(c.reshape(-1), h.reshape(-1))
+        greatest, change = (float(jnp.max(jnp.abs(x))) for x in slopes)
+    return not change <= STEEP * greatest
 
 
 @functools.lru_cache(maxsize=256)

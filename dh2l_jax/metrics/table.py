@@ -319,11 +319,12 @@ def _named(text: str, clamp: str) -> Metric:
     if name in METRICS and not options:
         return _TABLES[clamp][name]
     make = FAMILIES.get(name, lambda clamp: _TABLES[clamp][name])
-    known = list(inspect.signature(make).parameters)[1:]
+    known = [*list(inspect.signature(make).parameters)[1:], "precision"]
     for option in options:
         if option not in known:
             raise ValueError(f"metric {name}: {unknown_name('option', option, known)}")
-    return dataclasses.replace(make(clamp, **options), name=text)
+    precision = options.pop("precision", "highest")
+    return dataclasses.replace(make(clamp, **options), name=text, precision=precision)
 
 
 def _no_metric(name: str, text: str) -> str:

@@ -146,7 +146,7 @@ def _of_pairs(
     options: Mapping[str, Any],
 ) -> Row:
     function = functools.partial(_of_metric, metric, reduction)
-    options = {**options, "half_space": False}
+    options = {**options, "half_space": False, "precision": "highest"}
     what = (VECTORS, formula, cost, function, types.MappingProxyType(options))
     return Row(symbol, source, *what, metric=metric, reduction=reduction)
 

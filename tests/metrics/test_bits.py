@@ -30,6 +30,49 @@ def test_counts_are_the_product(n, m, d, product):
     np.testing.assert_array_equal(found, S.astype(int) @ T.T.astype(int))
 
 
+@pytest.mark.parametrize("d", [64, 144, 288, 512, 576, 2048, 4608, bits.MAX_LENGTH])
+@pytest.mark.parametrize("values", [(-1, 1), (-1, 0, 1)], ids=["binary", "ternary"])
+def test_one_pass_of_bfloat16_is_the_product(d, values):
+    """What accelerators compute, in every bit; the first sums are the largest that there are."""
+    S = np.ones((2, d), np.float32)
+    S[1, :3] = values[0], values[1], values[0]
+    if d < bits.MAX_LENGTH:
+        S = np.concatenate([S, np.random.default_rng(0).choice(np.float32(values), (30, d))])
+    expected = np.einsum("id,jd->ij", S, S, dtype=np.float64)
+    for of in (bits._in_one_pass, bits._multiplied):
+        np.testing.assert_array_equal(jax.jit(of)(S, S), expected)
+
+
+def test_three_pieces_are_as_exact_as_float32():
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(96, 640)) * np.exp(4 * rng.normal(size=(96, 1)))).astype(np.float32)
+    S = codes(640, 256)
+    exact = x.astype(np.float64) @ S
+    largest = np.abs(exact).max(axis=1, keepdims=True)
+    pieces, single = (
+        np.abs(jax.jit(of)(x, S) - exact).max() / largest.min()
+        for of in (bits._in_pieces, bits._product)
+    )
+    assert np.max(np.abs(jax.jit(bits._in_pieces)(x, S) - exact) / largest) <= 4e-7
+    assert pieces <= 2 * single
+
+
+@pytest.mark.parametrize(
+    ("platform", "passes"), [("cpu", [0, 0]), ("cuda", [1, 1]), ("tpu", [1, 1])], ids=str
+)
+def test_accelerators_multiply_codes_in_bfloat16(platform, passes):
+    """Of codes with codes, and of slopes with many codes: one product each, summed in float32."""
+    S = jax.ShapeDtypeStruct((512, 1024), jnp.float32)
+    x = jax.ShapeDtypeStruct((512, 512), jnp.float32)
+    found = []
+    for fn, args in [(bits.code_products, (S, S)), (bits.times_codes, (x, S))]:
+        traced = jax.jit(fn).trace(*args)
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        products = [line for line in text.splitlines() if "dot_general" in line]
+        found.append(sum(line.count("bf16>") == 2 and "xf32>" in line for line in products))
+    assert found == passes
+
+
 def test_long_codes_are_counted_and_short_or_few_multiplied():
     def multiplies(n, d):
         S = jax.ShapeDtypeStruct((n, d), jnp.float32)

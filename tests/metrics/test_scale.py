@@ -55,9 +55,13 @@ def temporaries(fn, *shapes):
 
 
 def inner(eqn):
-    """The jaxprs inside an equation: bodies of loops, branches, calls."""
+    """The jaxprs inside an equation: bodies of loops, branches (those for CPU), calls."""
     is_jaxpr = lambda x: hasattr(x, "eqns")  # noqa: E731
-    for value in jax.tree.leaves(dict(eqn.params), is_leaf=is_jaxpr):
+    params = dict(eqn.params)
+    if platforms := params.get("branches_platforms"):
+        at = next(i for i, names in enumerate(platforms) if names is None or "cpu" in names)
+        params["branches"] = params["branches"][at]
+    for value in jax.tree.leaves(params, is_leaf=is_jaxpr):
         if is_jaxpr(value):
             yield getattr(value, "jaxpr", value)
 

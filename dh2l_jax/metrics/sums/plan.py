@@ -6,7 +6,7 @@
 | c² with d < n | `Closed()` | a d×d | 4 nd² |
 | rows spread over devices | `Ring(mesh, axis)` | a few blocks | 3 or 6 n²d, shared |
 | at most 1,024 rows | `Dense()` | a few n×n | 4 or 8 n²d |
-| more | `Tiled()` | a few tiles, 16 MB | 3 or 6 n²d |
+| more | `Tiled()` | a few tiles, 16 MB, on GPU 100 | 3 or 6 n²d |
 
 A metric that is affine in one similarity alone loses it to the closed form, and with it half of the
 arithmetic (3 for 6, 4 for 8), from 256 rows on: below, a Gram product costs less than compiling
@@ -58,7 +58,7 @@ def choose(
     method: Method = "auto",
     *,
     width: int | None = None,
-    block: int = Tiled.block,
+    block: int | None = None,
     mesh: Mesh | None = None,
     axis: str = "data",
 ) -> Plan:

@@ -20,7 +20,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from dh2l_jax.checks import unknown_name
-from dh2l_jax.metrics.blocks import Cotangent, Rows, even_block
+from dh2l_jax.metrics.blocks import Cotangent, Rows, in_tiles
 from dh2l_jax.metrics.profile import Affine, Metric
 from dh2l_jax.metrics.sums.closed import with_affine
 from dh2l_jax.metrics.sums.tiled import Tiled, cross_cotangents, tiled_cotangent, tiled_pull
@@ -35,7 +35,7 @@ class Ring:
     Attributes:
       mesh: the devices.
       axis: name of the axis.
-      block: rows of a tile, at most.
+      block: rows of a tile, at most; None for as many as suit the devices compiled for.
 
     Raises:
       ValueError: unknown axis, or block < 1.
@@ -43,7 +43,7 @@ class Ring:
 
     mesh: Mesh
     axis: str = "data"
-    block: int = Tiled.block
+    block: int | None = None
 
     def __post_init__(self) -> None:
         Tiled(self.block)
@@ -52,13 +52,15 @@ class Ring:
 
     def __call__(self, metric: Metric, rows: Rows, affine: Affine) -> Cotangent:
         """Σ_{i<j} of e and of an affine form, and its gradient."""
-        return with_affine(metric, rows, affine, self._sum(metric, rows))
+        share = -(-len(rows.W) // self.mesh.shape[self.axis])
+        rest = in_tiles(functools.partial(self._sum, metric), self.block, share, rows)
+        return with_affine(metric, rows, affine, rest)
 
-    def _sum(self, metric: Metric, rows: Rows) -> Cotangent:
+    def _sum(self, metric: Metric, block: int, rows: Rows) -> Cotangent:
         n, devices = rows.W.shape[0], self.mesh.shape[self.axis]
         share = -(-n // devices)
         padded = [jnp.pad(X, ((0, share * devices - n), *[(0, 0)] * (X.ndim - 1))) for X in rows]
-        spec, block = PartitionSpec(self.axis), even_block(share, self.block)
+        spec = PartitionSpec(self.axis)
         value, gradient = jax.shard_map(
             functools.partial(_on_one_device, metric, block, self.axis, devices),
             mesh=self.mesh,

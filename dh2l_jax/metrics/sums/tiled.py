@@ -6,9 +6,9 @@ with itself takes one product for its gradient, being symmetric.
 Memory. The cotangent of all unit vectors is one n×d, and the pull to the rows is written over it, a
 block at a time, with the cotangent of the affine part added on the way: a gradient of its own for
 either would be another n×d. XLA unrolls nothing here: tiles are a `lax.scan` over their numbers.
-Figure. 100,000 × 512 needs 16 MB beside W and its gradient. Tiles of 640 rows keep their six n×n
-intermediates, 1.6 MB each, in the cache of two cores; below 1,024 rows their bookkeeping costs more
-than the lower triangle does.
+Figure. On CPU 100,000 × 512 needs 16 MB beside W and its gradient. Tiles of 640 rows keep their six
+n×n intermediates, 1.6 MB each, in the cache of two cores; below 1,024 rows their bookkeeping costs
+more than the lower triangle does.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from dh2l_jax.metrics.blocks import (
     all_pairs,
     block_of,
     energy_and_slopes,
-    even_block,
     features,
     grams,
+    in_tiles,
     over_blocks,
     pair_count,
     pull_symmetric,
@@ -57,16 +57,16 @@ class Tiled:
     """The upper triangle of tiles, one at a time.
 
     Attributes:
-      block: rows of a tile, at most.
+      block: rows of a tile, at most; None for as many as suit the device that is compiled for.
 
     Raises:
       ValueError: block < 1.
     """
 
-    block: int = 640
+    block: int | None = None
 
     def __post_init__(self) -> None:
-        if self.block < 1:
+        if self.block is not None and self.block < 1:
             raise ValueError(f"block must be ≥ 1, found {self.block}")
 
     def __call__(self, metric: Metric, rows: Rows, affine: Affine) -> Cotangent:
@@ -78,20 +78,23 @@ class Tiled:
         3.0
         """
         assert not (affine[1] and metric.threshold), "codes with a dead zone have no linear part"
-        slopes = unit_slopes(metric, affine, rows.W.shape[1])
-        block = even_block(len(rows.W), self.block)
-        total, dU = tiled_cotangent(metric, block, rows)
-        total += affine[2] * pair_count(rows.where, rows.W.dtype)
-        if not any(slopes):
-            return total, tiled_pull(block, rows, dU)
-        value, sums, r = linear(metric, slopes, rows)
+        return in_tiles(functools.partial(_sum, metric, affine), self.block, len(rows.W), rows)
 
-        def more(start: Start) -> jax.Array:
-            W, present = (lax.dynamic_slice_in_dim(X, start, block) for X in (rows.W, r))
-            S = slopes[1] * row_codes(metric, W, present)
-            return jnp.where(present[:, None] > 0, sums[None, :] - S, 0)
 
-        return total + value, tiled_pull(block, rows, dU, more)
+def _sum(metric: Metric, affine: Affine, block: int, rows: Rows) -> Cotangent:
+    slopes = unit_slopes(metric, affine, rows.W.shape[1])
+    total, dU = tiled_cotangent(metric, block, rows)
+    total += affine[2] * pair_count(rows.where, rows.W.dtype)
+    if not any(slopes):
+        return total, tiled_pull(block, rows, dU)
+    value, sums, r = linear(metric, slopes, rows)
+
+    def more(start: Start) -> jax.Array:
+        W, present = (lax.dynamic_slice_in_dim(X, start, block) for X in (rows.W, r))
+        S = slopes[1] * row_codes(metric, W, present)
+        return jnp.where(present[:, None] > 0, sums[None, :] - S, 0)
+
+    return total + value, tiled_pull(block, rows, dU, more)
 
 
 def tiled_cotangent(metric: Metric, block: int, rows: Rows) -> Cotangent:
