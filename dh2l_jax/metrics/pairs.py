@@ -37,7 +37,7 @@ from dh2l_jax.metrics.sums.dense import Dense
 from dh2l_jax.metrics.sums.groups import Groups, grouped_sum, windows_of
 from dh2l_jax.metrics.sums.plan import SPLIT_FROM, Method, Plan, choose
 from dh2l_jax.metrics.sums.sampled import Sampled, sampled_sum
-from dh2l_jax.metrics.sums.stacks import stacked_sum
+from dh2l_jax.metrics.sums.stacks import Part, joined, stacked_sum
 from dh2l_jax.metrics.sums.tiled import Tiled
 from dh2l_jax.metrics.table import METRICS, get_metric
 
@@ -82,13 +82,13 @@ def pairwise(fn: PairFn, U: ArrayLike, V: ArrayLike | None = None) -> jax.Array:
 
 
 # The one derivative. A `total` is a function (options, W, *constants) → (value, gradient of W) of
-# this module, with hashable options; W may be several arrays.
+# this module, with hashable options; W may be several arrays, or lists of them with a value each.
 
-Total = Callable[..., tuple[jax.Array, Any]]
+Total = Callable[..., tuple[Any, Any]]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _sum(total: Total, options: Any, W: Any, *constants: Any) -> jax.Array:
+def _sum(total: Total, options: Any, W: Any, *constants: Any) -> Any:
     return _value(total, options, W, *constants)
 
 
@@ -96,7 +96,11 @@ def _sum(total: Total, options: Any, W: Any, *constants: Any) -> jax.Array:
 def _sum_jvp(total: Total, options: Any, primals, tangents):
     value, gradient = _value_and_gradient(total, options, *primals)
     products = jax.tree.map(lambda g, dW: jnp.sum(g * dW), gradient, tangents[0])
-    return value, functools.reduce(jnp.add, jax.tree.leaves(products)).astype(value.dtype)
+
+    def tangent(v: jax.Array, products: Any) -> jax.Array:
+        return functools.reduce(jnp.add, jax.tree.leaves(products)).astype(v.dtype)
+
+    return value, jax.tree.map(tangent, value, products)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -112,7 +116,7 @@ def _value_and_gradient_jvp(total: Total, options: Any, primals, tangents):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _value(total: Total, options: Any, W: Any, *constants: Any) -> jax.Array:
+def _value(total: Total, options: Any, W: Any, *constants: Any) -> Any:
     # Compiled even where nobody jits: the compiler drops the gradient.
     return total(options, W, *constants)[0]
 
@@ -137,8 +141,9 @@ def _of_groups(metric: Metric, W: jax.Array, groups: Groups) -> Cotangent:
     return grouped_sum(metric, Rows(W, r, groups.weights > 0), groups)
 
 
-def _of_stacks(options: tuple[Metric, tuple[float, ...]], stacks: list[jax.Array]):
-    return stacked_sum(*options, stacks, [inverse_norms(W, options[0].epsilon) for W in stacks])
+def _of_stacks(metric: Metric, layers: list[jax.Array], weights: list[jax.Array]):
+    (value,), (gradients,) = stacked_sum(metric, [list(map(Part, layers, weights))])
+    return value, gradients
 
 
 def _plan(metric: Metric, n: int, method: Method, half_space: bool, **options: Any) -> Plan:
@@ -351,23 +356,24 @@ def stacked_energy(
     >>> round(float(stacked_energy(stacks, "cosine", method="auto", half_space=False)), 4)
     3.0
     """
-    metric, small = get_metric(metric), {}
+    metric = get_metric(metric)
     weights = [1.0] * len(stacks) if weights is None else weights
     total = jnp.zeros((), jnp.result_type(jnp.float32, *stacks))
     of_each = functools.partial(mean_energy, metric=metric, method=method, half_space=half_space)
     pairs = half_space_metric(metric) if half_space else metric
-    for k, (W, weight) in enumerate(zip(stacks, weights, strict=True)):
+    small, others = [], []
+    for W, weight in zip(stacks, weights, strict=True):
         count, n, d = W.shape
         way = _plan(metric, n, method, half_space, width=d).way
-        if 1 < n < SPLIT_FROM and isinstance(way, Dense):
-            small[k] = W
-            if half_space:
-                ones = jnp.ones((count, n), W.dtype)
-                total += weight * sum_of_opposites(metric, W, ones) / (n * (2 * n - 1))
-        else:
-            total += weight * jnp.sum(jax.vmap(of_each)(W))
+        if not (1 < n < SPLIT_FROM and isinstance(way, Dense)):
+            others.append((W, weight))
+            continue
+        vectors, ones = n * (2 if half_space else 1), jnp.ones((count, n), W.dtype)
+        small.append((W, weight * 2 / (vectors * (vectors - 1)) * ones))
+        if half_space:
+            total += weight * sum_of_opposites(metric, W, ones) / (n * (2 * n - 1))
+    for W, weight in joined(others):
+        total += weight * jnp.sum(jax.vmap(of_each)(W))
     if not small:
         return total
-    vectors = {k: W.shape[1] * (2 if half_space else 1) for k, W in small.items()}
-    scales = tuple(weights[k] * 2 / (n * (n - 1)) for k, n in vectors.items())
-    return total + _sum(_of_stacks, (pairs, scales), list(small.values()))
+    return total + _sum(_of_stacks, pairs, *map(list, zip(*small, strict=True)))
