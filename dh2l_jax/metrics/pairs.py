@@ -10,8 +10,8 @@ builds of them come for nothing: they differentiate the gradient.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypedDict, Unpack, cast, overload
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack, cast, overload
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ from dh2l_jax.metrics.profile import (
 from dh2l_jax.metrics.similarity import inverse_norms
 from dh2l_jax.metrics.sums.closed import Closed
 from dh2l_jax.metrics.sums.dense import Dense
-from dh2l_jax.metrics.sums.groups import Groups, grouped_sum, windows_of
+from dh2l_jax.metrics.sums.groups import Groups, Window, grouped_sum, small_window, windows_of
 from dh2l_jax.metrics.sums.plan import SPLIT_FROM, Method, Plan, choose
 from dh2l_jax.metrics.sums.sampled import Sampled, sampled_sum
 from dh2l_jax.metrics.sums.stacks import Part, joined, stacked_sum
@@ -42,8 +42,9 @@ from dh2l_jax.metrics.sums.tiled import Tiled
 from dh2l_jax.metrics.table import METRICS, get_metric
 
 __all__ = [
+    "Grouped",
     "explain",
-    "grouped_energy",
+    "grouped_energies",
     "mean_energy",
     "pairwise",
     "stacked_energy",
@@ -144,6 +145,14 @@ def _of_groups(metric: Metric, W: jax.Array, groups: Groups) -> Cotangent:
 def _of_stacks(metric: Metric, layers: list[jax.Array], weights: list[jax.Array]):
     (value,), (gradients,) = stacked_sum(metric, [list(map(Part, layers, weights))])
     return value, gradients
+
+
+def _of_windows(
+    metric: Metric, W: list[jax.Array], weights: list[jax.Array], windows: list[Window]
+):
+    terms = [[of.part(*rows)] for of, *rows in zip(windows, W, weights, strict=True)]
+    values, gradients = stacked_sum(metric, terms)
+    return values, [of.back(G) for of, (G,) in zip(windows, gradients, strict=True)]
 
 
 def _plan(metric: Metric, n: int, method: Method, half_space: bool, **options: Any) -> Plan:
@@ -311,32 +320,50 @@ def explain(
     return _plan(get_metric(metric), n, method, half_space, **options).why
 
 
-def grouped_energy(
-    W: jax.Array,
-    groups: np.ndarray | jax.Array,
-    weights: jax.Array,
-    metric: MetricLike,
-    *,
-    half_space: bool = False,
-) -> jax.Array:
-    """Σ_g v_g Σ_{i<j in g} e(w_i, w_j): the pairs inside each group, by a weight of the group.
+class Grouped(NamedTuple):
+    """Rows of groups, whose pairs inside each group are summed.
 
-    Concrete groups cost few pairs besides their own; groups that jit traces cost n×n.
-
-    Args:
+    Attributes:
       W: (n, d), cleaned by `checks.rows`.
       groups: (n,) integers, the group of each row; concrete ones are numbered from 0.
       weights: (n,) v_g of each row's group, 0 for rows that take no part; a constant to autodiff.
-      metric: a name, a `Metric` or a profile f(c, h).
-      half_space: of the groups' W ∪ −W.
     """
-    metric, weights = get_metric(metric), lax.stop_gradient(weights)
-    windows = None if isinstance(groups, jax.Array) else windows_of(groups)
+
+    W: jax.Array
+    groups: np.ndarray | jax.Array
+    weights: jax.Array
+
+
+def grouped_energies(
+    sums: Mapping[str, Grouped], metric: MetricLike, *, half_space: bool = False
+) -> dict[str, jax.Array]:
+    """Of each Σ_g v_g Σ_{i<j in g} e(w_i, w_j); with `half_space`, of the groups' W ∪ −W.
+
+    Few rows share a program, as in `stacked_energy`. Concrete groups cost few pairs besides their
+    own; groups that jit traces cost n×n.
+    """
+    metric = get_metric(metric)
     pairs = half_space_metric(metric) if half_space else metric
-    total = _sum(_of_groups, pairs, W, Groups(jnp.asarray(groups), weights, windows))
+    values, small = {}, {}
+    for name, (W, groups, weights) in sums.items():
+        weights = lax.stop_gradient(weights)
+        windows = None if isinstance(groups, jax.Array) else windows_of(groups)
+        if windows and (window := small_window(groups, windows)):
+            small[name] = W, weights, window
+        else:
+            values[name] = _sum(_of_groups, pairs, W, Groups(jnp.asarray(groups), weights, windows))
+    if small:
+        values |= zip(
+            small,
+            _sum(_of_windows, pairs, *map(list, zip(*small.values(), strict=True))),
+            strict=True,
+        )
     if half_space:
-        total += sum_of_opposites(metric, W, weights)
-    return total
+        opposites = functools.partial(sum_of_opposites, metric)
+        values = {
+            name: values[name] + opposites(W, weights) for name, (W, _, weights) in sums.items()
+        }
+    return values
 
 
 def stacked_energy(
