@@ -34,7 +34,7 @@ from dh2l_jax.metrics.profile import (
 from dh2l_jax.metrics.similarity import inverse_norms
 from dh2l_jax.metrics.sums.closed import Closed
 from dh2l_jax.metrics.sums.dense import Dense
-from dh2l_jax.metrics.sums.groups import Groups, Window, grouped_sum, small_window, windows_of
+from dh2l_jax.metrics.sums.groups import Groups, grouped_sum, small_window, window_sums, windows_of
 from dh2l_jax.metrics.sums.plan import SPLIT_FROM, Method, Plan, choose
 from dh2l_jax.metrics.sums.sampled import Sampled, sampled_sum
 from dh2l_jax.metrics.sums.stacks import Part, joined, stacked_sum
@@ -145,14 +145,6 @@ def _of_groups(metric: Metric, W: jax.Array, groups: Groups) -> Cotangent:
 def _of_stacks(metric: Metric, layers: list[jax.Array], weights: list[jax.Array]):
     (value,), (gradients,) = stacked_sum(metric, [list(map(Part, layers, weights))])
     return value, gradients
-
-
-def _of_windows(
-    metric: Metric, W: list[jax.Array], weights: list[jax.Array], windows: list[Window]
-):
-    terms = [[of.part(*rows)] for of, *rows in zip(windows, W, weights, strict=True)]
-    values, gradients = stacked_sum(metric, terms)
-    return values, [of.back(G) for of, (G,) in zip(windows, gradients, strict=True)]
 
 
 def _plan(metric: Metric, n: int, method: Method, half_space: bool, **options: Any) -> Plan:
@@ -353,16 +345,10 @@ def grouped_energies(
         else:
             values[name] = _sum(_of_groups, pairs, W, Groups(jnp.asarray(groups), weights, windows))
     if small:
-        values |= zip(
-            small,
-            _sum(_of_windows, pairs, *map(list, zip(*small.values(), strict=True))),
-            strict=True,
-        )
-    if half_space:
-        opposites = functools.partial(sum_of_opposites, metric)
-        values = {
-            name: values[name] + opposites(W, weights) for name, (W, _, weights) in sums.items()
-        }
+        few = map(list, zip(*small.values(), strict=True))
+        values |= zip(small, _sum(window_sums, pairs, *few), strict=True)
+    for name, (W, _, weights) in sums.items():
+        values[name] += sum_of_opposites(metric, W, weights) if half_space else 0
     return values
 
 

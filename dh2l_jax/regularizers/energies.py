@@ -174,7 +174,7 @@ def any_in_groups(present: jax.Array, groups: np.ndarray, size: int) -> jax.Arra
     """(size,) bool: which groups have a member that is present; (n,) concrete groups."""
     if size * len(groups) > FEW_PAIRS:
         return jax.ops.segment_max(present, groups, num_segments=size)
-    return jnp.any(present & (groups == np.arange(size)[:, None]), axis=1)
+    return jnp.any(present[None, :] & (groups == np.arange(size)[:, None]), axis=1)
 
 
 def _rows_present(

@@ -28,9 +28,9 @@ from dh2l_jax.metrics.blocks import Cotangent, Rows, all_pairs
 from dh2l_jax.metrics.profile import Metric
 from dh2l_jax.metrics.sums.dense import Dense
 from dh2l_jax.metrics.sums.plan import SPLIT_FROM, choose
-from dh2l_jax.metrics.sums.stacks import Part
+from dh2l_jax.metrics.sums.stacks import Part, stacked_sum
 
-__all__ = ["Groups", "Window", "grouped_sum", "small_window", "windows_of"]
+__all__ = ["Groups", "Window", "grouped_sum", "small_window", "window_sums", "windows_of"]
 
 CHEAP_PAIRS = 2**16  # fewer pairs cost less to compute than a second program to compile
 WINDOW = 32  # rows
@@ -59,7 +59,7 @@ class Window(NamedTuple):
         return Part(W, weights, number)
 
     def back(self, gradient: jax.Array) -> jax.Array:
-        """The gradient of W, given that of the matrices: a gather, where scattering takes longer."""
+        """The gradient of W, given that of the matrices; a gather, as scattering takes longer."""
         flat = gradient.reshape(-1, gradient.shape[-1])
         return flat.at[self.place].get(mode="fill", fill_value=0)
 
@@ -89,7 +89,7 @@ class Windows:
     one_group: bool  # in each window
 
 
-def small_window(groups: np.ndarray, windows: list[Windows]) -> Window | None:
+def small_window(groups: np.ndarray | jax.Array, windows: list[Windows]) -> Window | None:
     """The windows of groups as a part of a stack, if they are of one kind and few."""
     if (
         len(windows) != 1
@@ -97,10 +97,19 @@ def small_window(groups: np.ndarray, windows: list[Windows]) -> Window | None:
         or windows[0].index.shape[2] >= SPLIT_FROM
     ):
         return None
-    index = windows[0].index[0]
+    index = np.asarray(windows[0].index[0])
     place = np.full(len(groups) + 1, index.size, np.int32)
     place[index.reshape(-1)] = np.arange(index.size)
     return Window(index, place[:-1], None if windows[0].one_group else groups)
+
+
+def window_sums(
+    metric: Metric, W: list[jax.Array], weights: list[jax.Array], windows: list[Window]
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """As `grouped_sum`, of several rows in windows that are few."""
+    terms = [[of.part(*rows)] for of, *rows in zip(windows, W, weights, strict=True)]
+    values, gradients = stacked_sum(metric, terms)
+    return values, [of.back(G) for of, (G,) in zip(windows, gradients, strict=True)]
 
 
 def grouped_sum(metric: Metric, rows: Rows, groups: Groups) -> Cotangent:
@@ -128,7 +137,7 @@ def grouped_sum(metric: Metric, rows: Rows, groups: Groups) -> Cotangent:
         if kind.index.shape[0] == 1:
             carry, _ = step(carry, kind.index[0])
         else:
-            carry, _ = lax.scan(step, carry, kind.index)
+            carry, _ = lax.scan(step, carry, jnp.asarray(kind.index))
     return carry
 
 

@@ -104,7 +104,7 @@ class Stack(NamedTuple):
         return Stack(parts, self.count + other.count, max(self.n, other.n), max(self.d, other.d))
 
 
-def plan(shapes: Sequence[tuple[int, int, int]], packing: Packing) -> list[Stack]:
+def plan(shapes: Sequence[tuple[int, ...]], packing: Packing) -> list[Stack]:
     """Merges parts (k, n, d) to stacks, the cheapest merger first, while the packing allows it.
 
     >>> plan([(1, 16, 27), (2, 16, 144), (1, 64, 576)], CPU)
@@ -136,7 +136,7 @@ def stacked_sum(
     """For each term Σ weight·e(w_i, w_j) over the pairs i < j of its parts, and the gradients.
 
     >>> import dh2l_jax as dh2l
-    >>> parts = [Part(jnp.ones((2, 3, 4)), jnp.ones((2, 3))), Part(jnp.ones((1, 2, 1)), jnp.ones((1, 2)))]
+    >>> parts = [Part(jnp.ones((k, n, 4)), jnp.ones((k, n))) for k, n in ((2, 3), (1, 2))]
     >>> stacked_sum(dh2l.get_metric("cosine"), [parts])[0][0].item()
     7.0
     """
@@ -167,7 +167,8 @@ def _packed_sum(
     stacks = plan([part.W.shape for part in parts], packing)
     sides = [_Side.of(metric, stack, [parts[k] for k in stack.parts]) for stack in stacks]
     pairs = [(*side.similarities(packing.joint), side.weights) for side in sides]
-    # Each pair occurs twice: the values are halved, the slopes are those of both its vectors.
+    # Each pair occurs twice, so that the slopes are those of both its vectors; the values are
+    # halved before they are summed, since a kernel of a GPU ends in its sum.
     row = energies_and_slopes(metric, *map(_in_a_row, zip(*pairs, strict=True)))
     apart = [_taken_apart(X, [side.weights.shape for side in sides]) for X in row]
     values, gradients = [jnp.zeros((), row[0].dtype)] * len(terms), {}
@@ -178,7 +179,7 @@ def _packed_sum(
             gradients[k] = X[:, :n, :d].astype(parts[k].W.dtype)
         owner = np.repeat(term_of[list(stack.parts)], counts)
         for t in set(owner):
-            values[t] += jnp.sum(e[slice(*np.searchsorted(owner, [t, t + 1]))]) / 2
+            values[t] += jnp.sum(0.5 * e[slice(*np.searchsorted(owner, [t, t + 1]))])
     each = iter(sorted(gradients.items()))
     return values, [[next(each)[1] for _ in term] for term in terms]
 
@@ -200,7 +201,7 @@ class _Side(NamedTuple):
         lengths = [code_length(part.W.shape[2], metric.threshold) for part in parts]
         length = np.repeat(lengths, [len(part.W) for part in parts])[:, None, None].astype(W.dtype)
         weights = _padded([part.weights for part in parts], (stack.n,))
-        used = off_diagonal(stack.n) & (weights[:, None, :] != 0)
+        used = off_diagonal(stack.n)[None] & (weights[:, None, :] != 0)
         if any(part.number is not None for part in parts):
             zeros = [jnp.zeros(part.W.shape[:2], int) for part in parts]
             numbers = [
@@ -228,13 +229,15 @@ class _Side(NamedTuple):
 
     def _products(
         self, multiply: tuple[Multiply, Multiply], joint: bool, unused: jax.Array, *factors: Any
-    ) -> Sequence[jax.Array]:
+    ) -> tuple[jax.Array, jax.Array]:
         """Of what belongs to c and of what belongs to h, where the profile depends on it."""
         uses = similarities_used(self.metric.energy)
         if joint and all(uses):
-            return jax.vmap(jax.vmap(multiply[0]))(*map(jnp.stack, factors))
-        pairs = zip(uses, multiply, zip(*factors, strict=True), strict=True)
-        return [jax.vmap(of)(*pair) if used else unused for used, of, pair in pairs]
+            both = jax.vmap(jax.vmap(multiply[0]))(*map(jnp.stack, factors))
+            return both[0], both[1]
+        of_each = zip(uses, multiply, zip(*factors, strict=True), strict=True)
+        c, h = (jax.vmap(of)(*pair) if used else unused for used, of, pair in of_each)
+        return c, h
 
 
 def _gram(X: jax.Array, Y: jax.Array) -> jax.Array:
