@@ -34,6 +34,7 @@ __all__ = [
     "all_pairs",
     "block_of",
     "by_platform",
+    "energies_and_slopes",
     "energy_and_slopes",
     "even_block",
     "features",
@@ -163,10 +164,19 @@ def energy_and_slopes(
     metric: Metric, c: jax.Array, h: jax.Array, weights: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Σ weights·e, and weights·∂e/∂c, weights·∂e/∂h; entries of weight 0 are never looked at."""
+    e, dc, dh = energies_and_slopes(metric, c, h, weights)
+    return jnp.sum(e), dc, dh
+
+
+def energies_and_slopes(
+    metric: Metric, c: jax.Array, h: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """As `energy_and_slopes`, with weights·e of each pair."""
     e, pull = jax.vjp(metric.energy, c, h)
     used = weights != 0
-    dc, dh = (jnp.where(used, weights * slope, 0) for slope in pull(jnp.ones_like(e)))
-    return jnp.sum(jnp.where(used, weights * e, 0)), dc, dh
+    slopes = pull(jnp.ones_like(e))
+    e, dc, dh = (jnp.where(used, weights * x, 0) for x in (e, *slopes))
+    return e, dc, dh
 
 
 def pull_to_unit(

@@ -10,8 +10,8 @@ builds of them come for nothing: they differentiate the gradient.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypedDict, Unpack, cast, overload
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack, cast, overload
 
 import jax
 import jax.numpy as jnp
@@ -34,16 +34,17 @@ from dh2l_jax.metrics.profile import (
 from dh2l_jax.metrics.similarity import inverse_norms
 from dh2l_jax.metrics.sums.closed import Closed
 from dh2l_jax.metrics.sums.dense import Dense
-from dh2l_jax.metrics.sums.groups import Groups, grouped_sum, windows_of
+from dh2l_jax.metrics.sums.groups import Groups, grouped_sum, small_window, window_sums, windows_of
 from dh2l_jax.metrics.sums.plan import SPLIT_FROM, Method, Plan, choose
 from dh2l_jax.metrics.sums.sampled import Sampled, sampled_sum
-from dh2l_jax.metrics.sums.stacks import stacked_sum
+from dh2l_jax.metrics.sums.stacks import Part, joined, stacked_sum
 from dh2l_jax.metrics.sums.tiled import Tiled
 from dh2l_jax.metrics.table import METRICS, get_metric
 
 __all__ = [
+    "Grouped",
     "explain",
-    "grouped_energy",
+    "grouped_energies",
     "mean_energy",
     "pairwise",
     "stacked_energy",
@@ -82,13 +83,13 @@ def pairwise(fn: PairFn, U: ArrayLike, V: ArrayLike | None = None) -> jax.Array:
 
 
 # The one derivative. A `total` is a function (options, W, *constants) → (value, gradient of W) of
-# this module, with hashable options; W may be several arrays.
+# this module, with hashable options; W may be several arrays, or lists of them with a value each.
 
-Total = Callable[..., tuple[jax.Array, Any]]
+Total = Callable[..., tuple[Any, Any]]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _sum(total: Total, options: Any, W: Any, *constants: Any) -> jax.Array:
+def _sum(total: Total, options: Any, W: Any, *constants: Any) -> Any:
     return _value(total, options, W, *constants)
 
 
@@ -96,7 +97,11 @@ def _sum(total: Total, options: Any, W: Any, *constants: Any) -> jax.Array:
 def _sum_jvp(total: Total, options: Any, primals, tangents):
     value, gradient = _value_and_gradient(total, options, *primals)
     products = jax.tree.map(lambda g, dW: jnp.sum(g * dW), gradient, tangents[0])
-    return value, functools.reduce(jnp.add, jax.tree.leaves(products)).astype(value.dtype)
+
+    def tangent(v: jax.Array, products: Any) -> jax.Array:
+        return functools.reduce(jnp.add, jax.tree.leaves(products)).astype(v.dtype)
+
+    return value, jax.tree.map(tangent, value, products)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -112,7 +117,7 @@ def _value_and_gradient_jvp(total: Total, options: Any, primals, tangents):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _value(total: Total, options: Any, W: Any, *constants: Any) -> jax.Array:
+def _value(total: Total, options: Any, W: Any, *constants: Any) -> Any:
     # Compiled even where nobody jits: the compiler drops the gradient.
     return total(options, W, *constants)[0]
 
@@ -137,8 +142,9 @@ def _of_groups(metric: Metric, W: jax.Array, groups: Groups) -> Cotangent:
     return grouped_sum(metric, Rows(W, r, groups.weights > 0), groups)
 
 
-def _of_stacks(options: tuple[Metric, tuple[float, ...]], stacks: list[jax.Array]):
-    return stacked_sum(*options, stacks, [inverse_norms(W, options[0].epsilon) for W in stacks])
+def _of_stacks(metric: Metric, layers: list[jax.Array], weights: list[jax.Array]):
+    (value,), (gradients,) = stacked_sum(metric, [list(map(Part, layers, weights))])
+    return value, gradients
 
 
 def _plan(metric: Metric, n: int, method: Method, half_space: bool, **options: Any) -> Plan:
@@ -307,32 +313,44 @@ def explain(
     return _plan(get_metric(metric), n, method, half_space, **options).why
 
 
-def grouped_energy(
-    W: jax.Array,
-    groups: np.ndarray | jax.Array,
-    weights: jax.Array,
-    metric: MetricLike,
-    *,
-    half_space: bool = False,
-) -> jax.Array:
-    """Σ_g v_g Σ_{i<j in g} e(w_i, w_j): the pairs inside each group, by a weight of the group.
+class Grouped(NamedTuple):
+    """Rows of groups, whose pairs inside each group are summed.
 
-    Concrete groups cost few pairs besides their own; groups that jit traces cost n×n.
-
-    Args:
+    Attributes:
       W: (n, d), cleaned by `checks.rows`.
       groups: (n,) integers, the group of each row; concrete ones are numbered from 0.
       weights: (n,) v_g of each row's group, 0 for rows that take no part; a constant to autodiff.
-      metric: a name, a `Metric` or a profile f(c, h).
-      half_space: of the groups' W ∪ −W.
     """
-    metric, weights = get_metric(metric), lax.stop_gradient(weights)
-    windows = None if isinstance(groups, jax.Array) else windows_of(groups)
+
+    W: jax.Array
+    groups: np.ndarray | jax.Array
+    weights: jax.Array
+
+
+def grouped_energies(
+    sums: Mapping[str, Grouped], metric: MetricLike, *, half_space: bool = False
+) -> dict[str, jax.Array]:
+    """Of each Σ_g v_g Σ_{i<j in g} e(w_i, w_j); with `half_space`, of the groups' W ∪ −W.
+
+    Few rows share a program, as in `stacked_energy`. Concrete groups cost few pairs besides their
+    own; groups that jit traces cost n×n.
+    """
+    metric = get_metric(metric)
     pairs = half_space_metric(metric) if half_space else metric
-    total = _sum(_of_groups, pairs, W, Groups(jnp.asarray(groups), weights, windows))
-    if half_space:
-        total += sum_of_opposites(metric, W, weights)
-    return total
+    values, small = {}, {}
+    for name, (W, groups, weights) in sums.items():
+        weights = lax.stop_gradient(weights)
+        windows = None if isinstance(groups, jax.Array) else windows_of(groups)
+        if windows and (window := small_window(groups, windows)):
+            small[name] = W, weights, window
+        else:
+            values[name] = _sum(_of_groups, pairs, W, Groups(jnp.asarray(groups), weights, windows))
+    if small:
+        few = map(list, zip(*small.values(), strict=True))
+        values |= zip(small, _sum(window_sums, pairs, *few), strict=True)
+    for name, (W, _, weights) in sums.items():
+        values[name] += sum_of_opposites(metric, W, weights) if half_space else 0
+    return values
 
 
 def stacked_energy(
@@ -352,23 +370,24 @@ def stacked_energy(
     >>> round(float(stacked_energy(stacks, "cosine", method="auto", half_space=False)), 4)
     3.0
     """
-    metric, small = get_metric(metric), {}
+    metric = get_metric(metric)
     weights = [1.0] * len(stacks) if weights is None else weights
     total = jnp.zeros((), jnp.result_type(jnp.float32, *stacks))
     of_each = functools.partial(mean_energy, metric=metric, method=method, half_space=half_space)
     pairs = half_space_metric(metric) if half_space else metric
-    for k, (W, weight) in enumerate(zip(stacks, weights, strict=True)):
+    small, others = [], []
+    for W, weight in zip(stacks, weights, strict=True):
         count, n, d = W.shape
         way = _plan(metric, n, method, half_space, width=d).way
-        if 1 < n < SPLIT_FROM and isinstance(way, Dense):
-            small[k] = W
-            if half_space:
-                ones = jnp.ones((count, n), W.dtype)
-                total += weight * sum_of_opposites(metric, W, ones) / (n * (2 * n - 1))
-        else:
-            total += weight * jnp.sum(jax.vmap(of_each)(W))
+        if not (1 < n < SPLIT_FROM and isinstance(way, Dense)):
+            others.append((W, weight))
+            continue
+        vectors, ones = n * (2 if half_space else 1), jnp.ones((count, n), W.dtype)
+        small.append((W, weight * 2 / (vectors * (vectors - 1)) * ones))
+        if half_space:
+            total += weight * sum_of_opposites(metric, W, ones) / (n * (2 * n - 1))
+    for W, weight in joined(others):
+        total += weight * jnp.sum(jax.vmap(of_each)(W))
     if not small:
         return total
-    vectors = {k: W.shape[1] * (2 if half_space else 1) for k, W in small.items()}
-    scales = tuple(weights[k] * 2 / (n * (n - 1)) for k, n in vectors.items())
-    return total + _sum(_of_stacks, (pairs, scales), list(small.values()))
+    return total + _sum(_of_stacks, pairs, *map(list, zip(*small, strict=True)))

@@ -10,16 +10,20 @@ from jax.typing import ArrayLike, DTypeLike
 
 from dh2l_jax.checks import checked_rows, integers, labels_exist, rows
 from dh2l_jax.hierarchy import Hierarchy
-from dh2l_jax.metrics import MetricLike, get_metric, mean_energy
-from dh2l_jax.metrics.pairs import grouped_energy
+from dh2l_jax.metrics import MetricLike, mean_energy
+from dh2l_jax.metrics.pairs import Grouped, grouped_energies
 
 __all__ = [
+    "any_in_groups",
     "center_energy",
     "classes_present",
     "group_energy",
+    "grouped",
+    "siblings",
 ]
 
 FEW = 4  # present rows are gathered if there are at most n/4 of them
+FEW_PAIRS = 2**16  # up to which a comparison of all is faster than a scatter
 
 
 def group_energy(
@@ -58,15 +62,8 @@ def group_energy(
 
     Reference: DH²L, Eq. (5).
     """
-    metric = get_metric(metric)
-    W, where, groups = _rows_present(W, where, groups, max_present)
-    groups = _groups(groups, W.shape[0])
-    sizes = _group_sizes(groups, where, W.dtype)
-    shared = sizes > 0
-    num_groups = jnp.sum(shared / jnp.maximum(sizes, 1))
-    counts = sizes * (2 * sizes - 1) if half_space else sizes * (sizes - 1) / 2
-    weights = shared / (jnp.maximum(counts, 1) * jnp.maximum(num_groups, 1))
-    return grouped_energy(W, groups, weights, metric, half_space=half_space)
+    sums = {"R_p": grouped(W, groups, where, max_present, half_space=half_space)}
+    return grouped_energies(sums, metric, half_space=half_space)["R_p"]
 
 
 def center_energy(
@@ -99,14 +96,40 @@ def center_energy(
 
     Reference: DH²L, Eq. (6).
     """
-    parents = np.zeros(jnp.shape(C)[:1], np.int32) if groups is None else groups
-    C, where, parents = _rows_present(C, where, parents, max_present)
     if groups is None:
+        C, where, _ = _rows_present(C, where, np.zeros(jnp.shape(C)[:1], np.int32), max_present)
         return mean_energy(C, metric, where=where)
+    return grouped_energies({"R_c": siblings(C, groups, where, max_present)}, metric)["R_c"]
+
+
+def grouped(
+    W: ArrayLike,
+    groups: ArrayLike,
+    where: ArrayLike | None,
+    max_present: int | None,
+    *,
+    half_space: bool,
+) -> Grouped:
+    """The rows of R_p: every group with a pair weighs the same. Arguments as `group_energy`."""
+    W, where, groups = _rows_present(W, where, groups, max_present)
+    groups = _groups(groups, W.shape[0])
+    sizes = _group_sizes(groups, where, W.dtype)
+    shared = sizes > 0
+    num_groups = jnp.sum(shared / jnp.maximum(sizes, 1))
+    counts = sizes * (2 * sizes - 1) if half_space else sizes * (sizes - 1) / 2
+    weights = shared / (jnp.maximum(counts, 1) * jnp.maximum(num_groups, 1))
+    return Grouped(W, groups, weights)
+
+
+def siblings(
+    C: ArrayLike, parents: ArrayLike, where: ArrayLike | None, max_present: int | None
+) -> Grouped:
+    """The rows of R_c: every pair weighs the same. Arguments as `center_energy`."""
+    C, where, parents = _rows_present(C, where, parents, max_present)
     parents = _groups(parents, C.shape[0])
     sizes = _group_sizes(parents, where, C.dtype)
     count = jnp.sum(jnp.maximum(sizes - 1, 0)) / 2
-    return grouped_energy(C, parents, (sizes > 0) / jnp.maximum(count, 1), metric)
+    return Grouped(C, parents, (sizes > 0) / jnp.maximum(count, 1))
 
 
 def classes_present(labels: ArrayLike, num_classes: int | Hierarchy) -> jax.Array:
@@ -147,6 +170,13 @@ def _with_ancestors(present: jax.Array, tree: Hierarchy) -> jax.Array:
     return present
 
 
+def any_in_groups(present: jax.Array, groups: np.ndarray, size: int) -> jax.Array:
+    """(size,) bool: which groups have a member that is present; (n,) concrete groups."""
+    if size * len(groups) > FEW_PAIRS:
+        return jax.ops.segment_max(present, groups, num_segments=size)
+    return jnp.any(present[None, :] & (groups == np.arange(size)[:, None]), axis=1)
+
+
 def _rows_present(
     W: ArrayLike, where: ArrayLike | None, groups: ArrayLike, max_present: int | None
 ) -> tuple[jax.Array, jax.Array, ArrayLike]:
@@ -173,7 +203,7 @@ def _groups(groups: ArrayLike, n: int) -> np.ndarray | jax.Array:
 
 def _group_sizes(groups: np.ndarray | jax.Array, where: jax.Array, dtype: DTypeLike) -> jax.Array:
     """n_g of the rows that take part, (n,), and 0 for the others and where n_g is 1."""
-    if isinstance(groups, jax.Array):
+    if isinstance(groups, jax.Array) or len(groups) ** 2 <= FEW_PAIRS:
         together = where[None, :] & (groups[:, None] == groups[None, :])
         sizes = jnp.sum(together, axis=1, dtype=dtype)
     else:

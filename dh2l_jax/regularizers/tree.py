@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from dh2l_jax.checks import mask, unknown_name
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.metrics import MetricLike
+from dh2l_jax.metrics.pairs import grouped_energies
 from dh2l_jax.regularizers.constraints import (
     CONSTRAINTS,
     Present,
@@ -19,7 +20,7 @@ from dh2l_jax.regularizers.constraints import (
     hinge,
     rows_at,
 )
-from dh2l_jax.regularizers.energies import center_energy, group_energy
+from dh2l_jax.regularizers.energies import any_in_groups, center_energy, grouped, siblings
 from dh2l_jax.spheres import Level, group_index, member_rows, sphere_levels, vector_places
 
 __all__ = ["hierarchical"]
@@ -83,27 +84,24 @@ def hierarchical(
     _check_levels(levels, hierarchy)
     weights, active = _level_weights(weight, hierarchy), _checked_constraints(constraints)
     present = _present(where, hierarchy)
-    terms, value = {}, jnp.zeros((), _dtype(levels))
+    sums, terms, value = {True: {}, False: {}}, {}, jnp.zeros((), _dtype(levels))
     for number, (level, (nodes, groups)) in enumerate(zip(levels, present, strict=True), 1):
         if level.vectors is not None:
             places, own = vector_places(level.vectors, hierarchy, number)
-            terms[f"R_p/{number}"] = group_energy(
-                level.vectors,
-                own,
-                metric,
-                where=rows_at(nodes, places),
-                max_present=max_present,
-                half_space=half_space,
+            sums[half_space][f"R_p/{number}"] = grouped(
+                level.vectors, own, rows_at(nodes, places), max_present, half_space=half_space
             )
-            value += weights[number] * terms[f"R_p/{number}"]
-        if level.center is not None:
-            siblings = None
-            if pairs == "siblings":
-                siblings = group_index(hierarchy.inner_nodes(number - 1), hierarchy, number - 1)
+        if level.center is not None and pairs == "siblings":
+            above = group_index(hierarchy.inner_nodes(number - 1), hierarchy, number - 1)
+            sums[False][f"R_c/{number}"] = siblings(level.center, above, groups, max_present)
+        elif level.center is not None:
             terms[f"R_c/{number}"] = center_energy(
-                level.center, metric, groups=siblings, where=groups, max_present=max_present
+                level.center, metric, where=groups, max_present=max_present
             )
-            value += weights[number] * terms[f"R_c/{number}"]
+    for half in sums:
+        terms |= grouped_energies(sums[half], metric, half_space=half)
+    for name, term in terms.items():
+        value += weights[int(name[4:])] * term
     if active:
         quantities = constraint_values(
             levels, hierarchy, present=present, outer_radius=outer_radius
@@ -132,7 +130,7 @@ def _present(where: ArrayLike | None, hierarchy: Hierarchy) -> list[Present]:
         nodes = cast(jax.Array, member_rows(classes, below, hierarchy, level))
         above = group_index(hierarchy.members(level), hierarchy, level)
         size = len(hierarchy.inner_nodes(level - 1))
-        groups = jax.ops.segment_max(nodes, above, num_segments=size)
+        groups = any_in_groups(nodes, above, size)
         present.append((nodes, groups))
     return present[::-1]
 

@@ -34,13 +34,41 @@ from dh2l_jax.metrics.blocks import (
 )
 from dh2l_jax.metrics.profile import Metric
 from dh2l_jax.metrics.sums.dense import Dense
-from dh2l_jax.metrics.sums.plan import choose
+from dh2l_jax.metrics.sums.plan import SPLIT_FROM, choose
+from dh2l_jax.metrics.sums.stacks import Part, stacked_sum
 
-__all__ = ["Groups", "grouped_sum", "windows_of"]
+__all__ = ["Groups", "Window", "grouped_sum", "small_window", "window_sums", "windows_of"]
 
 CHEAP_PAIRS = 2**16  # fewer pairs cost less to compute than a second program to compile
 WINDOW = 32  # rows
 CHUNK = 1024  # rows of windows that are summed at once, whose intermediates take megabytes each
+
+
+class Window(NamedTuple):
+    """Rows gathered by groups into matrices of one shape, so few that they are a part of a stack.
+
+    Attributes:
+      index: (k, m) of the rows, padded with n.
+      place: (n,) of each row among those gathered, k·m for one that is not.
+      number: (n,) int, the group of each row; None if each matrix is one group.
+    """
+
+    index: np.ndarray | jax.Array
+    place: np.ndarray | jax.Array
+    number: np.ndarray | jax.Array | None
+
+    def part(self, W: jax.Array, weights: jax.Array) -> Part:
+        """The matrices, with v_g of each row's group."""
+        W, weights, number = jax.tree.map(
+            lambda X: jnp.asarray(X).at[self.index].get(mode="fill", fill_value=0),
+            (W, weights, self.number),
+        )
+        return Part(W, weights, number)
+
+    def back(self, gradient: jax.Array) -> jax.Array:
+        """The gradient of W, given that of the matrices; a gather, as scattering takes longer."""
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        return flat.at[self.place].get(mode="fill", fill_value=0)
 
 
 class Groups(NamedTuple):
@@ -64,8 +92,31 @@ class Groups(NamedTuple):
 class Windows:
     """Rows of windows of one width, (chunks, windows, width) padded with n."""
 
-    index: jax.Array
+    index: np.ndarray | jax.Array
     one_group: bool  # in each window
+
+
+def small_window(groups: np.ndarray | jax.Array, windows: list[Windows]) -> Window | None:
+    """The windows of groups as a part of a stack, if they are of one kind and few."""
+    if (
+        len(windows) != 1
+        or windows[0].index.shape[0] > 1
+        or windows[0].index.shape[2] >= SPLIT_FROM
+    ):
+        return None
+    index = np.asarray(windows[0].index[0])
+    place = np.full(len(groups) + 1, index.size, np.int32)
+    place[index.reshape(-1)] = np.arange(index.size)
+    return Window(index, place[:-1], None if windows[0].one_group else groups)
+
+
+def window_sums(
+    metric: Metric, W: list[jax.Array], weights: list[jax.Array], windows: list[Window]
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """As `grouped_sum`, of several rows in windows that are few."""
+    terms = [[of.part(*rows)] for of, *rows in zip(windows, W, weights, strict=True)]
+    values, gradients = stacked_sum(metric, terms)
+    return values, [of.back(G) for of, (G,) in zip(windows, gradients, strict=True)]
 
 
 def grouped_sum(metric: Metric, rows: Rows, groups: Groups) -> Cotangent:
@@ -82,7 +133,7 @@ def grouped_sum(metric: Metric, rows: Rows, groups: Groups) -> Cotangent:
         _, at_once, width = kind.index.shape
         on_gpu = max(at_once, gpu_groups(width, rows.W.shape[1]))
         add = functools.partial(_add_windows, of_window)
-        args = carry, rows, number, weights, kind.index
+        args = carry, rows, number, weights, jnp.asarray(kind.index)
         carry = by_platform(add, at_once, on_gpu, *args)
     return carry
 
@@ -148,10 +199,10 @@ def _chunks(groups: list[np.ndarray], n: int) -> Windows:
     width = max(map(len, groups))
     windows = _packed(groups, width)
     chunks = -(-len(windows) // max(1, CHUNK // width))
-    index = np.full((chunks, -(-len(windows) // chunks), width), n)
+    index = np.full((chunks, -(-len(windows) // chunks), width), n, np.int32)
     for row, window in zip(index.reshape(-1, width), windows, strict=False):
         row[: len(window)] = window
-    return Windows(jnp.asarray(index), one_group=len(windows) == len(groups))
+    return Windows(index, one_group=len(windows) == len(groups))
 
 
 def _packed(groups: list[np.ndarray], width: int) -> list[np.ndarray]:

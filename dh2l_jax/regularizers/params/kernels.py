@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -92,7 +91,7 @@ def weight_energy(
 
         Σ_layers 2/(n(n−1)) Σ_{i<j} e(w_i, w_j)
 
-    Kernels of one shape are stacked and summed in one call.
+    Small kernels share one program.
 
     Args:
       params: any pytree; see `kernel_matrices` for what counts as a layer.
@@ -115,10 +114,7 @@ def weight_energy(
     """
     named = isinstance(metric, str | Regularizer)
     regularizer = as_regularizer(metric) if named else get_metric(metric)
-    stacks = defaultdict(list)
-    for path, (axes, leaf) in _layers(params, include, exclude).items():
-        X = seen(regularizer, path, axes, leaf)
-        stacks[X.shape[1:]].append(X)
-    together = [jnp.concatenate(stack) for stack in stacks.values()]
-    options = {"weights": [1.0] * len(together), "method": method, "half_space": half_space}
-    return sum_of_stacks(regularizer, together, **options)
+    layers = _layers(params, include, exclude)
+    stacks = [seen(regularizer, path, axes, leaf) for path, (axes, leaf) in layers.items()]
+    weights = [1.0] * len(stacks)
+    return sum_of_stacks(regularizer, stacks, weights, method=method, half_space=half_space)

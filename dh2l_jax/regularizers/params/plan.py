@@ -20,6 +20,7 @@ from dh2l_jax.checks import as_float, unknown_name
 from dh2l_jax.metrics import Metric, mean_energy
 from dh2l_jax.metrics.pairs import stacked_energy
 from dh2l_jax.metrics.sums.plan import Method
+from dh2l_jax.metrics.sums.stacks import joined
 from dh2l_jax.regularizers.params.axes import Axes, parse
 from dh2l_jax.regularizers.params.layouts.models import Leaf, known_leaves
 from dh2l_jax.regularizers.params.layouts.names import ask
@@ -75,7 +76,8 @@ class Plan:
         total: Any = 0.0  # no array, whose dtype could be wider than the weights'
         leaves = self.leaves(params)
         for regularizer, group in self._by_regularizer().items():
-            total += _stacked(regularizer, group, leaves)
+            stacks = [_seen(layer, leaves) for layer in group]
+            total += sum_of_stacks(regularizer, stacks, [layer.rule.weight for layer in group])
         return jnp.asarray(total)
 
     def report(self, params: Any) -> dict[str, jax.Array]:
@@ -223,21 +225,11 @@ def seen(regularizer: Any, path: str, axes: Axes, leaf: jax.Array) -> jax.Array:
     return X.reshape(-1, *X.shape[-axes.rank :])
 
 
-def _stacked(regularizer: Any, layers: list[Layer], leaves: dict[str, jax.Array]) -> jax.Array:
-    """Layers of one shape and weight as one stack."""
-    stacks = defaultdict(list)
-    for layer in layers:
-        X = _seen(layer, leaves)
-        stacks[X.shape[1:], X.dtype, layer.rule.weight].append(X)
-    together = [jnp.concatenate(stack) for stack in stacks.values()]
-    return sum_of_stacks(regularizer, together, weights=[weight for _, _, weight in stacks])
-
-
 def sum_of_stacks(
     regularizer: Any,
     stacks: Sequence[jax.Array],
-    *,
     weights: Sequence[float],
+    *,
     method: Method = "auto",
     half_space: bool = False,
 ) -> jax.Array:
@@ -250,7 +242,7 @@ def sum_of_stacks(
         name = getattr(regularizer, "name", "a function of a matrix")
         raise ValueError(f"{name} is no mean over pairs: it takes no method and no half_space")
     total: Any = 0.0
-    for weight, stack in zip(weights, stacks, strict=True):
+    for stack, weight in joined([*zip(stacks, weights, strict=True)]):
         total += weight * jnp.sum(jax.vmap(regularizer)(stack))
     return total
 
