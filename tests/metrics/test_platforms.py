@@ -7,7 +7,7 @@ import pytest
 
 import dh2l_jax as dh2l
 from dh2l_jax.metrics import blocks
-from dh2l_jax.metrics.pairs import grouped_energy
+from dh2l_jax.metrics.pairs import Grouped, grouped_energies
 from dh2l_jax.metrics.profile import PRECISIONS, is_steep
 
 KEY = jax.random.key(0)
@@ -27,7 +27,7 @@ SUMS = {
         "8x16x16",
     ),
     "grouped": (
-        lambda W: grouped_energy(W, GROUPS, jnp.ones(2100), "gaussian"),
+        lambda W: grouped_energies({"": Grouped(W, GROUPS, jnp.ones(2100))}, "gaussian")[""],
         "117x6x6",
         "351x6x6",
     ),
