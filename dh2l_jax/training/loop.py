@@ -345,13 +345,18 @@ def _final_terms(experiment: Experiment, state: TrainState) -> dict[str, Any]:
     """Every regulariser at the last state, whatever its λ, and how far C1-C3 are kept."""
     head, tree, reg = experiment.model.head, experiment.dataset.hierarchy, experiment.config.reg
     regularizer = make_regularizer(head, tree, reg)
-    params = state.variables["params"]
-    terms = jax.jit(lambda p: regularizer(p, None, everything=True)[1])(params)
+
+    @jax.jit  # one program, where each operation would be one
+    def final_terms(params: Any) -> tuple[Any, Any]:
+        terms = regularizer(params, None, everything=True)[1]
+        if not isinstance(head, HierarchicalHead):
+            return terms, None
+        levels = head_levels(params, head)
+        return terms, constraint_values(levels, tree, outer_radius=reg.outer_radius)
+
+    terms, quantities = final_terms(state.variables["params"])
     result: dict[str, Any] = {"terms": {name: float(value) for name, value in terms.items()}}
-    if isinstance(head, HierarchicalHead):
-        quantities = constraint_values(
-            head_levels(params, head), tree, outer_radius=reg.outer_radius
-        )
+    if quantities is not None:
         result["constraints"] = {}
         for name, (quantity, counts) in quantities.items():
             fraction, worst = satisfaction(quantity, where=counts)

@@ -155,7 +155,7 @@ def test_a_tree_of_ten_thousand_classes(optimised, max_present):
         return value
 
     used = temporaries(jax.value_and_grad(fn), params, shape(10_000, dtype=bool))
-    assert used <= 72 * MB
+    assert used <= 76 * MB
 
 
 @every_metric
