@@ -49,7 +49,7 @@ WATCHED = {
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """What a case costs on one of its devices; `least_ms` and `launch_ms` are estimates."""
+    """What a case costs on one of its devices; `roofline_ms` and `launch_ms` are estimates."""
 
     case: str
     devices: int
@@ -59,7 +59,7 @@ class Figures:
     traffic_mb: float
     collectives: dict[str, tuple[int, int]]
     compile_s: float
-    least_ms: float
+    roofline_ms: float
     launch_ms: float
     unknown_loops: int
 
@@ -79,7 +79,7 @@ def figures(name: str, devices: int, lower: Any, platform: Platform) -> Figures:
         traffic_mb=found.bytes / 1e6,
         collectives=found.collectives,
         compile_s=seconds,
-        least_ms=1e3 * platform.least_seconds(found.flops, found.bytes),
+        roofline_ms=1e3 * platform.roofline_seconds(found.flops, found.bytes),
         launch_ms=1e3 * platform.launch * found.launches,
         unknown_loops=found.unknown_loops,
     )
@@ -87,7 +87,7 @@ def figures(name: str, devices: int, lower: Any, platform: Platform) -> Figures:
 
 COLUMNS = (
     "case", "launches", "temporaries, MB", "GFLOP", "traffic, MB", "collectives (MB)",
-    "compile, CPU s", "least, ms (estimate)", "launches, ms (estimate)",
+    "compile, CPU s", "roofline, ms (estimate)", "launches, ms (estimate)",
 )  # fmt: skip
 
 
@@ -104,7 +104,7 @@ def row(found: Figures) -> str:
         f"{found.traffic_mb:,.0f}",
         collectives,
         f"{found.compile_s:.1f}",
-        f"{found.least_ms:.3g}",
+        f"{found.roofline_ms:.3g}",
         f"{found.launch_ms:.3g}" if found.launch_ms else "",
     )
     return f"| {' | '.join(cells)} |"

@@ -23,7 +23,7 @@ from dh2l_jax.regularizers import group_energy
 from dh2l_jax.training.config import OptimConfig, RegConfig
 from dh2l_jax.training.step import optim
 from dh2l_jax.training.step.objective import make_objective
-from dh2l_jax.training.step.state import init_state
+from dh2l_jax.training.step.state import make_init
 from dh2l_jax.training.step.steps import make_train_step
 
 __all__ = ["CASES", "Case"]
@@ -76,7 +76,7 @@ def train_step(name: str, batch: int, reg: RegConfig, *, mesh: Mesh) -> Any:
     pad = 4 if side == crop else 0
     feed = Described(CropOptions((crop, crop), pad, True, batch), mesh)
     step: Any = make_train_step(make_objective(model, tree, reg), tx, dataset, feed)
-    state = init_state(model, tx, (crop, crop, 3), 0, mesh, abstract=True)
+    state = make_init(model, tx, (crop, crop, 3), mesh).eval_shape(jax.random.key(0))
     split = DeviceSplit(
         shape(mesh, images * side**2, 3, dtype=jnp.uint8),
         shape(mesh, images, dtype=jnp.int32),

@@ -73,7 +73,7 @@ class Platform:
         auto = (jax.sharding.AxisType.Auto,)
         return jax.sharding.Mesh(np.array(found[:devices]), ("data",), axis_types=auto)
 
-    def least_seconds(self, flops: dict[str, float], traffic: float) -> float:
+    def roofline_seconds(self, flops: dict[str, float], traffic: float) -> float:
         """The roofline: arithmetic or memory at its peak, whichever takes longer."""
         rates = self.peaks
         arithmetic = sum(n / rates.get(kind, rates[""]) for kind, n in flops.items())

@@ -23,7 +23,7 @@ from dh2l_jax.regularizers import classes_present
 from dh2l_jax.training.config import OptimConfig, RegConfig
 from dh2l_jax.training.step import optim
 from dh2l_jax.training.step.objective import make_objective, make_regularizer
-from dh2l_jax.training.step.state import TrainState, init_state
+from dh2l_jax.training.step.state import TrainState, make_init
 from dh2l_jax.training.step.steps import make_train_step
 
 __all__ = ["compilation", "pipeline", "regularizer", "steps"]
@@ -180,7 +180,7 @@ def _job(depth: int, batch_size: int, reg: RegConfig) -> Job:
     feed = make_feed(images, labels, cut, mesh, device_gb=1.0)
     model = models.create(f"resnet{depth}", hierarchy=_tree())
     tx = optim.optimizer(OptimConfig(), optax.constant_schedule(0.1))
-    state = init_state(model, tx, (SIDE, SIDE, 3), 0, mesh)
+    state = make_init(model, tx, (SIDE, SIDE, 3), mesh)(jax.random.key(0))
     step = make_train_step(make_objective(model, _tree(), reg), tx, dataset, feed)
     order = epoch_order(0, 0, IMAGES)
     (batch,) = feed.training(jax.random.wrap_key_data(state.key), order, 0, 1)
