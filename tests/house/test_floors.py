@@ -41,14 +41,15 @@ ONLY = {
     "metrics.table": "checks numerics metrics.similarity metrics.profile",
     "metrics.blocks": "checks numerics metrics.similarity metrics.bits metrics.profile",
     "metrics.sums.dense": "checks metrics.blocks metrics.profile metrics.sums.closed",
-    "metrics.sums.stacks": "checks metrics.blocks metrics.profile metrics.sums.closed",
+    "metrics.sums.stacks": "checks numerics metrics.bits metrics.blocks metrics.profile "
+    "metrics.similarity",
     "metrics.sums.sampled": "checks metrics.blocks metrics.profile metrics.sums.closed",
     "metrics.sums.tiled": "checks metrics.blocks metrics.profile metrics.sums.closed",
     "metrics.sums.closed": "checks metrics.blocks metrics.profile",
     "metrics.sums.ring": "checks metrics.blocks metrics.profile metrics.sums.closed "
     "metrics.sums.tiled",
     "metrics.sums.groups": "checks metrics.blocks metrics.profile metrics.sums.closed "
-    "metrics.sums.dense metrics.sums.plan",
+    "metrics.sums.dense metrics.sums.plan metrics.sums.stacks",
     "metrics.sums.plan": "checks metrics.blocks metrics.profile metrics.sums",
     "training.config.options": "checks",
     "training.config.sections": "checks training.config.optim training.config.options",
