@@ -1,6 +1,7 @@
 """Many small matrices in padded stacks: which go together, and that padding changes nothing."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +59,7 @@ TREE = (2, 4, 2), (3, 10, 4)  # seed, nodes and groups of levels 2 and 3
 # --- values and gradients -----------------------------------------------------------------------
 
 KIND = {"code": "kind"}  # as the oracle calls it
-METRICS = {
+METRICS: dict[str, tuple[str, dict[str, Any]]] = {
     "both": ("d_am_cos", {}),
     "h binary": ("d_am", {}),
     "c alone": ("angular2", {}),
@@ -151,8 +152,9 @@ def test_a_row_that_is_not_finite_stays_in_its_matrix():
 def test_levels_of_a_tree_in_one_stack(monkeypatch):
     """As an accelerator has it: R of all levels, its groups in windows, c and h in one product."""
     tree = dh2l.Hierarchy.from_parents(([0, 0, 0, 1], [0, 3, 1, 0, 2, 3, 0, 1, 1, 3]))
-    levels = [dh2l.Level(rows(1, 2, 9))]
-    levels += [dh2l.Level(rows(seed, n, 9), rows(9 + seed, m, 9)) for seed, n, m in TREE]
+    levels = [dh2l.Level(jnp.asarray(rows(1, 2, 9)))]
+    for seed, n, m in TREE:
+        levels.append(dh2l.Level(*map(jnp.asarray, (rows(seed, n, 9), rows(9 + seed, m, 9)))))
     where = np.arange(10) != 4
 
     def terms(levels, half_space):
