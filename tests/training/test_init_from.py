@@ -75,6 +75,22 @@ def test_a_child_begins_where_its_parent_ended(parent, tmp_path, capsys):
     assert grandchild.parent["parent"] == told
 
 
+def test_running_means_are_handed_on(tmp_path):
+    """A parent with means is taken by them, and a child's own means begin with what it took."""
+    first = dh2l.train(config("optim.ema=0.5", "optim.lr=0.1"), tmp_path / "first", quiet=True)
+    saved, best = checkpoint.read_state(first.folder), checkpoint.read_params(first.folder)
+    assert not jax.tree.all(equal(saved["params"], best))
+    state = begun(first.folder, "optim.ema=0.9").init()
+    assert jax.tree.all(equal(state.params, best))
+    assert jax.tree.all(equal(state.ema["params"], best))
+    assert jax.tree.all(equal(state.ema["batch_stats"], saved["ema"]["batch_stats"]))
+    assert begun(first.folder).init().ema is None
+    child = dh2l.train(
+        config(f"init_from={first.folder}", "optim.ema=0.9"), tmp_path / "child", quiet=True
+    )
+    assert child.scores["origin"]["init_from"]["head"] == "taken"
+
+
 def test_the_command_takes_the_options_of_the_parent(parent, tmp_path):
     def read(*words):
         return read_config(parse([*words, "--optim.lr", "0.01"], "dh2l train"))

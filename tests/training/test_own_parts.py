@@ -116,7 +116,7 @@ def test_the_features_are_what_the_head_is_called_with():
 
     def loss(step):
         J, (statistics, terms) = objective(
-            variables["params"], variables["batch_stats"], images, labels, step, key
+            variables["params"], variables["batch_stats"], images, labels, step, key=key
         )
         return J, statistics, terms
 
