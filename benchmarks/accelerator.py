@@ -115,9 +115,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--platform", choices=PLATFORMS, default="h100")
-    parser.add_argument("--only", nargs="+", metavar="CASE")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    add = parser.add_argument
+    add("--platform", choices=PLATFORMS, default="h100", help="compile for it (default: h100)")
+    add("--only", nargs="+", metavar="CASE", help="these cases instead of those that are watched")
+    add("--json", type=Path, metavar="FILE", help="write the figures there too, case by case")
     options = parser.parse_args(arguments)
     platform = PLATFORMS[options.platform]
     if missing := platform.missing():
