@@ -1,6 +1,6 @@
 """Who trains the runs of a table: this process, or several side by side.
 
-Training is imported late everywhere here: a plan is shown without the packages that it needs.
+What trains is imported late: a plan is shown without the packages that it needs.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from dh2l_jax.files import open_to_append
 from dh2l_jax.training.config import Config
+from dh2l_jax.training.host.programs import cores
 from dh2l_jax.training.run.folder import METRICS
 from dh2l_jax.training.run.records import read_records
 
@@ -152,8 +153,8 @@ class SideBySide(LoopTrainer):
         Raises:
           ValueError: there are not as many GPUs, or cores.
         """
-        gpus, cores = _gpus(), len(_cores())
-        found, what = (len(gpus), "GPUs") if gpus else (cores, "cores")
+        gpus, count = _gpus(), len(cores())
+        found, what = (len(gpus), "GPUs") if gpus else (count, "cores")
         if not 1 <= jobs <= found:
             raise ValueError(f"--jobs must lie in [1, {found}], the number of {what}, found {jobs}")
         self.jobs, self._prepare = jobs, prepare
@@ -218,7 +219,7 @@ def _begin(numbers: Any, jobs: int, prepare: Callable[[], None]) -> None:
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number]
     elif hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, _cores()[number::jobs])
+        os.sched_setaffinity(0, cores()[number::jobs])
     os.setpgrp()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # training has a handler of its own
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -252,10 +253,3 @@ def _gpus() -> list[str]:
         return [name for name in named.split(",") if name.strip()]
     numbers = (path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
     return sorted(numbers, key=int)
-
-
-def _cores() -> list[int]:
-    """Those that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))

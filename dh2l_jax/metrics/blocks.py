@@ -48,6 +48,7 @@ __all__ = [
     "pairs_in_step",
     "product",
     "pull_codes",
+    "pull_from_unit",
     "pull_symmetric",
     "pull_to_rows",
     "pull_to_unit",
@@ -205,7 +206,11 @@ def pull_to_rows(W: jax.Array, r: jax.Array, dU: jax.Array) -> jax.Array:
 
     r (I − u uᵀ) dU,   u = r w
     """
-    U = r[..., None] * W
+    return pull_from_unit(r[..., None] * W, r, dU)
+
+
+def pull_from_unit(U: jax.Array, r: jax.Array, dU: jax.Array) -> jax.Array:
+    """As `pull_to_rows`, given the unit vectors."""
     return r[..., None] * (dU - U * jnp.sum(U * dU, axis=-1, keepdims=True))
 
 

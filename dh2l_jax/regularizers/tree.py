@@ -84,7 +84,7 @@ def hierarchical(
     _check_levels(levels, hierarchy)
     weights, active = _level_weights(weight, hierarchy), _checked_constraints(constraints)
     present = _present(where, hierarchy)
-    sums, terms, value = {True: {}, False: {}}, {}, jnp.zeros((), _dtype(levels))
+    sums, found, terms, value = {True: {}, False: {}}, {}, {}, jnp.zeros((), _dtype(levels))
     for number, (level, (nodes, groups)) in enumerate(zip(levels, present, strict=True), 1):
         if level.vectors is not None:
             places, own = vector_places(level.vectors, hierarchy, number)
@@ -95,13 +95,16 @@ def hierarchical(
             above = group_index(hierarchy.inner_nodes(number - 1), hierarchy, number - 1)
             sums[False][f"R_c/{number}"] = siblings(level.center, above, groups, max_present)
         elif level.center is not None:
-            terms[f"R_c/{number}"] = center_energy(
+            found[f"R_c/{number}"] = center_energy(
                 level.center, metric, where=groups, max_present=max_present
             )
     for half in sums:
-        terms |= grouped_energies(sums[half], metric, half_space=half)
-    for name, term in terms.items():
-        value += weights[int(name[4:])] * term
+        found |= grouped_energies(sums[half], metric, half_space=half)
+    for number in range(1, len(levels) + 1):
+        for name in (f"R_p/{number}", f"R_c/{number}"):
+            if name in found:
+                terms[name] = found[name]
+                value += weights[number] * terms[name]
     if active:
         quantities = constraint_values(
             levels, hierarchy, present=present, outer_radius=outer_radius

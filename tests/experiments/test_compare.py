@@ -7,7 +7,6 @@ import re
 import statistics as plain
 
 import jax
-import matplotlib.figure
 import numpy as np
 import pytest
 import scipy.stats
@@ -98,14 +97,7 @@ def chosen_by_hand(out, seeds):
     return found
 
 
-def test_every_sentence_by_hand(tmp_path, capsys, monkeypatch):
-    figures = []
-    save = matplotlib.figure.Figure.savefig
-    monkeypatch.setattr(
-        matplotlib.figure.Figure,
-        "savefig",
-        lambda figure, *args, **kwargs: (figures.append(figure), save(figure, *args, **kwargs)),
-    )
+def test_every_sentence_by_hand(tmp_path, capsys, figures):
     trainer, words = Fake(), ["--methods", *METHODS, "--seeds", "4", *SEARCH]
     assert run(tmp_path, *words, trainer=trainer) == 0
     told = capsys.readouterr().out.splitlines()

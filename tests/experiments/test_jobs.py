@@ -13,6 +13,7 @@ from oracle.tables import Fake
 
 from dh2l_jax.commands import compare as command
 from dh2l_jax.experiments import job, trainers
+from dh2l_jax.training.host.programs import cores
 from dh2l_jax.training.run.folder import RESULT
 
 WORDS = ("--methods", "l2", "hxe", "factored", "--seeds", "4")
@@ -87,7 +88,7 @@ def prepare(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(len(trainers._cores()) < 2, reason="needs two cores")
+@pytest.mark.skipif(len(cores()) < 2, reason="needs two cores")
 def test_processes_share_the_cores_and_end_with_the_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(job.TableJob, "_draw", lambda self: None)
@@ -97,14 +98,14 @@ def test_processes_share_the_cores_and_end_with_the_table(tmp_path, monkeypatch,
     assert len(list(tmp_path.glob("out/runs/*/test.json"))) == 4
     shares = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
     assert len(shares) > 2  # new processes for each method
-    assert sorted({core for cores in shares.values() for core in cores}) == trainers._cores()
+    assert sorted({core for cores in shares.values() for core in cores}) == cores()
     for pid in shares:
         with pytest.raises(ProcessLookupError):
             os.kill(int(pid), 0)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(len(trainers._cores()) < 2, reason="needs two cores")
+@pytest.mark.skipif(len(cores()) < 2, reason="needs two cores")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_signal_to_the_command_saves_its_runs(tmp_path, number):
     """The command ends, its processes save and end, and the same command goes on from there."""

@@ -189,14 +189,7 @@ def test_a_trial_says_so(tmp_path):
     assert (config["epochs"], config["data"]["fraction"], config["optim"]["lr"]) == (30, 0.1, 0.3)
 
 
-def test_the_picture_shows_the_figures(tmp_path, monkeypatch):
-    figures = []
-    save = matplotlib.figure.Figure.savefig
-    monkeypatch.setattr(
-        matplotlib.figure.Figure,
-        "savefig",
-        lambda figure, *args, **kwargs: (figures.append(figure), save(figure, *args, **kwargs)),
-    )
+def test_the_picture_shows_the_figures(tmp_path, figures):
     assert run(tmp_path, "table2", "--seeds", "0", "1", "--rows", "d_am", trainer=Fake()) == 0
     chosen = recompute(tmp_path, (0, 1))
     (figure,) = figures

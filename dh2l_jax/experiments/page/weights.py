@@ -6,13 +6,13 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.models import HierarchicalHead, dense_kernel
 from dh2l_jax.regularizers.params.diversity import Figures, diversity
 from dh2l_jax.regularizers.params.layouts.files import file_rules
+from dh2l_jax.regularizers.params.leaves import named
 from dh2l_jax.regularizers.params.plan import plan
 from dh2l_jax.spheres import logit_vectors
 from dh2l_jax.training.config.origins import tell_where_parts_were
@@ -54,8 +54,7 @@ def read_arrays(workdir: Path) -> dict[str, Any]:
 
 def by_path(params: Any) -> dict[str, Any]:
     """The arrays of a tree, by the names from its root down, as "head/kernel"."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
+    return dict(named(params))
 
 
 def layers(arrays: dict[str, Any]) -> dict[str, Figures]:

@@ -70,8 +70,8 @@ def half_interval(differences: Sequence[float], confidence: float = 0.95) -> flo
     """
     if not _vary(differences):
         return None
-    n, deviation = len(differences), float(np.std(differences, ddof=1))
-    return deviation / math.sqrt(n) * float(stats.t.isf((1 - confidence) / 2, n - 1))
+    bound = float(stats.t.isf((1 - confidence) / 2, len(differences) - 1))
+    return _standard_error(differences) * bound
 
 
 def visible_difference(
@@ -90,14 +90,19 @@ def visible_difference(
     """
     if not _vary(differences):
         return None
-    n, deviation = len(differences), float(np.std(differences, ddof=1))
+    n = len(differences)
     bound = stats.t.isf(level / comparisons / 2, n - 1)
 
     def missing(noncentrality: float) -> float:
         return power - float(stats.nct.sf(bound, n - 1, noncentrality))
 
     found = optimize.brentq(missing, 0.0, 4 * bound + 10)
-    return deviation / math.sqrt(n) * float(found)  # pyright: ignore[reportArgumentType]
+    return _standard_error(differences) * float(found)  # pyright: ignore[reportArgumentType]
+
+
+def _standard_error(differences: Sequence[float]) -> float:
+    """s/√n of the mean."""
+    return float(np.std(differences, ddof=1)) / math.sqrt(len(differences))
 
 
 def _vary(differences: Sequence[float]) -> bool:

@@ -31,6 +31,7 @@ from dh2l_jax.metrics.blocks import (
     off_diagonal,
     product,
     pull_codes,
+    pull_from_unit,
 )
 from dh2l_jax.metrics.profile import Metric, similarities_used
 from dh2l_jax.metrics.similarity import code_length, inverse_norms
@@ -189,7 +190,7 @@ class _Side(NamedTuple):
 
     metric: Metric
     joint: bool
-    r: jax.Array  # (matrices, n, 1), inverse norms
+    r: jax.Array  # (matrices, n), inverse norms
     vectors: tuple[jax.Array, jax.Array]  # U and S, (matrices, n, d)
     length: np.ndarray  # (matrices, 1, 1), of the codes
     weights: jax.Array  # (matrices, n, n), of the pairs
@@ -215,7 +216,7 @@ class _Side(NamedTuple):
             number = _padded(numbers, (stack.n,))
             used &= number[:, :, None] == number[:, None, :]
         weights = jnp.where(used, weights[:, :, None], 0).astype(W.dtype)
-        return cls(metric, joint, r[..., None], vectors, length, weights)
+        return cls(metric, joint, r, vectors, length, weights)
 
     def similarities(self) -> tuple[jax.Array, jax.Array]:
         """c and h, (matrices, n, n)."""
@@ -230,8 +231,7 @@ class _Side(NamedTuple):
         """The gradient of W, given the symmetric slopes."""
         U, slopes = self.vectors[0], (dc, dh / self.length)
         dU, dS = self._products((_pull, _pull), jnp.zeros_like(U), slopes, self.vectors)
-        dU += pull_codes(self.metric, U, dS)
-        return self.r * (dU - U * jnp.sum(U * dU, axis=-1, keepdims=True))
+        return pull_from_unit(U, self.r, dU + pull_codes(self.metric, U, dS))
 
     def _products(
         self, multiply: tuple[Multiply, Multiply], unused: jax.Array, *factors: Any

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from dh2l_jax.checks import one_line
 from dh2l_jax.files import read_plain
 from dh2l_jax.hierarchy import Hierarchy
 from dh2l_jax.models.weights import read_metadata, read_weights, start_from
+from dh2l_jax.regularizers.params.leaves import named
 from dh2l_jax.training.config.origins import read_origins
 from dh2l_jax.training.config.sections import Config
 from dh2l_jax.training.run import checkpoint, manifest
@@ -68,9 +68,7 @@ def read_parent(source: str) -> Parent:
             about["parent"] = known["init_from"]
         best = state.get("ema") or state  # the means are what a run with `optim.ema` is judged by
         variables = {key: best.get(key) or {} for key in ("params", "batch_stats")}
-        leaves = jax.tree_util.tree_leaves_with_path(variables)
-        tensors = {jax.tree_util.keystr(k, simple=True, separator="/"): v for k, v in leaves}
-        return Parent(tensors, _classes(facts.tree), _head(facts.config), about)
+        return Parent(dict(named(variables)), _classes(facts.tree), _head(facts.config), about)
     if path.suffix != ".safetensors":
         raise ValueError(
             f"init_from={one_line(source)}: expected the folder of a run, or FILE.safetensors"

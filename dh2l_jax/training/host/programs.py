@@ -14,7 +14,7 @@ from platformdirs import user_cache_path
 
 from dh2l_jax.training.host import allocator
 
-__all__ = ["keep_programs", "prepare_jax"]
+__all__ = ["cores", "keep_programs", "prepare_jax"]
 
 MAX_BYTES = 256 << 20  # a training step of ResNet-20 takes 0.6 MB
 MAX_PROGRAMS = 1_000  # JAX looks at all of them to add one, 33 ms for a thousand
@@ -47,7 +47,7 @@ def keep_programs() -> None:
         gate.mkdir(mode=0o700, exist_ok=True)
         if not _is_ours_alone(gate):
             return
-        folder = gate / f"{_cores()}-cores"
+        folder = gate / f"{len(cores())}-cores"
         folder.mkdir(exist_ok=True)
     except (OSError, RuntimeError):  # it cannot be made, or there is no home folder
         return
@@ -66,10 +66,14 @@ def keep_programs() -> None:
     compilation_cache.reset_cache()  # without this, a process that has compiled ignores the folder
 
 
-def _cores() -> int:
-    """Those that XLA divides the loops of a program between; JAX finds it again with any number."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+def cores() -> list[int]:
+    """Those that this process may use.
+
+    XLA divides the loops of a program between them, and JAX finds it again with any number.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def _is_ours_alone(folder: Path) -> bool:
